@@ -1,0 +1,53 @@
+"""Every limit by name, with its unit. Pairs are `_warn` and `_max`; the relations between them are asserted below."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# One pair of key and value.
+KEY_BYTES_MAX: Final = 1 * KIB
+VALUE_BYTES_MAX_DEFAULT: Final = 10 * KIB
+VALUE_BYTES_MAX_MAX: Final = 1 * MIB  # what a namespace may raise it to
+
+# One client batch: the SDK cuts itself there, the server refuses beyond.
+BATCH_ITEMS_MAX: Final = 1024
+BATCH_BYTES_MAX: Final = 1 * MIB
+
+# Messages and frames.
+MESSAGE_BYTES_MAX: Final = 8 * MIB  # any gRPC message
+FRAME_BYTES_MAX: Final = 4 * MIB  # one group commit in the log
+SEGMENT_BYTES: Final = 32 * MIB
+WAN_BATCH_BYTES_MAX: Final = 256 * KIB  # raw records in one shipped batch, unless one record is larger
+WAN_BATCH_RAW_BYTES_MAX: Final = 2 * MIB  # what a received batch may expand to
+FEED_WINDOW_BYTES: Final = 4 * MIB  # sent and not yet synced by the receiver, per feed
+FEED_PARTITION_BYTES: Final = FEED_WINDOW_BYTES // 8  # of which one partition may hold this much
+LOG_READ_BYTES_MAX: Final = 1 * MIB  # what one read of the log for a feed brings
+
+# Queues of a node.
+CALLS_MAX: Final = 4096  # client calls in progress
+CALL_BYTES_MAX: Final = 128 * MIB  # requests of the client calls in progress
+WAITING_BYTES_MAX: Final = 16 * MIB  # appended and not yet handed to the disk
+PENDING_PARTS_MAX: Final = 16384  # batches that wait for their replicas
+PEER_QUEUE_BYTES_MAX: Final = 32 * MIB  # messages to one peer that its stream has not taken
+PEER_WRITE_BYTES_MAX: Final = 1 * MIB  # queued messages that go out as one, unless one alone is larger
+METADATA_BYTES_MAX: Final = 8 * KIB  # of one call
+STREAMS_PER_CONNECTION_MAX: Final = 4096  # calls in progress on one connection
+LOG_BYTES_WARN: Final = 2 * 1024 * MIB
+LOG_BYTES_MAX: Final = 4 * 1024 * MIB  # past it writes are refused, with the reason
+NAMESPACES_MAX: Final = 1024
+
+# Time.
+DRIFT_MS_WARN: Final = 5_000
+DRIFT_MS_MAX: Final = 60_000
+HLC_BOUND_AHEAD_MS: Final = 3_000
+TIMEOUT_MS_MAX: Final = 300_000
+
+assert KEY_BYTES_MAX + VALUE_BYTES_MAX_MAX + 4 * KIB < WAN_BATCH_RAW_BYTES_MAX
+assert BATCH_BYTES_MAX * 2 + BATCH_ITEMS_MAX * 512 < FRAME_BYTES_MAX < SEGMENT_BYTES // 4
+assert WAN_BATCH_BYTES_MAX <= FEED_PARTITION_BYTES < FEED_WINDOW_BYTES < PEER_QUEUE_BYTES_MAX
+assert WAN_BATCH_RAW_BYTES_MAX < MESSAGE_BYTES_MAX and FRAME_BYTES_MAX < MESSAGE_BYTES_MAX
+assert PEER_WRITE_BYTES_MAX < MESSAGE_BYTES_MAX < PEER_QUEUE_BYTES_MAX and MESSAGE_BYTES_MAX < CALL_BYTES_MAX
+assert DRIFT_MS_WARN < DRIFT_MS_MAX and LOG_BYTES_WARN < LOG_BYTES_MAX

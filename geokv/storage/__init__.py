@@ -1,0 +1,1 @@
+"""Durability: the disk, the write-ahead log, checkpoints, the engine. Synchronous, all through one `Disk`."""

@@ -1,0 +1,259 @@
+"""Damage of what was synced: the end of the log is a torn tail, everything else is refused with instructions."""
+
+import errno
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from geokv.errors import CorruptLog, StorageError
+from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.wal import Log
+from geokv.storage.wal_format import FRAME_HEADER_BYTES, encode_segment_header, frame_at, segment_seed
+from geokv.storage.wal_recovery import segment_name
+
+SEGMENT = 1024
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a frame stands, header included."""
+
+    segment: int
+    start: int
+    end: int
+
+
+def _small_log(count: int = 24) -> tuple[CrashDisk, list[bytes], list[Place]]:
+    """A log of several segments, every frame synced before the next, and where its frames stand."""
+    rng = random.Random(1)
+    disk = CrashDisk()
+    log = Log.open(disk, SEGMENT)
+    payloads = [rng.randbytes(rng.randint(1, 150)) for _ in range(count)]
+    places = []
+    for payload in payloads:
+        while log.room_bytes() < len(payload):
+            log.prepare()
+        segment, offset = log.append(payload)
+        log.sync()
+        places.append(Place(segment, offset - FRAME_HEADER_BYTES, offset + len(payload)))
+    return disk, payloads, places
+
+
+def _replayed(log: Log) -> list[bytes]:
+    return [payload for _, _, payload in log.replay()]
+
+
+def _expect(disk: CrashDisk, payloads: list[bytes], damaged: int | None) -> None:
+    """Frame `damaged` (None: none of them) is not whole any more: only the last one may go, by being cut."""
+    if damaged is not None and damaged < len(payloads) - 1:
+        with pytest.raises(CorruptLog, match="replace the node") as caught:
+            Log.open(disk, SEGMENT)
+        assert caught.value.details["path"].startswith("log/0000000")
+        return
+    expected = payloads if damaged is None else payloads[:-1]
+    log = Log.open(disk, SEGMENT)
+    assert _replayed(log) == expected
+    log.append(b"after")
+    log.sync()
+    assert _replayed(Log.open(disk, SEGMENT)) == [*expected, b"after"]
+
+
+def test_every_bit_flip_is_cut_or_refused(samples) -> None:
+    """A flipped bit in the last frame cuts it; in any earlier one, and in a segment's header, it is refused."""
+    disk, payloads, places = _small_log()
+    bits = [(place.segment, bit) for place in places for bit in range(place.start * 8, place.end * 8)]
+    bits += [(segment, bit) for segment in {place.segment for place in places} for bit in range(32 * 8)]
+    chosen = random.Random(2).sample(bits, min(len(bits), samples.of(test=400, check=4000, soak=len(bits))))
+    for segment, bit in chosen:
+        copy = disk.copy()
+        byte = copy.read_at(segment_name(segment), bit // 8, 1)[0] ^ 1 << bit % 8
+        copy.damage(segment_name(segment), bit // 8, bytes([byte]))
+        hit = [
+            index
+            for index, place in enumerate(places)
+            if place.segment == segment and (place.start <= bit // 8 < place.end or bit < 256)
+        ]
+        _expect(copy, payloads, hit[0])
+
+
+def test_every_truncation_is_refused(samples) -> None:
+    """A segment has its full size before it has its name, so a shorter one is damage, wherever it ends."""
+    disk, _, places = _small_log()
+    cuts = [(segment, length) for segment in range(1, places[-1].segment + 1) for length in range(SEGMENT)]
+    chosen = random.Random(3).sample(cuts, min(len(cuts), samples.of(test=300, check=2000, soak=len(cuts))))
+    for segment, length in chosen:
+        copy = disk.copy()
+        copy.truncate(segment_name(segment), length)
+        with pytest.raises(CorruptLog, match=f"file has {length} bytes.*replace the node"):
+            Log.open(copy, SEGMENT)
+
+
+def test_every_tear_of_the_last_frame_is_cut(samples) -> None:
+    """Of the last frame any prefix may be there: it is cut, and the log goes on behind the one before."""
+    disk, payloads, places = _small_log()
+    last = places[-1]
+    lengths = range(last.end - last.start)
+    for length in random.Random(4).sample(lengths, samples.of(test=20, check=60, soak=len(lengths))):
+        copy = disk.copy()
+        start = last.start + length
+        copy.damage(segment_name(last.segment), start, bytes(last.end - start))
+        _expect(copy, payloads, len(payloads) - 1)
+
+
+def test_a_zeroed_sector_in_the_middle_is_a_hole() -> None:
+    """A zero length ends the log only where nothing but zeros stands behind it."""
+    disk, payloads, places = _small_log()
+    place = places[2]
+    disk.damage(segment_name(place.segment), place.start, bytes(place.end - place.start))
+    _expect(disk, payloads, 2)
+
+
+def test_a_missing_frame_at_a_segments_end_is_a_hole_between_segments() -> None:
+    """The last frame of a sealed segment turned to zeros: the next segment proves that it was there."""
+    disk, payloads, places = _small_log()
+    index = max(i for i, place in enumerate(places) if place.segment == 1)
+    disk.damage(segment_name(1), places[index].start, bytes(places[index].end - places[index].start))
+    with pytest.raises(CorruptLog, match=f"frame {index + 1} should stand there") as caught:
+        Log.open(disk, SEGMENT)
+    assert caught.value.details["path"] == segment_name(2) and caught.value.details["offset"] == 0
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_missing_segment_is_refused_by_name(missing: int) -> None:
+    """A segment file that is gone, at the front or in the middle, is named."""
+    disk, _, places = _small_log()
+    assert places[-1].segment > 2
+    disk.remove(segment_name(missing))
+    with pytest.raises(CorruptLog, match=f"{segment_name(missing)} is missing.*replace the node"):
+        Log.open(disk, SEGMENT)
+
+
+def test_a_segment_that_a_checkpoint_needs_must_be_there() -> None:
+    """An empty log folder beside a checkpoint is a lost log, not a new one."""
+    with pytest.raises(CorruptLog, match=r"00000004\.wal is missing, and recovery needs all from 4 on"):
+        Log.open(CrashDisk(), SEGMENT, 4)
+
+
+def test_a_trimmed_log_without_its_checkpoint_is_refused() -> None:
+    """Segments from 3 on and no checkpoint: what stood in the first two is lost, and that is said."""
+    disk, _, _ = _small_log()
+    log = Log.open(disk, SEGMENT)
+    log.trim(3)
+    with pytest.raises(CorruptLog, match=r"00000001\.wal is missing, and no checkpoint says it may be"):
+        Log.open(disk, SEGMENT)
+    assert Log.open(disk, SEGMENT, 3).segments[0].number == 3
+
+
+def test_two_segments_that_changed_places_are_refused() -> None:
+    """A segment's frames count only in the file with their own number."""
+    disk, _, _ = _small_log()
+    one, two = (disk.read_at(segment_name(number), 0, SEGMENT) for number in (1, 2))
+    disk.damage(segment_name(1), 0, two)
+    disk.damage(segment_name(2), 0, one)
+    with pytest.raises(CorruptLog):
+        Log.open(disk, SEGMENT)
+
+
+def test_a_read_error_is_never_taken_for_a_torn_tail() -> None:
+    """EIO, and a read that comes back short, stop the opening; nothing is cut, and later all is there."""
+    disk, payloads, places = _small_log()
+    reads = 0
+    while True:
+        disk.fail("read_at", errno.EIO, after=reads)
+        try:
+            Log.open(disk, SEGMENT)
+        except StorageError as error:
+            assert not isinstance(error, CorruptLog) and "Input/output error" in str(error)
+        else:
+            break
+        reads += 1
+    disk.heal()
+    assert reads >= places[-1].segment
+    for written in (0, 20, 700):
+        disk.fail("read_at", 0, name=segment_name(2), written=written)
+        with pytest.raises(StorageError, match="bytes came of") as caught:
+            Log.open(disk, SEGMENT)
+        assert not isinstance(caught.value, CorruptLog)
+    assert _replayed(Log.open(disk, SEGMENT)) == payloads
+
+
+def test_a_newer_format_is_refused_by_name() -> None:
+    """A whole header or frame of format 2 asks for the newer version instead of being cut."""
+    disk, _, places = _small_log()
+    in_header = disk.copy()
+    header = bytearray(encode_segment_header(1, SEGMENT, 1))
+    header[12] = 2
+    header[8:12] = _crc(bytes(header[12:]))
+    in_header.damage(segment_name(1), 0, bytes(header))
+    in_frame = disk.copy()
+    last = places[-1]
+    frame = bytearray(in_frame.read_at(segment_name(last.segment), last.start, last.end - last.start))
+    frame[8] = 2
+    frame[4:8] = _crc(bytes(frame[8:]), segment_seed(last.segment))
+    in_frame.damage(segment_name(last.segment), last.start, bytes(frame))
+    for changed in (in_header, in_frame):
+        before = changed.read_at(segment_name(1), 0, SEGMENT)
+        with pytest.raises(StorageError, match="written by a newer version: format 2"):
+            Log.open(changed, SEGMENT)
+        assert changed.read_at(segment_name(1), 0, SEGMENT) == before
+
+
+def _crc(content: bytes, start: int = 0) -> bytes:
+    from zlib import crc32
+
+    return crc32(content, start).to_bytes(4, "little")
+
+
+def test_unsynced_frames_may_arrive_in_any_order() -> None:
+    """Of frames that were never synced the first may be missing and a later one whole: a tear, not a hole."""
+    disk = CrashDisk()
+    log = Log.open(disk, SEGMENT)
+    log.append(b"synced")
+    log.sync()
+    _, offset = log.append(b"first unsynced")
+    log.append(b"second unsynced")
+    disk.damage(segment_name(1), offset - FRAME_HEADER_BYTES, bytes(FRAME_HEADER_BYTES))
+    log = Log.open(disk, SEGMENT)
+    assert _replayed(log) == [b"synced"]
+    assert not disk.read_at(segment_name(1), offset - FRAME_HEADER_BYTES, SEGMENT).strip(b"\0")
+
+
+def test_a_value_that_holds_a_copy_of_a_log_is_no_frame() -> None:
+    """A torn frame whose payload contains whole frames of another segment is cut, not refused."""
+    disk, payloads, _ = _small_log()
+    foreign = disk.read_at(segment_name(1), 32, 500)
+    log = Log.open(disk, SEGMENT)
+    log.prepare()
+    segment, offset = log.append(foreign)
+    disk.damage(segment_name(segment), offset - FRAME_HEADER_BYTES, b"\xff")
+    assert _replayed(Log.open(disk, SEGMENT)) == payloads
+
+
+def test_a_segment_too_full_of_what_looks_like_frames_is_refused_not_searched_for_hours() -> None:
+    """The search behind a tear has a bound; past it the log is refused, in seconds."""
+    disk = CrashDisk()
+    log = Log.open(disk, 16 << 20)
+    log.append(b"good")
+    log.sync()
+    lookalike = (3 << 20).to_bytes(4, "little") + bytes(4) + b"\x01\0\0\0" + (2).to_bytes(8, "little")
+    _, offset = log.append(lookalike * 100_000)
+    disk.damage("log/00000001.wal", offset - 8, b"\xff")
+    with pytest.raises(CorruptLog, match="too many places to be searched"):
+        Log.open(disk, 16 << 20)
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_the_bytes_of_format_1_still_open() -> None:
+    """A segment that was written by the first version opens and gives the same frames for ever."""
+    disk = CrashDisk()
+    disk.make_folder("log")
+    disk.append(segment_name(1), (GOLDEN / "format-1.wal").read_bytes())
+    log = Log.open(disk, 512)
+    assert list(log.replay()) == [(1, 52, b"first"), (1, 77, b"\0\xffsecond"), (1, 105, b"third" * 20)]
+    image = disk.read_at(segment_name(1), 0, 512)
+    frames = [frame_at(image, start, segment_seed(1)) for start in (32, 57, 85)]
+    assert [(frame.sequence, frame.synced) for frame in frames if frame] == [(1, 0), (2, 1), (3, 1)]
