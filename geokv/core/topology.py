@@ -1,4 +1,5 @@
-"""The topology of a cluster: its datacenters, their nodes, the links between them, and who reaches a node where.
+"""The topology of a cluster: its datacenters, their nodes, the links between them, and who reaches a node
+where.
 
 Text in, values out: reading the file and opening sockets is somebody else's work. A topology file is TOML:
 
@@ -23,9 +24,9 @@ Text in, values out: reading the file and opening sockets is somebody else's wor
     jitter_ms = 2                     # the round trip is round_trip_ms +/- jitter_ms
     bandwidth_kb_s = 20000            # for the whole link; left out: not limited
 
-Addresses depend on who asks, because between datacenters there may stand a proxy for each pair. A *viewpoint* is the
-name of a datacenter (a node in it asks), `outside` (somebody in none of them), or `clients.<datacenter>` (a client
-that lives near that datacenter but survives its loss).
+Addresses depend on who asks, because between datacenters there may stand a proxy for each pair. A
+*viewpoint* is the name of a datacenter (a node in it asks), `outside` (somebody in none of them), or
+`clients.<datacenter>` (a client that lives near that datacenter but survives its loss).
 
     viewpoint            node in the same datacenter    node in another one
     eu-west              its address                    its from["eu-west"]
@@ -38,7 +39,8 @@ Invariants:
 - Node names and addresses are unique in the cluster; every two datacenters have a link.
 - `parse_topology(render_topology(t), ...) == t`.
 
-Not here: the ring (tokens and owners), which is computed from these values, and the proxies behind the addresses.
+Not here: the ring (tokens and owners), which is computed from these values, and the proxies behind the
+addresses.
 """
 
 import math
@@ -77,7 +79,9 @@ def clients_of(dc: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """One node; `seen_from` holds its (viewpoint, address) pairs, sorted, and is empty where all use `address`."""
+    """One node; `seen_from` holds its (viewpoint, address) pairs, sorted, and is empty where all use
+    `address`.
+    """
 
     name: str
     dc: str
@@ -107,7 +111,9 @@ class Datacenter:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What lies between two datacenters; `bandwidth_kb_s` (1 KB is 1,000 bytes) is for the whole link, or None."""
+    """What lies between two datacenters; `bandwidth_kb_s` (1 KB is 1,000 bytes) is for the whole link, or
+    None.
+    """
 
     from_dc: str
     to_dc: str
@@ -118,7 +124,9 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """A whole cluster. Made by `parse_topology`; values made by hand are not checked until they are rendered and read."""
+    """A whole cluster. Made by `parse_topology`; values made by hand are not checked until they are
+    rendered and read.
+    """
 
     cluster: str
     partitions: int
@@ -150,7 +158,9 @@ class Topology:
         raise KeyError(f"no node {name!r}; there are: {', '.join(node.name for node in self.nodes)}")
 
     def link(self, from_dc: str, to_dc: str) -> Link:
-        """Return the link from one datacenter to another: its own entry, else that of the other direction, turned."""
+        """Return the link from one datacenter to another: its own entry, else that of the other direction,
+        turned.
+        """
         by_pair = {(link.from_dc, link.to_dc): link for link in self.links}
         if own := by_pair.get((from_dc, to_dc)):
             return own
@@ -172,7 +182,9 @@ class Topology:
     def with_addresses(
         self, direct: Mapping[str, str], seen_from: Mapping[str, Mapping[str, str]] | None = None
     ) -> "Topology":
-        """Return this topology with the addresses of all nodes replaced: node name to address, and to viewpoint to address."""
+        """Return this topology with the addresses of all nodes replaced: node name to address, and to
+        viewpoint to address.
+        """
         views = seen_from or {}
 
         def moved(node: NodeSpec) -> NodeSpec:
@@ -195,7 +207,9 @@ class Topology:
 
 
 def parse_topology(text: str, source: str = "topology") -> Topology:
-    """Read a topology from TOML text; TopologyError with `source`, the line and the reason where it makes no sense."""
+    """Read a topology from TOML text; TopologyError with `source`, the line and the reason where it makes
+    no sense.
+    """
     if len(text.encode("utf-8", "surrogatepass")) > TEXT_BYTES_MAX:
         raise _fault(source, 1, f"the file is larger than {TEXT_BYTES_MAX} bytes; this cannot be a topology")
     try:
@@ -274,7 +288,9 @@ class _Reader:
     def _partitions(self, document: dict[str, Any]) -> int:
         value = self._whole(document, (), "partitions", 1, PARTITIONS_MAX, default=PARTITIONS_DEFAULT)
         if value & (value - 1):
-            self._fail(("partitions",), f"partitions = {value} is not a power of two; 256 suits most clusters")
+            self._fail(
+                ("partitions",), f"partitions = {value} is not a power of two; 256 suits most clusters"
+            )
         return value
 
     def _datacenters(self, document: dict[str, Any]) -> Iterator[Datacenter]:
@@ -324,7 +340,9 @@ class _Reader:
     def _weight(self, node: dict[str, Any], path: Path) -> int | float:
         weight = self._number(node, path, "weight", default=1)
         if not 0 <= weight <= WEIGHT_MAX:
-            self._fail((*path, "weight"), f"weight = {weight}; it must be between 0 (owns nothing) and {WEIGHT_MAX}")
+            self._fail(
+                (*path, "weight"), f"weight = {weight}; it must be between 0 (owns nothing) and {WEIGHT_MAX}"
+            )
         return weight
 
     def _seen_from(self, node: dict[str, Any], path: Path, name: str) -> tuple[tuple[str, str], ...]:
@@ -332,7 +350,9 @@ class _Reader:
         here = (*path, "from")
         if not isinstance(table, dict):
             self._fail(here, f"from must be a table of viewpoint = address, not {_kind(table)}")
-        return tuple(sorted((view, self._address(value, (*here, view), name)) for view, value in table.items()))
+        return tuple(
+            sorted((view, self._address(value, (*here, view), name)) for view, value in table.items())
+        )
 
     def _address(self, value: object, path: Path, node: str) -> str:
         """Check an address, and that no other node has it."""
@@ -343,13 +363,17 @@ class _Reader:
         host, _, port = value.rpartition(":")
         is_port = port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65_535
         if not is_port or not _HOST.fullmatch(host):
-            self._fail(path, f'"{value}" is not an address; write host:port (port 1 to 65535), [host]:port for IPv6')
+            self._fail(
+                path, f'"{value}" is not an address; write host:port (port 1 to 65535), [host]:port for IPv6'
+            )
         if self._owner_of_address.setdefault(value, node) != node:
             self._fail(path, f'address "{value}" is already that of node "{self._owner_of_address[value]}"')
         return value
 
     def _check_views(self, dc: Datacenter, dc_index: int, names: set[str]) -> None:
-        """Demand that a node with viewpoints has one for each other datacenter and for outside, and no unknown one."""
+        """Demand that a node with viewpoints has one for each other datacenter and for outside, and no
+        unknown one.
+        """
         needed = names - {dc.name} | {OUTSIDE}
         clients = {clients_of(name) for name in names}
         for index, node in enumerate(dc.nodes):
@@ -361,7 +385,10 @@ class _Reader:
                 self._fail((*path, unknown[0]), f'from: "{unknown[0]}" {why}; known here: {known}')
             missing = sorted(needed - stated) or sorted(clients - stated if clients & stated else ())
             if stated and missing:
-                self._fail(path, f'node "{node.name}" has no address from "{missing[0]}"; name all viewpoints or none')
+                self._fail(
+                    path,
+                    f'node "{node.name}" has no address from "{missing[0]}"; name all viewpoints or none',
+                )
 
     def _links(self, document: dict[str, Any], names: set[str]) -> Iterator[Link]:
         seen: dict[str, int] = {}
@@ -376,13 +403,20 @@ class _Reader:
         ends = [self._name(table, path, key) for key in ("from", "to")]
         for key, end in zip(("from", "to"), ends, strict=True):
             if end not in names:
-                self._fail((*path, key), f'link {key} "{end}": no such datacenter; there are: {", ".join(sorted(names))}')
+                self._fail(
+                    (*path, key),
+                    f'link {key} "{end}": no such datacenter; there are: {", ".join(sorted(names))}',
+                )
         if ends[0] == ends[1]:
-            self._fail((*path, "to"), f'a link leads to another datacenter, this one from "{ends[0]}" to itself')
+            self._fail(
+                (*path, "to"), f'a link leads to another datacenter, this one from "{ends[0]}" to itself'
+            )
         round_trip = self._milliseconds(table, path, "round_trip_ms", None)
         jitter = self._milliseconds(table, path, "jitter_ms", 0)
         if jitter > round_trip:
-            self._fail((*path, "jitter_ms"), f"jitter_ms = {jitter} is more than round_trip_ms = {round_trip}")
+            self._fail(
+                (*path, "jitter_ms"), f"jitter_ms = {jitter} is more than round_trip_ms = {round_trip}"
+            )
         has_limit = "bandwidth_kb_s" in table
         rate = self._whole(table, path, "bandwidth_kb_s", 1, BANDWIDTH_KB_S_MAX) if has_limit else None
         return Link(ends[0], ends[1], round_trip, jitter, rate)
@@ -397,7 +431,9 @@ class _Reader:
         linked = {frozenset((link.from_dc, link.to_dc)) for link in links}
         for one, other in combinations(sorted(names), 2):
             if frozenset((one, other)) not in linked:
-                self._fail(("link",), f'no [[link]] between "{one}" and "{other}"; every two datacenters need one')
+                self._fail(
+                    ("link",), f'no [[link]] between "{one}" and "{other}"; every two datacenters need one'
+                )
 
     # What every value goes through.
 
@@ -407,7 +443,9 @@ class _Reader:
     def _only(self, table: dict[str, Any], path: Path, known: set[str]) -> None:
         for key in table:
             if key not in known:
-                where = "at the top" if not path else f"in [[{'.'.join(p for p in path if isinstance(p, str))}]]"
+                where = (
+                    "at the top" if not path else f"in [[{'.'.join(p for p in path if isinstance(p, str))}]]"
+                )
                 self._fail((*path, key), f'unknown key "{key}" {where}; known: {", ".join(sorted(known))}')
 
     def _required(self, table: dict[str, Any], path: Path, key: str) -> Any:
@@ -424,7 +462,13 @@ class _Reader:
         return str(value)
 
     def _whole(
-        self, table: dict[str, Any], path: Path, key: str, lowest: int, highest: int, default: int | None = None
+        self,
+        table: dict[str, Any],
+        path: Path,
+        key: str,
+        lowest: int,
+        highest: int,
+        default: int | None = None,
     ) -> int:
         value = self._required(table, path, key) if default is None else table.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool):
@@ -458,7 +502,14 @@ class _Reader:
 
 
 def _kind(value: object) -> str:
-    kinds = {bool: "true/false", str: "text", int: "a number", float: "a number", list: "a list", dict: "a table"}
+    kinds = {
+        bool: "true/false",
+        str: "text",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "a table",
+    }
     return kinds.get(type(value), type(value).__name__)
 
 

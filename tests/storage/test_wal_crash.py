@@ -1,4 +1,4 @@
-"""The log and power cuts: what was synced is there, nothing half-written shows, the rest is an exact prefix."""
+"""The log and power cuts: what was synced is there, nothing half-written shows, all is an exact prefix."""
 
 import errno
 import random
@@ -37,8 +37,10 @@ def _replayed(log: Log) -> list[bytes]:
 
 
 @given(steps=_STEPS, seed=st.integers(0, 2**32))
-def test_every_crash_leaves_an_exact_prefix_with_all_that_was_synced(steps: list[tuple[str, bytes]], seed: int) -> None:
-    """After any mixture of appends, syncs, power cuts, kills and failed syncs, replay is a prefix that holds all synced."""
+def test_every_crash_leaves_an_exact_prefix_with_all_that_was_synced(
+    steps: list[tuple[str, bytes]], seed: int
+) -> None:
+    """Whatever was appended, synced, cut, killed and failed: replay is a prefix that holds all synced."""
     rng = random.Random(seed)
     disk = CrashDisk(random.Random(seed))
     log = Log.open(disk, SEGMENT)
@@ -73,7 +75,7 @@ def test_every_crash_leaves_an_exact_prefix_with_all_that_was_synced(steps: list
 
 @given(seed=st.integers(0, 2**32), cuts=st.integers(1, 4))
 def test_a_crash_during_recovery_loses_nothing_more(seed: int, cuts: int) -> None:
-    """Recovery may itself be cut at any call; the next one still finds all that was synced, and never a hole."""
+    """Recovery may be cut at any call itself; the next one finds all that was synced, and never a hole."""
     rng = random.Random(seed)
     disk = CrashDisk()
     log = Log.open(disk, SEGMENT)
@@ -88,7 +90,9 @@ def test_a_crash_during_recovery_loses_nothing_more(seed: int, cuts: int) -> Non
     for _ in range(cuts):
         disk = disk.crash_clone(rng)
         call = rng.choice(["write_at", "sync", "sync_dir", "read_at", "remove", "list"])
-        disk.fail(call, rng.choice([errno.EIO, errno.ENOSPC]), after=rng.randint(0, 2), written=rng.randint(0, 600))
+        disk.fail(
+            call, rng.choice([errno.EIO, errno.ENOSPC]), after=rng.randint(0, 2), written=rng.randint(0, 600)
+        )
         try:
             Log.open(disk, SEGMENT)
         except StorageError:
@@ -112,7 +116,7 @@ def test_what_recovery_returned_is_durable() -> None:
 
 
 def test_a_failed_sync_is_made_good_by_opening_anew() -> None:
-    """The page cache shows what a failed sync never wrote; opening writes it again instead of trusting what it reads."""
+    """The page cache shows what a failed sync never wrote; opening writes it again."""
     for seed in range(50):
         disk = CrashDisk(random.Random(seed))
         log = Log.open(disk, SEGMENT)
@@ -128,7 +132,7 @@ def test_a_failed_sync_is_made_good_by_opening_anew() -> None:
 
 
 def test_a_spare_that_was_found_after_a_kill_keeps_its_name() -> None:
-    """Killed between the rename of a spare and the sync of its folder: the next opening makes the name durable."""
+    """Killed between a spare's rename and the sync of its folder: the next opening makes the name durable."""
     disk = CrashDisk()
     disk.fail("sync_dir", name="log")
     with pytest.raises(StorageError):
@@ -142,7 +146,7 @@ def test_a_spare_that_was_found_after_a_kill_keeps_its_name() -> None:
 
 @given(seed=st.integers(0, 2**32))
 def test_trimming_survives_a_crash_at_any_point(seed: int) -> None:
-    """Whatever part of a trim reached the disk, the log opens at the checkpoint's segment and is whole from there."""
+    """Whatever part of a trim reached the disk, the log is whole from the checkpoint's segment on."""
     rng = random.Random(seed)
     disk = CrashDisk(rng)
     log = Log.open(disk, SEGMENT)
@@ -170,7 +174,7 @@ def test_trimming_survives_a_crash_at_any_point(seed: int) -> None:
 
 
 def test_a_first_segment_of_which_nothing_was_synced_keeps_the_sequence() -> None:
-    """A checkpoint may name a segment of which no frame reached the disk; the count of frames goes on all the same."""
+    """Where no frame of the checkpoint's segment reached the disk, the count of frames goes on all the same."""
     disk = CrashDisk()
     log = Log.open(disk, SEGMENT)
     log.append(b"a" * 1500)

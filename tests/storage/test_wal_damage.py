@@ -1,4 +1,4 @@
-"""Damage of what was synced: the end of the log is a torn tail, everything else is refused with instructions."""
+"""Damage of what was synced: the end of the log is a torn tail, all else is refused with instructions."""
 
 import errno
 import random
@@ -61,7 +61,7 @@ def _expect(disk: CrashDisk, payloads: list[bytes], damaged: int | None) -> None
 
 
 def test_every_bit_flip_is_cut_or_refused(samples) -> None:
-    """A flipped bit in the last frame cuts it; in any earlier one, and in a segment's header, it is refused."""
+    """A flipped bit in the last frame cuts it; in any earlier one, and in a header, it is refused."""
     disk, payloads, places = _small_log()
     bits = [(place.segment, bit) for place in places for bit in range(place.start * 8, place.end * 8)]
     bits += [(segment, bit) for segment in {place.segment for place in places} for bit in range(32 * 8)]
@@ -112,7 +112,7 @@ def test_a_zeroed_sector_in_the_middle_is_a_hole() -> None:
 
 def test_a_missing_frame_at_a_segments_end_is_a_hole_between_segments() -> None:
     """The last frame of a sealed segment turned to zeros: the next segment proves that it was there."""
-    disk, payloads, places = _small_log()
+    disk, _, places = _small_log()
     index = max(i for i, place in enumerate(places) if place.segment == 1)
     disk.damage(segment_name(1), places[index].start, bytes(places[index].end - places[index].start))
     with pytest.raises(CorruptLog, match=f"frame {index + 1} should stand there") as caught:

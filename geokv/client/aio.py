@@ -1,0 +1,431 @@
+"""The asyncio client. Its methods carry the documentation for both clients; `geokv.client.threads` has the same ones.
+
+`AsyncClient` is itself the handle of the namespace `default`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+from geokv.client import arguments, lifetime
+from geokv.client.arguments import Key, Level, Seconds
+from geokv.client.codecs import Codec
+from geokv.client.host import Host, now_us
+from geokv.client.requests import (
+    ADMIN,
+    READY,
+    BatchBuilder,
+    Handle,
+    Item,
+    admin_options,
+    admin_request,
+    body_of,
+    waves,
+)
+from geokv.client.results import GetResult, PutResult, Results
+from geokv.client.waiting import FutureOperation, Gathering, ItemOperation
+from geokv.errors import ClientClosed
+from geokv.protocol.client import ClientSettings
+from geokv.protocol.client.messages import ClientEvent
+from geokv.protocol.client.operations import Options, OptionsTable
+from geokv.protocol.client.settings import S
+
+
+class AsyncConnection:
+    """The host of one client: made on first use, on the loop that runs then, and bound to it."""
+
+    def __init__(self, settings: ClientSettings, on_event: Callable[[ClientEvent], object] | None) -> None:
+        self.settings = settings
+        self.options = OptionsTable()
+        self.host: Host | None = None
+        self.closed_because = ""
+        self._on_event = on_event
+        lifetime.remember(self)
+
+    def open(self) -> Host:
+        """The host, where there is none yet; raises ClientClosed where there will be none any more."""
+        if self.closed_because:
+            raise ClientClosed(self.closed_because)
+        if self.host is None:
+            self.host = Host(self.settings, self._on_event)
+        return self.host
+
+    def forked(self) -> None:
+        """This is a child process now. What belongs to the parent is not touched: not closed, not even collected."""
+        lifetime.keep_for_ever(self.host)
+        self.host = None
+        self.closed_because = lifetime.FORKED
+
+    async def close(self) -> None:
+        host, self.host = self.host, None
+        self.closed_because = self.closed_because or lifetime.CLOSED
+        if host is not None:
+            await host.close()
+
+    async def ask(self, options: Options, value: Any, timeout_us: int) -> Any:
+        """One operation without a key."""
+        host = self.host or self.open()
+        now = now_us()
+        future = host.loop.create_future()
+        operation = FutureOperation(options, b"", value, now, now + timeout_us, b"", future)
+        host.add(operation)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            host.abandon(operation)
+            raise
+
+    async def ask_many(self, items: list[Item], timeout_us: int) -> list[Any]:
+        """Results and errors, in the order of the items."""
+        host = self.host or self.open()
+        deadline_us = now_us() + timeout_us
+        found: list[Any] = []
+        for wave in waves(items):
+            done: asyncio.Future[None] = host.loop.create_future()
+            gathering = Gathering(len(wave), lambda done=done: done.done() or done.set_result(None))  # type: ignore[misc]
+            now = now_us()
+            operations = [
+                ItemOperation(options, key, value, now, deadline_us, context, gathering, index)
+                for index, (options, key, value, context) in enumerate(wave)
+            ]
+            host.add_all(operations)  # type: ignore[arg-type]
+            try:
+                await done
+            except asyncio.CancelledError:
+                for operation in operations:
+                    host.abandon(operation)
+                raise
+            found.extend(gathering.items)
+        return found
+
+
+class AsyncNamespace(Handle):
+    """A handle of one namespace, made by `namespace()`. It costs nothing and needs no closing."""
+
+    def __init__(
+        self, connection: AsyncConnection, owner: object, name: str, codec: Codec | str | None, timeout_us: int
+    ) -> None:
+        super().__init__(connection.options, name, codec, timeout_us)
+        self._connection = connection
+        self._owner = owner  # a handle keeps its client open
+
+    async def put(
+        self,
+        key: Key,
+        value: Any,
+        *,
+        consistency: Level | None = None,
+        w: int | None = None,
+        ttl: Seconds | None = None,
+        replicated_to: int | None = None,
+        context: bytes | None = None,
+        timeout: Seconds | None = None,
+    ) -> PutResult:
+        """Write `value` under `key`.
+
+        `consistency` is a level or its name (None: the namespace's), `w` an explicit number of replicas instead. `ttl`: seconds
+        until the key is gone by itself. `replicated_to`: datacenters in all that must hold it before the answer; where they do not
+        in time, the outcome is PENDING. `context` of an earlier result orders this write after it. `timeout` covers the whole
+        call with its retries (None: the client's).
+
+        Raises Unavailable (nothing was written), Partial (on fewer replicas than asked), Ambiguous and DeadlineExceeded
+        (`.may_have_happened`), Overloaded, NamespaceNotFound, InvalidRequest.
+        """
+        connection = self._connection
+        host = connection.host or connection.open()
+        if key.__class__ is not bytes or not 0 < len(key) <= 1024:
+            key = arguments.encode_key(key)
+        if self._codec is not None or value.__class__ is not bytes or len(value) > 65_536:
+            value = arguments.encode_value(value, self._codec)
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        options = self._write_options(consistency, w, ttl, replicated_to, context is not None, timeout_us)
+        now = now_us()
+        future = host.loop.create_future()
+        operation = FutureOperation(
+            options, key, value, now, now + timeout_us, arguments.encode_context(context), future
+        )
+        host.add(operation)
+        try:
+            return await future  # type: ignore[no-any-return]
+        except asyncio.CancelledError:
+            host.abandon(operation)
+            raise
+
+    async def get(
+        self,
+        key: Key,
+        *,
+        consistency: Level | None = None,
+        r: int | None = None,
+        repair: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> GetResult:
+        """Read `key`. `got.found` tells absent from empty; `got.value` of an absent key is None.
+
+        `consistency` is a level or its name (None: the namespace's), `r` an explicit number of replicas instead. `repair="before"`
+        answers only what a quorum holds, so that what was seen once is seen ever after. `timeout` covers the whole call with
+        its retries (None: the client's).
+
+        Raises Unavailable, DeadlineExceeded, Stale, Overloaded, NamespaceNotFound, InvalidRequest.
+        """
+        connection = self._connection
+        host = connection.host or connection.open()
+        if key.__class__ is not bytes or not 0 < len(key) <= 1024:
+            key = arguments.encode_key(key)
+        options = self._read_options(consistency, r, repair)
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        now = now_us()
+        future = host.loop.create_future()
+        operation = FutureOperation(options, key, None, now, now + timeout_us, b"", future)
+        host.add(operation)
+        try:
+            got: GetResult = await future
+        except asyncio.CancelledError:
+            host.abandon(operation)
+            raise
+        return got if self._codec is None else self._decoded(got)
+
+    async def delete(
+        self,
+        key: Key,
+        *,
+        consistency: Level | None = None,
+        w: int | None = None,
+        replicated_to: int | None = None,
+        context: bytes | None = None,
+        timeout: Seconds | None = None,
+    ) -> PutResult:
+        """Delete `key`; it need not exist. Arguments and errors are those of `put`."""
+        connection = self._connection
+        host = connection.host or connection.open()
+        key = arguments.encode_key(key)
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        options = self._write_options(consistency, w, None, replicated_to, context is not None, timeout_us)
+        now = now_us()
+        future = host.loop.create_future()
+        operation = FutureOperation(
+            options, key, None, now, now + timeout_us, arguments.encode_context(context), future
+        )
+        host.add(operation)
+        try:
+            return await future  # type: ignore[no-any-return]
+        except asyncio.CancelledError:
+            host.abandon(operation)
+            raise
+
+    async def put_many(
+        self,
+        items: Mapping[Key, Any] | Iterable[tuple[Key, Any]],
+        *,
+        consistency: Level | None = None,
+        w: int | None = None,
+        ttl: Seconds | None = None,
+        replicated_to: int | None = None,
+        timeout: Seconds | None = None,
+    ) -> Results:
+        """Write many: a mapping or (key, value) pairs. One result per item, in their order; see `Results`.
+
+        It is not atomic: each item has its own result or error (`results[i].error`, `results.raise_first()`), and readers may see
+        some before others. Long lists are cut at 1,024 items or 1 MiB per call. A key that occurs twice gets its last value.
+        """
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        options = self._write_options(consistency, w, ttl, replicated_to, False, timeout_us)
+        pairs = [
+            (options, arguments.encode_key(key), arguments.encode_value(value, self._codec), b"")
+            for key, value in arguments.pairs_of(items)
+        ]
+        return self._results(await self._connection.ask_many(pairs, timeout_us))  # type: ignore[arg-type]
+
+    async def get_many(
+        self,
+        keys: Iterable[Key],
+        *,
+        consistency: Level | None = None,
+        r: int | None = None,
+        repair: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> Results:
+        """Read many keys. One result per key, in their order, each with its own value or error; see `Results`.
+
+        It is not a snapshot: each key is read by itself. Arguments are those of `get`.
+        """
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        options = self._read_options(consistency, r, repair)
+        items: list[Item] = [
+            (options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)
+        ]
+        return self._results(await self._connection.ask_many(items, timeout_us))
+
+    async def delete_many(
+        self,
+        keys: Iterable[Key],
+        *,
+        consistency: Level | None = None,
+        w: int | None = None,
+        replicated_to: int | None = None,
+        timeout: Seconds | None = None,
+    ) -> Results:
+        """Delete many keys. One result per key, in their order, each with its own error; see `Results`. It is not atomic."""
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        options = self._write_options(consistency, w, None, replicated_to, False, timeout_us)
+        items: list[Item] = [
+            (options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)
+        ]
+        return self._results(await self._connection.ask_many(items, timeout_us))
+
+    def batch(
+        self,
+        *,
+        consistency: Level | None = None,
+        w: int | None = None,
+        replicated_to: int | None = None,
+        timeout: Seconds | None = None,
+    ) -> AsyncBatch:
+        """Begin a batch: add to it with put, delete and get, then `send()` it, or use it in a `with` block. It is not atomic."""
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        return AsyncBatch(
+            self,
+            lambda ttl: self._write_options(consistency, w, ttl, replicated_to, False, timeout_us),
+            self._read_options(None if w else arguments.level_for_reads(consistency), None, None),
+            timeout_us,
+        )
+
+
+class AsyncBatch(BatchBuilder):
+    __doc__ = BatchBuilder.__doc__
+
+    def __init__(
+        self, handle: AsyncNamespace, options: Callable[[Seconds | None], Options], read: Options, timeout_us: int
+    ) -> None:
+        super().__init__(handle, options, read)
+        self._connection = handle._connection
+        self._timeout_us = timeout_us
+
+    async def send(self) -> Results:
+        """Send what was added. One result per item, in the order added; a batch is sent once."""
+        answers = await self._connection.ask_many(self._take(), self._timeout_us)
+        self.results = self._handle._results(answers)
+        return self.results
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and not self._is_sent:
+            await self.send()
+
+
+class AsyncClient(AsyncNamespace):
+    """A client of a geokv cluster. It is itself the handle of the namespace `default`.
+
+    `addresses`: one "host:port", several, or None for the environment's GEOKV_NODES; any node will do, they are only asked for
+    the ring. `dc`: the datacenter that this client is in and uses first (empty: that of the node that answers).
+    `failover`: the datacenters to use, in this order, while it cannot be used; after `failback_after` healthy seconds
+    the client returns. `timeout`: seconds for a whole call where a call does not state its own. `on_event` is called with a
+    ClientEvent for "failover", "failback", "node_down" and "node_up"; it must not block.
+
+    It connects on first use. Close it, or use it in a `with` block.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Iterable[str] | None = None,
+        *,
+        dc: str = "",
+        failover: str | Iterable[str] = (),
+        timeout: Seconds = arguments.TIMEOUT_S_DEFAULT,
+        failback_after: Seconds = 5.0,
+        on_event: Callable[[ClientEvent], object] | None = None,
+    ) -> None:
+        settings = ClientSettings(
+            arguments.addresses_of(addresses),
+            dc,
+            arguments.names_of(failover, "failover"),
+            failback_us=max(1, round(arguments.seconds(failback_after, "failback_after") * S)),
+        )
+        connection = AsyncConnection(settings, on_event)
+        super().__init__(connection, None, "default", None, arguments.timeout_us(timeout))
+
+    def namespace(self, name: str, *, codec: Codec | str | None = None) -> AsyncNamespace:
+        """The handle of a namespace. `codec="json"`, or any object with encode and decode, lets its values be more than bytes."""
+        return AsyncNamespace(self._connection, self, name, codec, self._timeout_us)
+
+    async def wait_ready(self, timeout: Seconds | None = None) -> None:
+        """Connect now: return when a node of the datacenter in use has answered. Raises Unavailable or DeadlineExceeded."""
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        await self._connection.ask(READY, None, timeout_us)
+
+    async def create_namespace(
+        self,
+        name: str,
+        *,
+        policy: str = "lww",
+        exist_ok: bool = False,
+        codec: Codec | str | None = None,
+        timeout: Seconds | None = None,
+        **settings: Any,
+    ) -> AsyncNamespace:
+        """Create a namespace and return its handle.
+
+        `exist_ok`: one of this name with the same policy will do. `settings` are those of `geokv namespace create` (`ttl` in
+        seconds). Raises NamespaceExists, InvalidRequest, Unavailable.
+        """
+        handle = self.namespace(name, codec=codec)
+        await self._admin(
+            timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings
+        )
+        return handle
+
+    async def namespaces(self, *, timeout: Seconds | None = None) -> list[dict[str, Any]]:
+        """All namespaces, each with its settings."""
+        body = await self._admin(timeout, "", "namespace_list")
+        return list(body.get("namespaces", []))
+
+    async def alter_namespace(
+        self, name: str, *, timeout: Seconds | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        """Change settings of a namespace (`ttl` in seconds, 0 for none); returns what it is then."""
+        return await self._admin(timeout, name, "namespace_alter", name=name, **settings)
+
+    async def delete_namespace(self, name: str, *, timeout: Seconds | None = None) -> None:
+        """Delete a namespace with all its keys, in every datacenter and for ever."""
+        await self._admin(timeout, name, "namespace_delete", name=name)
+
+    async def status(self, *, timeout: Seconds | None = None) -> dict[str, Any]:
+        """What a node of the datacenter in use says of itself, its peers and the lag."""
+        return await self._admin(timeout, "", "status")
+
+    async def _admin(
+        self, timeout: Seconds | None, namespace: str, verb: str, **settings: Any
+    ) -> dict[str, Any]:
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        options = admin_options(arguments.namespace_name(namespace)) if namespace else ADMIN
+        reply = await self._connection.ask(options, admin_request(verb, **settings), timeout_us)
+        return body_of(reply)
+
+    def counters(self) -> dict[str, int]:
+        """How often what happened inside this client: retries, failovers, expired operations and the like."""
+        host = self._connection.host
+        return dict(host.counters) if host is not None else {}
+
+    async def close(self) -> None:
+        """Close the connections; whoever still waits gets ClientClosed. A second time does nothing."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        connection = getattr(self, "_connection", None)
+        if connection is not None and connection.host is not None:
+            _warn(f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self)
+            lifetime.close_forgotten(connection)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"a {type(self).__name__} cannot be pickled: it holds connections; make one in each process")

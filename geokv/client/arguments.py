@@ -1,0 +1,202 @@
+"""From what callers pass to what the machine takes: keys, values, times, levels, addresses.
+
+Wrong types are TypeErrors that say what to pass; wrong values are InvalidRequest. Both are raised in the caller's own frame,
+before anything is sent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+from geokv.client.codecs import Codec
+from geokv.core.limits import KEY_BYTES_MAX, TIMEOUT_MS_MAX, VALUE_BYTES_MAX_MAX
+from geokv.core.quorum import Consistency
+from geokv.errors import InvalidRequest
+from geokv.protocol.client.operations import Kind, Options, OptionsTable
+
+NODES_VARIABLE: Final = "GEOKV_NODES"
+TIMEOUT_S_DEFAULT: Final = 5.0
+_NAME_BYTES_MAX: Final = 255
+_TTL_MS_MAX: Final = 100 * 365 * 24 * 3600 * 1000
+_REPLICAS_MAX: Final = 255
+
+Level = Consistency | str
+Seconds = float | timedelta
+Key = str | bytes
+
+
+def encode_key(key: Key) -> bytes:
+    """1 to 1,024 bytes; a str becomes UTF-8."""
+    if key.__class__ is str:
+        key = key.encode()
+    elif not isinstance(key, bytes):
+        if not isinstance(key, str):
+            raise TypeError(f"a key is str or bytes, not {type(key).__name__}")
+        key = key.encode()
+    if not 0 < len(key) <= KEY_BYTES_MAX:
+        size = f"{len(key)} bytes" if key else "empty"
+        raise InvalidRequest(f"the key is {size}: a key has 1 to {KEY_BYTES_MAX} bytes")
+    return key
+
+
+def encode_value(value: Any, codec: Codec | None) -> bytes:
+    if codec is not None:
+        value = codec.encode(value)
+    if not isinstance(value, bytes):
+        if codec is not None:
+            raise TypeError(f"the codec's encode() must return bytes, not {type(value).__name__}")
+        raise TypeError(
+            f"a value is bytes, not {type(value).__name__}: pass bytes, or give the namespace handle a codec,"
+            ' for example kv.namespace("...", codec="json")'
+        )
+    if len(value) > VALUE_BYTES_MAX_MAX:
+        raise InvalidRequest(
+            f"the value has {len(value)} bytes: at most {VALUE_BYTES_MAX_MAX} in any namespace; split it"
+        )
+    return value
+
+
+def encode_context(context: bytes | None) -> bytes:
+    if context is None:
+        return b""
+    if not isinstance(context, bytes):
+        raise TypeError(f"context= wants the .context of a result (bytes), not {type(context).__name__}")
+    return context
+
+
+def seconds(value: Seconds, name: str) -> float:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}= wants seconds (a number) or a timedelta, not {type(value).__name__}")
+    return value
+
+
+def timeout_us(timeout: Seconds) -> int:
+    """Positive and at most TIMEOUT_MS_MAX; never infinite."""
+    given = seconds(timeout, "timeout")
+    if not 0 < given * 1000 <= TIMEOUT_MS_MAX:
+        raise InvalidRequest(f"timeout={given:g}: a time above 0 and up to {TIMEOUT_MS_MAX // 1000} seconds")
+    return max(1, round(given * 1e6))
+
+
+def ttl_ms(ttl: Seconds | None) -> int:
+    """0 takes the namespace's."""
+    if ttl is None:
+        return 0
+    milliseconds = seconds(ttl, "ttl") * 1000
+    if not 1 <= milliseconds <= _TTL_MS_MAX:
+        raise InvalidRequest(f"ttl={ttl}: a time of at least 0.001 and up to {_TTL_MS_MAX // 1000} seconds")
+    return round(milliseconds)
+
+
+def _count(value: int | None, name: str) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}= wants a whole number, not {type(value).__name__}")
+    if not 1 <= value <= _REPLICAS_MAX:
+        raise InvalidRequest(f"{name}={value}: a number from 1 to {_REPLICAS_MAX}")
+    return value
+
+
+def level_of(consistency: Level | None) -> Consistency:
+    if consistency is None:
+        return Consistency.DEFAULT
+    if not isinstance(consistency, Consistency | str):
+        raise TypeError(
+            f"consistency= wants Consistency.QUORUM or its name, not {type(consistency).__name__}"
+        )
+    return Consistency.parse(consistency)
+
+
+def level_for_reads(consistency: Level | None) -> Level | None:
+    """The level of the gets in a batch: EACH_QUORUM is for writes, so they read at QUORUM."""
+    level = level_of(consistency)
+    return Consistency.QUORUM if level is Consistency.EACH_QUORUM else level
+
+
+def namespace_name(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a namespace's name is a str, not {type(name).__name__}")
+    if not 0 < len(name.encode()) <= _NAME_BYTES_MAX:
+        raise InvalidRequest(f"a namespace's name has 1 to {_NAME_BYTES_MAX} bytes")
+    return name
+
+
+def write_options(
+    table: OptionsTable,
+    namespace: str,
+    consistency: Level | None,
+    w: int | None,
+    ttl: Seconds | None,
+    replicated_to: int | None,
+    has_contexts: bool,
+    timeout: int,
+) -> Options:
+    """What writes of one kind share. Where the node itself waits for other datacenters, the timeout is part of it."""
+    level, copies = level_of(consistency), _count(replicated_to, "replicated_to")
+    waits = timeout if copies or level is Consistency.EACH_QUORUM else 0
+    return table.get(
+        Kind.WRITE, namespace, level, _count(w, "w"), ttl_ms(ttl), copies, False, has_contexts, waits
+    )
+
+
+def read_options(
+    table: OptionsTable, namespace: str, consistency: Level | None, r: int | None, repair: str | None
+) -> Options:
+    level = level_of(consistency)
+    if level is Consistency.EACH_QUORUM:
+        raise InvalidRequest("EACH_QUORUM is a level for writes; read with QUORUM, or write with EACH_QUORUM")
+    if repair not in (None, "before"):
+        raise InvalidRequest(f'repair={repair!r}: the only choice is "before" (or leave it out)')
+    return table.get(Kind.READ, namespace, level, _count(r, "r"), 0, 0, repair == "before")
+
+
+def addresses_of(addresses: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One address, several, or those of GEOKV_NODES (separated by commas)."""
+    if addresses is None:
+        addresses = os.environ.get(NODES_VARIABLE, "")
+        if not addresses.strip():
+            raise InvalidRequest(f'no address: pass one, for example "127.0.0.1:7101", or set {NODES_VARIABLE}')
+    if isinstance(addresses, str):
+        addresses = addresses.split(",")
+    found = []
+    for address in addresses:
+        if not isinstance(address, str):
+            raise TypeError(f"an address is a str, not {type(address).__name__}")
+        host, colon, port = address.strip().rpartition(":")
+        if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+            raise InvalidRequest(f"{address!r} is not an address: write host:port, for example 127.0.0.1:7101")
+        found.append(address.strip())
+    if not found:
+        raise InvalidRequest("no address: the list is empty")
+    return tuple(dict.fromkeys(found))
+
+
+def names_of(names: str | Iterable[str], argument: str) -> tuple[str, ...]:
+    """Datacenters in a stated order."""
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",") if name.strip()]
+    found = tuple(names)
+    for name in found:
+        if not isinstance(name, str):
+            raise TypeError(f"{argument}= wants names of datacenters, not {type(name).__name__}")
+    return found
+
+
+def pairs_of(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> Iterable[tuple[Key, Any]]:
+    if isinstance(items, Mapping):
+        return items.items()
+    if items.__class__ in (str, bytes):
+        raise TypeError(f"put_many wants a mapping or (key, value) pairs, not {type(items).__name__}")
+    return items
+
+
+def keys_of(keys: Iterable[Key]) -> Iterable[Key]:
+    if isinstance(keys, str | bytes):
+        raise TypeError(f"a list of keys is wanted, not one {type(keys).__name__}: put it into a list")
+    return keys

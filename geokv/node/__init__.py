@@ -1,0 +1,1 @@
+"""One node: the machines and the engine wired together. Still no socket, no clock, no event loop."""

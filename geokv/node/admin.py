@@ -1,0 +1,341 @@
+"""Administration of one node: verbs with arguments in, trees of plain values out.
+
+    namespace_create name policy dcs write_level read_level ttl_ms value_bytes_max key_bytes_max durability interval_ms exist_ok
+    namespace_list | namespace_show name | namespace_alter name … | namespace_delete name
+    status                 this node: itself, its peers, lag per datacenter pair, log, closings, namespaces
+    metrics                all counters
+    digest namespace       per partition of this node alone: how many cells it holds and a hash over them (equal replicas: equal hashes)
+    close_node node        close the streams of another node of this datacenter
+
+Every number in `status` is true or older than true, never newer. A figure that is not known is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import mmh3
+
+from geokv.core.cell import live_value
+from geokv.core.hlc import hlc_ms
+from geokv.core.namespace import NamespaceDefinition
+from geokv.core.origin import unpack_origin
+from geokv.core.ring import key_hash
+from geokv.errors import (
+    GeokvError,
+    InvalidRequest,
+    NamespaceExists,
+    NamespaceNotFound,
+    Overloaded,
+    Unavailable,
+)
+from geokv.protocol.feed_receiver import LAG_BUCKETS_MS
+from geokv.protocol.requests import AdminReply, AdminRequest, Outcome
+
+if TYPE_CHECKING:
+    from geokv.node.node import Node
+
+Respond = Callable[[AdminReply], None]
+_OUTCOMES: tuple[tuple[type[GeokvError], Outcome], ...] = (
+    (NamespaceNotFound, Outcome.NOT_FOUND),
+    (NamespaceExists, Outcome.ALREADY_EXISTS),
+    (InvalidRequest, Outcome.INVALID),
+    (Overloaded, Outcome.OVERLOADED),
+    (Unavailable, Outcome.UNAVAILABLE),
+)
+
+
+class Admin:
+    """Answers AdminRequests for its node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._deadlines: list[tuple[int, int, Respond]] = []
+        self._verbs: dict[str, Callable[[Mapping[str, Any], AdminRequest, Respond], None]] = {
+            "namespace_create": self._create,
+            "namespace_alter": self._alter,
+            "namespace_delete": self._delete,
+            "namespace_list": lambda a, q, r: r(AdminReply(Outcome.APPLIED, {"namespaces": self.namespaces()})),
+            "namespace_show": self._show,
+            "status": lambda a, q, r: r(AdminReply(Outcome.APPLIED, self.status())),
+            "metrics": lambda a, q, r: r(AdminReply(Outcome.APPLIED, dict(self.metrics()))),
+            "digest": self._digest,
+            "close_node": self._close_node,
+        }
+
+    def asked(self, request: AdminRequest, respond: Respond) -> None:
+        """Do `request`; answers through `respond`, once."""
+        verb = self._verbs.get(request.verb)
+        try:
+            if verb is None:
+                raise InvalidRequest(f"unknown verb {request.verb!r}: one of {', '.join(sorted(self._verbs))}")
+            verb(request.arguments, request, respond)
+        except GeokvError as error:
+            respond(reply_of(error))
+
+    # --- namespaces ---------------------------------------------------------------------------------------------------------------
+
+    def _change(self, request: AdminRequest, respond: Respond, begin: Callable[..., int]) -> None:
+        node = self._node
+        definitions = node.assembly.definitions
+        no_room = node.assembly.commit.reserve(64 * 1024)
+        if no_room:
+            raise Unavailable(no_room)
+        if not definitions.is_member:
+            raise Unavailable(
+                "this node does not take part in agreements yet: its disk is new, and it waits for the other nodes of"
+                f" {node.config.dc} to answer"
+            )
+
+        def outcome(result: NamespaceDefinition | GeokvError) -> None:
+            if isinstance(result, GeokvError):
+                respond(reply_of(result))
+            else:
+                respond(AdminReply(Outcome.APPLIED, {"namespace": self._describe(result)}))
+
+        ticket = definitions.change(begin, outcome)
+        self._deadlines.append((node.context.now_us + request.timeout_ms * 1000, ticket, respond))
+
+    def tick(self) -> None:
+        """Answer changes of namespaces whose time has passed."""
+        now_us = self._node.context.now_us
+        for deadline in [deadline for deadline in self._deadlines if deadline[0] <= now_us]:
+            self._deadlines.remove(deadline)
+            if self._node.assembly.definitions.give_up(deadline[1]):
+                text = f"no majority of {self._node.config.dc} agreed in time; the change may still happen"
+                deadline[2](AdminReply(Outcome.AMBIGUOUS, {}, text))
+
+    def _create(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        settings = {k: v for k, v in arguments.items() if k not in ("name", "exist_ok") and v is not None}
+        if settings.get("replicas"):
+            raise InvalidRequest("replicas: the number of copies comes from the topology; leave it out")
+        name = text_of(arguments, "name")
+        exist_ok = bool(arguments.get("exist_ok"))
+        self._change(request, respond, lambda catalog, hlc, now: catalog.create(name, settings, hlc, now, exist_ok))
+
+    def _alter(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        changes = {k: v for k, v in arguments.items() if k != "name" and v is not None}
+        name = text_of(arguments, "name")
+        self._change(request, respond, lambda catalog, hlc, now: catalog.alter(name, changes, hlc, now))
+
+    def _delete(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        name = text_of(arguments, "name")
+        self._change(request, respond, lambda catalog, hlc, now: catalog.delete(name, hlc, now))
+
+    def _show(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        name = text_of(arguments, "name")
+        definition = self._node.assembly.definitions.resolve(name)
+        if definition is None:
+            raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
+        respond(AdminReply(Outcome.APPLIED, {"namespace": self._describe(definition)}))
+
+    def namespaces(self) -> list[dict[str, Any]]:
+        catalog = self._node.assembly.definitions.catalog_machine.catalog
+        found = [catalog.resolve(name) for name in catalog.names()]
+        return [self._describe(definition) for definition in found if definition is not None]
+
+    def _describe(self, definition: NamespaceDefinition) -> dict[str, Any]:
+        catalog = self._node.assembly.definitions.catalog_machine.catalog
+        topology = self._node.config.topology
+        table = self._node.context.tables.get(definition.id)
+        return {
+            **definition.settings(),
+            "name": catalog.name_of(definition.id) or definition.name,
+            "id": f"{definition.id:016x}",
+            "version": definition.version,
+            "dcs": list(definition.dcs or topology.dc_names),
+            "replicas": {dc.name: dc.replicas for dc in topology.datacenters},
+            "created_dc": definition.created_dc,
+            "is_deleted": definition.is_deleted,
+            "cells_here": len(table.cells) if table is not None else None,
+        }
+
+    # --- status -------------------------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Everything an operator asks of one node."""
+        node = self._node
+        context, machines = node.context, node.assembly
+        return {
+            "node": node.config.node,
+            "dc": node.config.dc,
+            "cluster": node.config.cluster,
+            "incarnation": f"{node.incarnation:016x}",
+            "refusing": context.is_refusing,
+            "uptime_ms": (context.now_us - node.started_us) // 1000 if node.started_us is not None else 0,
+            "peers": [self._peer(name) for name in sorted(machines.peers.by_name)],
+            "lag": self.lag(),
+            "incoming": self.incoming(),
+            "log": self._log(),
+            "closing": self._closing(),
+            "namespaces": [[table.definition.name, len(table.cells)] for table in context.tables.values()],
+            "names_in_conflict": machines.definitions.catalog_machine.catalog.conflicts(),
+            "takes_part_in_agreements": machines.definitions.is_member,
+            "calls": machines.write.calls + machines.read.calls,
+            "hlc": str(context.clock.last),
+            "clock_ahead_ms": max(0, hlc_ms(context.clock.last) - context.wall_ms),
+        }
+
+    def _peer(self, name: str) -> dict[str, Any]:
+        context = self._node.context
+        peer = context.peers[name]
+        return {
+            "node": name,
+            "dc": peer.dc,
+            "live": context.is_live(name),
+            "silent_ms": (context.now_us - peer.heard_us) // 1000 if peer.heard_us else None,
+            "clock_skew_ms": peer.skew_ms if peer.echo_us else None,
+        }
+
+    def lag(self) -> dict[str, dict[str, int | None]]:
+        """Per other DC: what this node originated that the DC's frontier is not known to cover (what would be lost with this DC)."""
+        node = self._node
+        lag: dict[str, dict[str, int | None]] = {}
+        for dc in node.config.topology.dc_names:
+            if dc == node.config.dc:
+                continue
+            records = nbytes = 0
+            for stream in self._own_streams():
+                covered = stream.dcs.get(dc, 0)
+                table = node.context.tables[stream.namespace]
+                if dc in table.definition.dcs and stream.frontier > covered:
+                    records += stream.frontier - covered
+                    start = max(0, covered + 1 - stream.first)
+                    nbytes += sum(stream.sizes[start : stream.frontier + 1 - stream.first])
+            lag[dc] = {"records": records, "bytes": nbytes}
+        return lag
+
+    def _own_streams(self) -> Any:
+        node = self._node
+        for table in node.context.tables.values():
+            for stream in table.streams:
+                origin = unpack_origin(stream.origin)
+                if origin.node == node.config.node and origin.dc == node.config.dc:
+                    yield stream
+
+    def incoming(self) -> dict[str, dict[str, Any]]:
+        """Per node of another DC: how far behind this node is, on its own clock, and how much the sender has that is not here."""
+        node = self._node
+        context = node.context
+        found: dict[str, dict[str, Any]] = {}
+        for peer, link in sorted(node.assembly.receiver.shipping.items()):
+            missing = 0
+            for (namespace, partition, origin), number in link.heads.items():
+                table = context.tables.get(namespace)
+                stream = table.streams.get(partition, origin) if table is not None else None
+                missing += max(0, number - (stream.frontier if stream is not None else 0))
+            found[peer] = {
+                "dc": context.peers[peer].dc,
+                "partitions": len(link.partitions),
+                "staleness_ms": (context.now_us - link.echoed_us) // 1000 if link.echoed_us else None,
+                "silent_ms": (context.now_us - link.heard_us) // 1000,
+                "records_announced_and_missing": missing,
+                "partitions_behind": len(link.behind),
+            }
+        return found
+
+    def _log(self) -> dict[str, Any]:
+        machines = self._node.assembly
+        return {
+            "bytes": machines.retention.log_bytes(),
+            "bytes_max": self._node.config.log_bytes_max,
+            "is_above_warn": machines.retention.log_bytes() > self._node.config.log_bytes_warn,
+            "first_segment": machines.retention.first_segment,
+            "segment": machines.commit.segment,
+            "frames": machines.commit.log_sequence,
+            "room_bytes": machines.commit.room_bytes,
+            "room_reason": machines.commit.room_reason,
+            "held_by": machines.retention.held_by,
+            "refusing_writes": machines.write.log_refuses,
+        }
+
+    def _closing(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "node": run.node,
+                "answered": sorted(run.answered),
+                "open": run.open_pairs,
+                "is_done": run.is_done,
+                "waiting": run.waiting,
+            }
+            for run in self._node.runs
+        ]
+
+    # --- metrics --------------------------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, int | float]:
+        """Every counter and gauge of the machines, by name."""
+        machines, context = self._node.assembly, self._node.context
+        sender, receiver, commit = machines.sender, machines.receiver, machines.commit
+        found: dict[str, int | float] = {f"events.{name}": n for name, n in sorted(context.counters.items())}
+        found |= {
+            "log.frames": commit.frames,
+            "log.records": commit.records,
+            "log.appended_bytes": commit.appended_bytes,
+            "log.bytes": machines.retention.log_bytes(),
+            "log.room_bytes": commit.room_bytes,
+            "cells": sum(len(table.cells) for table in context.tables.values()),
+            "calls.writing": machines.write.calls,
+            "calls.reading": machines.read.calls,
+            "replication.pending_parts": len(machines.replication),
+            "ship.records": sender.records,
+            "ship.raw_bytes": sender.raw_bytes,
+            "ship.wire_bytes": sender.wire_bytes,
+            "ship.received_records": receiver.received_records,
+            "ship.received_wire_bytes": receiver.wire_bytes,
+            "ship.received_raw_bytes": receiver.raw_bytes,
+            "ship.lag_ms_max": receiver.lag_ms_max,
+            "clock.refused": context.clock.refused,
+            "peers.lost": machines.peers.lost,
+            "peers.live": sum(1 for name in machines.peers.by_name if context.is_live(name)),
+        }
+        for at, count in enumerate(receiver.lag_counts):
+            limit = str(LAG_BUCKETS_MS[at]) if at < len(LAG_BUCKETS_MS) else "more"
+            found[f"ship.lag_ms_bucket.{limit}"] = count
+        for dc, lag in self.lag().items():
+            found[f"ship.unshipped_records.{dc}"] = lag["records"] or 0
+            found[f"ship.unshipped_bytes.{dc}"] = lag["bytes"] or 0
+        return found
+
+    # --- inspection -------------------------------------------------------------------------------------------------------------------
+
+    def _digest(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        """Order-free sums over this node's own synced cells, per partition: equal replicas answer equally."""
+        name = text_of(arguments, "namespace")
+        table = self._node.assembly.table_named(name)
+        if table is None:
+            raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
+        shift = table.placement.shift
+        sums: dict[int, list[int]] = {}
+        now_ms = self._node.context.wall_ms
+        for key, cell in table.cells.items():
+            entry = sums.setdefault(key_hash(key) >> shift, [0, 0, 0])
+            entry[0] += 1
+            entry[1] = (entry[1] + mmh3.hash64(key + b"\0" + cell, 0, x64arch=True, signed=False)[0]) & ((1 << 64) - 1)
+            entry[2] += live_value(cell, now_ms) is not None
+        partitions = {
+            str(p): {"cells": n, "hash": f"{total:016x}", "live": live} for p, (n, total, live) in sorted(sums.items())
+        }
+        respond(AdminReply(Outcome.APPLIED, {"node": self._node.config.node, "partitions": partitions}))
+
+    def _close_node(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        name = text_of(arguments, "node")
+        if name not in self._node.assembly.members or name == self._node.config.node:
+            raise InvalidRequest(f"{name!r} is not another node of {self._node.config.dc}")
+        run = self._node.close_node(name)
+        respond(AdminReply(Outcome.APPLIED, {"node": name, "close": run.close}))
+
+
+def text_of(arguments: Mapping[str, Any], name: str) -> str:
+    """A text argument. Raises InvalidRequest where it is missing."""
+    value = arguments.get(name)
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(f"argument {name!r} is missing")
+    return value
+
+
+def reply_of(error: GeokvError) -> AdminReply:
+    """An error as a reply."""
+    outcome = next((outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), Outcome.AMBIGUOUS)
+    return AdminReply(outcome, {}, str(error))

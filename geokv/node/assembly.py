@@ -1,0 +1,140 @@
+"""All machines of one run of a node, made and connected. What they share stands in one place, so `Node` only dispatches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from geokv.core.hlc import HybridClock
+from geokv.core.namespace import NamespaceDefinition
+from geokv.core.origin import Origin, draw_incarnation
+from geokv.core.ring import Member, Ring
+from geokv.node.config import NodeConfig
+from geokv.node.definitions import Definitions
+from geokv.protocol.closing import Closings
+from geokv.protocol.commit import Commit
+from geokv.protocol.context import Context
+from geokv.protocol.effects import Effect
+from geokv.protocol.feed_receiver import FeedReceiver
+from geokv.protocol.feed_sender import FeedSender
+from geokv.protocol.forward import Forwarder
+from geokv.protocol.intake import Intake
+from geokv.protocol.peers import Peers
+from geokv.protocol.placement import Placement
+from geokv.protocol.read import ReadCoordinator
+from geokv.protocol.replication import Replication
+from geokv.protocol.retention import Retention
+from geokv.protocol.statements import Statements
+from geokv.protocol.table import Table
+from geokv.protocol.write import WriteCoordinator
+from geokv.storage.engine import Engine
+
+
+def placement_of(config: NodeConfig) -> Placement:
+    """Who owns what, from the topology."""
+    topology = config.topology
+    rings = {
+        dc.name: Ring(topology.partitions, [Member(n.name, n.rack, float(n.weight)) for n in dc.nodes])
+        for dc in topology.datacenters
+    }
+    return Placement(rings, {dc.name: dc.replicas for dc in topology.datacenters}, config.dc, config.node)
+
+
+class Assembly:
+    """The machines, by name."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        rng: random.Random,
+        now_us: int,
+        wall_us: int,
+        room_bytes: int,
+        log_sequence: int,
+        engine: Engine,
+    ) -> None:
+        topology = config.topology
+        origin = Origin(config.dc, config.node, draw_incarnation(wall_us // 1000, rng))
+        self.config = config
+        self.engine = engine
+        self.effects: list[Effect] = []
+        self.placement = placement_of(config)
+        self.members = [node.name for node in topology.datacenter(config.dc).nodes]
+        others = [(node.name, node.dc) for node in topology.nodes if node.name != config.node]
+        self.peers = Peers(others)
+        self.commit = Commit(self.effects, room_bytes, log_sequence)
+        clock = HybridClock(0, config.drift_ms_max)
+        self.context = Context(
+            config.cluster, origin, topology.partitions, self.peers, clock, self.commit, self.effects, rng
+        )
+        self.context.now_us, self.context.wall_us = now_us, wall_us
+        self.definitions = Definitions(self.context, self.members, topology.dc_names)
+        self.intake = Intake(self.context)
+        self.replication = Replication(self.context)
+        self.write = WriteCoordinator(self.context, self.replication, self.table_named)
+        self.read = ReadCoordinator(self.context, self.replication, self.intake, self.table_named)
+        self.sender = FeedSender(self.context)
+        remote = {name: dc for name, dc in others if dc != config.dc}
+        self.receiver = FeedReceiver(self.context, self.placement, self.intake, self.replication, remote)
+        self.coordinate: Callable[[Any, Callable[[Any], None]], None] = lambda batch, respond: None
+        self.forwarder = Forwarder(self.context, self.placement, lambda batch, respond: self.coordinate(batch, respond))
+        self.closings = Closings(self.context, self.placement, self.intake)
+        self.statements = Statements(
+            self.context,
+            self.receiver,
+            self.definitions.counts,
+            self.definitions.heard_counts,
+            [name for name in self.members if name != config.node],
+            list(remote),
+            config.statement_us,
+            config.full_statement_us,
+            config.remote_statement_us,
+        )
+        self.retention = Retention(self.context, self.placement, self.statements.shipped_everywhere)
+
+    # --- namespaces ---------------------------------------------------------------------------------------------------------------
+
+    def table_named(self, name: str) -> Table | None:
+        """The table of a live namespace by its name."""
+        definition = self.definitions.resolve(name)
+        return self.context.tables.get(definition.id) if definition is not None else None
+
+    def define(self, definition: NamespaceDefinition) -> None:
+        """Let a definition stand: make its table, change it, or drop it."""
+        tables = self.context.tables
+        definition = replace(definition, dcs=definition.dcs or self.config.topology.dc_names)
+        if definition.is_deleted:
+            if tables.pop(definition.id, None) is not None:
+                self.engine.drop(definition.id)
+            return
+        table = tables.get(definition.id)
+        if table is not None:
+            table.define(definition)
+            return
+        cells = self.engine.create(definition.id)
+        tables[definition.id] = Table(definition, self.placement, cells, self.context.partitions)
+
+    # --- checkpoint ---------------------------------------------------------------------------------------------------------------
+
+    def meta(self, recovered: Any, bound_ms: int, segment: int) -> dict[str, Any]:
+        """What a checkpoint remembers besides the cells: everything that control records and frontiers said before `segment`."""
+        context, closings = self.context, self.closings
+        return {
+            "format": 1,
+            "segment": segment,
+            "runs": recovered.runs[-256:],
+            "bound_ms": bound_ms,
+            "promised": [[origin, sorted(partitions)] for origin, partitions in context.promised.items()],
+            "closed": [[origin, sorted(partitions)] for origin, partitions in context.closed.items()],
+            "closings": [[origin, partition, value] for (origin, partition), value in closings.known.items()],
+            "agreement": self.definitions.agreement_state(),
+            "slots": self.definitions.carried_slots(),
+            "seen": {node: list(what) for node, what in closings.seen.items()},
+            "streams": [
+                [s.namespace, s.partition, s.origin, s.frontier, sorted(s.synced_beyond), s.dcs, s.peers]
+                for table in context.tables.values()
+                for s in table.streams
+            ],
+        }

@@ -1,0 +1,26 @@
+"""What a node is told about itself: its name, the topology, and its limits and timings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from geokv.core.limits import DRIFT_MS_MAX, LOG_BYTES_MAX, LOG_BYTES_WARN, MIB
+from geokv.core.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Times in microseconds or milliseconds as named; sizes in bytes."""
+
+    cluster: str
+    dc: str
+    node: str
+    topology: Topology
+    statement_us: int = 250_000
+    full_statement_us: int = 5_000_000
+    remote_statement_us: int = 1_000_000
+    checkpoint_bytes: int = 256 * MIB
+    log_bytes_warn: int = LOG_BYTES_WARN
+    log_bytes_max: int = LOG_BYTES_MAX
+    drift_ms_max: int = DRIFT_MS_MAX
+    unchecked_us: int = 5_000_000  # serve without a majority's word on this disk after so long

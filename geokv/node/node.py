@@ -1,0 +1,573 @@
+"""One node: the machines wired together behind the machine contract.
+
+    event ──> Node.handle ──> the machine it concerns ──┐
+                                                        ├──> effects, in order; Persist last (group commit)
+    Woken ──> every machine whose time has come ────────┘
+
+A node begins with noting its new incarnation in the log; until that is synced it says nothing to anybody. Then it asks the owners of
+its partitions about what ran before it (protocol.closing), and serves once a majority of its datacenter has not contradicted its disk.
+
+Invariants: nothing here reads a clock, a socket or a disk. After EndIncarnation nothing more leaves this object.
+
+Not here: recovery (node.recovery), administration and status (node.admin).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+from geokv.core.hlc import hlc_ms
+from geokv.core.limits import HLC_BOUND_AHEAD_MS
+from geokv.core.namespace import NamespaceDefinition
+from geokv.core.origin import Origin
+from geokv.errors import RecordError
+from geokv.node.admin import Admin
+from geokv.node.assembly import Assembly
+from geokv.node.config import NodeConfig
+from geokv.node.recovery import Recovered, restore
+from geokv.protocol import control, messages
+from geokv.protocol.closing import CloseRun
+from geokv.protocol.commit import Entry
+from geokv.protocol.effects import (
+    Answer,
+    Asked,
+    Build,
+    Built,
+    CallGone,
+    Delivered,
+    Effect,
+    EndIncarnation,
+    Event,
+    LogRead,
+    PeerConnected,
+    PeerLost,
+    Persisted,
+    PersistFailed,
+    ReadLog,
+    RoomChanged,
+    WallClockRead,
+    Woken,
+)
+from geokv.protocol.requests import (
+    AdminRequest,
+    Detail,
+    Outcome,
+    ReadBatch,
+    ReadReply,
+    Reply,
+    Request,
+    WriteBatch,
+    WriteReply,
+)
+from geokv.protocol.streams import Stream
+from geokv.storage.engine import Engine
+
+Frames = Iterable[tuple[int, int, bytes]]
+Checkpoint = tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]]
+
+STARTING: Final = "this node has just started and asks its peers whether its disk is complete"
+
+
+class Node:
+    """One run of one node. See `geokv.protocol.effects` for the contract with its host."""
+
+    def __init__(self, config: NodeConfig, assembly: Assembly, recovered: Recovered) -> None:
+        self.config = config
+        self._effects = assembly.effects
+        self._recovered = recovered
+        self._is_started = False
+        self._is_over = False
+        self._started_us: int | None = None
+        self._bound_ms = recovered.bound_ms
+        self._build_token = 0
+        self._is_building = False
+        self._built_bytes = 0
+        self._log_readers: dict[int, Callable[[bytes | None], None]] = {}
+        self._seen_logged: dict[str, tuple[int, int]] = {}
+        self._seen_at_us = 0
+        self._runs: list[CloseRun] = []
+        self.context = assembly.context
+        self.assembly = assembly
+        self._wire(assembly)
+        self.admin = Admin(self)
+        self._handlers: dict[type, Callable[[str, Any], None]] = self._message_handlers()
+
+    @classmethod
+    def recover(
+        cls,
+        config: NodeConfig,
+        rng: random.Random,
+        now_us: int,
+        wall_us: int,
+        checkpoint: Checkpoint | None,
+        frames: Frames,
+        room_bytes: int,
+        log_sequence: int,
+        engine: Engine,
+    ) -> Node:
+        """Read everything the disk holds and begin a new incarnation.
+
+        `frames`: every frame of the log that is still there, oldest first. Raises StorageError for what cannot be read.
+        """
+        assembly = Assembly(config, rng, now_us, wall_us, room_bytes, log_sequence, engine)
+        recovered = restore(assembly, checkpoint, frames)
+        node = cls(config, assembly, recovered)
+        node._begin()
+        return node
+
+    # --- what hosts ask -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def origin(self) -> Origin:
+        return self.context.origin
+
+    @property
+    def incarnation(self) -> int:
+        return self.context.origin.incarnation
+
+    @property
+    def is_refusing(self) -> str:
+        return self.context.is_refusing
+
+    @property
+    def started_us(self) -> int | None:
+        """When this run's incarnation was synced; None: not yet."""
+        return self._started_us
+
+    @property
+    def runs(self) -> list[CloseRun]:
+        return self._runs
+
+    def status(self) -> dict[str, Any]:
+        return self.admin.status()
+
+    def metrics(self) -> dict[str, int | float]:
+        return self.admin.metrics()
+
+    def wake_at_us(self) -> int | None:
+        """When `Woken` is due, in the host's monotonic time; None: nothing is waiting for time."""
+        if self._is_over:
+            return None
+        if not self._is_started:
+            return self.assembly.commit.wake_at_us()
+        machines = self.assembly
+        wakes = [
+            machines.statements.wake_at_us(),
+            machines.commit.wake_at_us(),
+            machines.write.wake_at_us(),
+            machines.read.wake_at_us(),
+            machines.forwarder.wake_at_us(),
+            machines.sender.wake_at_us(),
+            machines.receiver.wake_at_us(),
+            machines.definitions.wake_at_us(),
+        ]
+        return min(wake for wake in wakes if wake is not None)
+
+    def handle(self, event: Event, now_us: int) -> list[Effect]:
+        """Take one event; returns what the host shall do, in order."""
+        if self._is_over:
+            return []
+        self.context.wall_us += now_us - self.context.now_us
+        self.context.now_us = now_us
+        self._dispatch(event)
+        if not self._is_over:
+            self.assembly.definitions.perform()
+            self.assembly.commit.flush(now_us)
+        effects = list(self._effects)
+        self._effects.clear()
+        return effects
+
+    # --- wiring -------------------------------------------------------------------------------------------------------------------
+
+    def _wire(self, assembly: Assembly) -> None:
+        assembly.commit.on_landed = self._landed
+        assembly.context.on_refused = self._end
+        assembly.sender.on_covered = self._covered
+        assembly.closings.on_closed = lambda: assembly.receiver.reopen("closing")
+        assembly.closings.on_forgotten = self._forgotten
+        assembly.closings.read_log = self._read_log
+        assembly.definitions.on_defined = self._defined
+        assembly.definitions.on_decided = self._decided
+        assembly.coordinate = self._coordinate
+
+    def _message_handlers(self) -> dict[type, Callable[[str, Any], None]]:
+        m, a = messages, self.assembly
+        definitions = a.definitions.heard
+        return {
+            m.Replicate: self._on_replicate,
+            m.Replicated: self._on_replicated,
+            m.ReadCells: a.read.serve,
+            m.CellsRead: a.read.answered,
+            m.Forward: a.forwarder.asked,
+            m.Forwarded: a.forwarder.answered,
+            m.Statement: self._on_statement,
+            m.FeedOpen: a.sender.opened,
+            m.FeedBatch: a.receiver.batch,
+            m.FeedAck: a.sender.acknowledged,
+            m.FeedClose: lambda peer, message: a.sender.closed(peer, message.feed),
+            m.FeedRefused: a.receiver.refused,
+            m.Prepare: definitions,
+            m.Promised: definitions,
+            m.Accept: definitions,
+            m.Accepted: definitions,
+            m.Chosen: definitions,
+            m.CopyItems: definitions,
+            m.ItemsCopied: definitions,
+            m.DefinitionsWanted: definitions,
+            m.Definitions: definitions,
+            m.CloseAsk: lambda peer, message: a.closings.asked(peer, message, self._sender_to(peer)),
+            m.CloseAnswer: self._on_close_answer,
+            m.RecordsWanted: a.closings.wanted,
+            m.CloseFill: self._on_close_fill,
+            m.CloseFilled: lambda peer, message: [run.filled(peer, message) for run in self._runs],
+            m.CloseTell: lambda peer, message: a.closings.told(message, self._sender_to(peer)),
+            m.CloseTold: lambda peer, message: [run.told(peer, message) for run in self._runs],
+            m.CloseForget: lambda peer, message: a.closings.forget(message.closings),
+        }
+
+    def _sender_to(self, peer: str) -> Callable[[object], None]:
+        return lambda message: self.context.send(peer, message)
+
+    # --- events -------------------------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, event: Event) -> None:
+        kind = type(event)
+        if kind is Delivered:
+            self._delivered(event.peer, event.message)  # type: ignore[union-attr]
+        elif kind is Asked:
+            self._asked(event.call, event.request)  # type: ignore[union-attr]
+        elif kind is Persisted:
+            self._persisted(event)  # type: ignore[arg-type]
+        elif kind is Woken:
+            self._tick()
+        elif kind is WallClockRead:
+            self.context.wall_us = event.wall_us  # type: ignore[union-attr]
+        elif kind is LogRead:
+            self._log_read(event)  # type: ignore[arg-type]
+        elif kind is PeerConnected:
+            self._connected(event.peer, event.incarnation)  # type: ignore[union-attr]
+        elif kind is PeerLost:
+            self._lost(event.peer)  # type: ignore[union-attr]
+        elif kind is RoomChanged:
+            self._room(event)  # type: ignore[arg-type]
+        elif kind is PersistFailed:
+            self._end(f"the log failed: {event.reason}")  # type: ignore[union-attr]
+        elif kind is Built:
+            self._built(event)  # type: ignore[arg-type]
+        else:
+            assert kind is CallGone, f"unknown event {kind}"
+
+    def _delivered(self, peer: str, message: object) -> None:
+        if not self._is_started or peer not in self.context.peers:
+            return
+        self.context.peers[peer].heard_us = self.context.now_us
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            self.context.note("message.unknown")
+            return
+        handler(peer, message)
+
+    def _asked(self, call: int, request: Request) -> None:
+        if isinstance(request, AdminRequest):
+            self.admin.asked(request, lambda reply: self._answer(call, reply))
+            return
+        if not self._is_started or self.context.is_refusing:
+            why = self.context.is_refusing or "this node is starting"
+            self._answer(call, unavailable(request, why, self.config.node))
+            return
+        self._keep_bound()
+        self.assembly.forwarder.start(request, lambda reply: self._answer(call, reply))
+
+    def _answer(self, call: int, reply: Reply) -> None:
+        self._effects.append(Answer(call, reply))
+
+    def _coordinate(self, batch: WriteBatch | ReadBatch, respond: Callable[[Any], None]) -> None:
+        if isinstance(batch, WriteBatch):
+            self._keep_bound()
+            self.assembly.write.start(batch, respond)
+        else:
+            self.assembly.read.start(batch, respond)
+
+    # --- the log ------------------------------------------------------------------------------------------------------------------
+
+    def _persisted(self, event: Persisted) -> None:
+        self.assembly.commit.landed(event.token, event.segment, event.offset, event.room_bytes)
+        self._checkpoint_if_due()
+
+    def _landed(self, entries: list[Entry]) -> None:
+        self.assembly.statements.landed(entries)
+        self.assembly.sender.landed(entries)
+
+    def _covered(self, stream: Stream) -> None:
+        self.assembly.statements.covered(stream)
+        self.assembly.write.covered(stream)
+
+    def _room(self, event: RoomChanged) -> None:
+        commit = self.assembly.commit
+        commit.room_bytes = event.room_bytes
+        commit.room_reason = event.reason
+        if event.reason:
+            self.context.note("log.no_room")
+
+    def _read_log(self, places: list[tuple[int, int, int]], then: Callable[[bytes | None], None]) -> None:
+        token = self.context.next_id()
+        self._log_readers[token] = then
+        self._effects.append(ReadLog(token, places))
+
+    def _log_read(self, event: LogRead) -> None:
+        then = self._log_readers.pop(event.token, None)
+        if then is not None:
+            then(event.records)
+        else:
+            self.assembly.sender.read(event.token, event.records, event.reason)
+
+    def log_control(self, name: bytes, body: object, then: Callable[[], None] | None = None) -> None:
+        """Note something in the log; `then` runs once it is synced."""
+        raw = control.control_record(name, body)
+        self.assembly.commit.add([(raw, None, 0)], len(raw), (), then, None)
+
+    def _keep_bound(self) -> None:
+        """Write the HLC's bound ahead of it, so that a restart begins above every stamp that was given."""
+        context = self.context
+        ahead_ms = max(context.wall_ms, hlc_ms(context.clock.last))
+        if ahead_ms + HLC_BOUND_AHEAD_MS // 3 >= self._bound_ms:
+            self._bound_ms = ahead_ms + HLC_BOUND_AHEAD_MS
+            self.log_control(control.BOUND, [self._bound_ms])
+
+    def _checkpoint_if_due(self) -> None:
+        commit = self.assembly.commit
+        if self._is_building or commit.appended_bytes - self._built_bytes < self.config.checkpoint_bytes:
+            return
+        if not commit.is_whole:
+            return
+        self._is_building = True
+        self._build_token += 1
+        self._built_bytes = commit.appended_bytes
+        segment = commit.segment
+        meta = control.pack(self.assembly.meta(self._recovered, self._bound_ms, segment))
+        self._effects.append(Build(self._build_token, meta, self.assembly.engine.freeze(), segment))
+
+    def _built(self, event: Built) -> None:
+        self._is_building = False
+        if event.error:
+            self.context.note("checkpoint.failed")
+            self.context.log("error", f"the checkpoint failed: {event.error}; the log is kept")
+        else:
+            self.assembly.retention.built_segment = event.segment
+
+    # --- beginning and ending ---------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._recovered.runs.append(self.incarnation)
+        self.log_control(control.RUN, [self.incarnation], self._started)
+        self._keep_bound()
+        self.assembly.commit.flush(self.context.now_us)
+
+    def _started(self) -> None:
+        context = self.context
+        self._is_started = True
+        self._started_us = context.now_us
+        context.is_refusing = STARTING
+        self.assembly.definitions.start()
+        for peer in self.assembly.peers.by_name.values():
+            if peer.is_connected:
+                self._greet(peer.name)
+        run = self._closer(self.config.node, is_self=True)
+        run.begin(self._recovered.open_origins)
+        self._check_standing()
+
+    def _closer(self, node: str, is_self: bool) -> CloseRun:
+        machines = self.assembly
+        runs = self._recovered.runs[-256:] if is_self else []
+        run = CloseRun(
+            self.context,
+            machines.closings,
+            machines.placement,
+            machines.definitions.propose,
+            node,
+            runs,
+            self._recovered.log_sequence,
+            is_self,
+        )
+        self._runs.append(run)
+        return run
+
+    def close_node(self, node: str) -> CloseRun:
+        """Begin to close all streams of another node of this datacenter (what a takeover does)."""
+        run = self._closer(node, is_self=False)
+        run.begin(())
+        return run
+
+    def _check_standing(self) -> None:
+        """Serve once a majority of this datacenter was asked about this disk; refuse once anybody has seen more of it."""
+        context = self.context
+        run = self._runs[0]
+        if run.seen_more:
+            self._distrust(run.seen_more)
+            return
+        if context.is_refusing != STARTING:
+            return
+        members = self.assembly.members
+        answered = sum(1 for node in members if node in run.answered or node == self.config.node)
+        waited_us = context.now_us - (self._started_us or 0)
+        if answered >= len(members) // 2 + 1:
+            context.is_refusing = ""
+        elif waited_us >= self.config.unchecked_us:
+            context.is_refusing = ""
+            context.note("node.serves_unchecked")
+            context.log("warning", "no majority of this datacenter answers; serving without its word on this disk")
+
+    def _distrust(self, seen_more: str) -> None:
+        """This disk is an old copy, or was replaced: whatever it says could take back what was acknowledged."""
+        context = self.context
+        if not context.distrusted:
+            context.distrusted = context.is_refusing = (
+                f"node {self.config.node} refuses to serve: its disk holds less than its peers have seen of it"
+                f" ({seen_more}); put the newest disk back"
+            )
+            context.note("node.refuses")
+            context.log("error", context.is_refusing)
+
+    def _end(self, reason: str) -> None:
+        """This run is over as if crashed: what is in progress gets the answer that nobody knows, then nothing more leaves."""
+        if self._is_over:
+            return
+        self.assembly.write.end(f"the coordinator's run ended: {reason}")
+        self.assembly.read.end(f"the coordinator's run ended: {reason}")
+        self.context.note("node.incarnation_ended")
+        self._effects.append(EndIncarnation(reason))
+        self._is_over = True
+
+    # --- peers ------------------------------------------------------------------------------------------------------------------------
+
+    def _connected(self, peer: str, incarnation: int) -> None:
+        if peer not in self.context.peers:
+            return
+        was_connected = self.context.peers[peer].is_connected
+        known = self.context.peers[peer].incarnation
+        self.assembly.peers.connected(peer, incarnation, self.context.now_us)
+        if self._is_started and (not was_connected or known != incarnation):
+            self._greet(peer)
+
+    def _greet(self, peer: str) -> None:
+        """A stream to `peer` stands: say again what it may have missed."""
+        self.assembly.statements.connected()
+        self.assembly.replication.reconnected(peer)
+        self.assembly.receiver.connected(peer)
+
+    def _lost(self, peer: str) -> None:
+        if peer not in self.context.peers:
+            return
+        self.assembly.peers.disconnected(peer)
+        self.assembly.sender.closed(peer, None)
+        self.assembly.read.lost(peer)
+        self.assembly.forwarder.lost(peer)
+
+    def _on_replicate(self, peer: str, message: messages.Replicate) -> None:
+        context = self.context
+        if context.distrusted:
+            return
+        answer = messages.Replicated(message.batch)
+        try:
+            taken = self.assembly.intake.take(
+                message.records, lambda: context.send(peer, answer), may_be_early=True, answer=answer
+            )
+        except RecordError as error:
+            context.note("replicate.malformed")
+            context.log("warning", f"records from {peer} are refused: {error}")
+            return
+        if taken.refused:
+            context.send(peer, answer)  # nothing to wait for: these were not taken, and the coordinator must know
+
+    def _on_replicated(self, peer: str, message: messages.Replicated) -> None:
+        if self.context.packed in message.refused:
+            self._end(f"{peer} takes no more of this incarnation: its streams are being closed")
+            return
+        self.assembly.replication.acknowledged(peer, message)
+
+    def _on_statement(self, peer: str, message: messages.Statement) -> None:
+        self.assembly.statements.heard(peer, message)
+        if message.log_sequence:
+            incarnation = self.context.peers[peer].incarnation
+            self.assembly.closings.seen[peer] = (incarnation, message.log_sequence)
+
+    # --- closing ------------------------------------------------------------------------------------------------------------------------
+
+    def _on_close_answer(self, peer: str, message: messages.CloseAnswer) -> None:
+        for run in self._runs:
+            run.answer(peer, message)
+        self._check_standing()
+
+    def _on_close_fill(self, peer: str, message: messages.CloseFill) -> None:
+        for run in self._runs:
+            if run.close == message.close:
+                run.fill(message)
+                return
+        self.assembly.closings.filled(message, self._sender_to(peer))
+
+    def _decided(self, ticket: int, values: dict[bytes, bytes]) -> None:
+        for run in self._runs:
+            if run.decided(ticket, values):
+                return
+
+    def _forgotten(self, stream: Stream) -> None:
+        self.assembly.sender.forget(stream)
+        self.assembly.receiver.forget(stream)
+
+    def _defined(self, definition: NamespaceDefinition) -> None:
+        """A namespace is usable here, or has changed."""
+        is_new = definition.id not in self.context.tables and not definition.is_deleted
+        self.assembly.define(definition)
+        if is_new:
+            self.assembly.closings.define(definition.id)
+            self.assembly.receiver.reopen("definition")
+
+    # --- time --------------------------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        if not self._is_started:
+            return
+        machines = self.assembly
+        is_heartbeat = machines.statements.tick()
+        machines.write.tick()
+        machines.read.tick()
+        machines.forwarder.tick()
+        machines.sender.tick()
+        machines.receiver.tick(is_heartbeat)
+        machines.definitions.tick()
+        if is_heartbeat:
+            self._heartbeat()
+
+    def _heartbeat(self) -> None:
+        machines = self.assembly
+        machines.replication.tick()
+        for run in self._runs:
+            run.tick()
+        self._runs = [run for run in self._runs[:1]] + [run for run in self._runs[1:] if not run.is_done]
+        self._check_standing()
+        self.admin.tick()
+        machines.retention.trim()
+        machines.write.log_refuses = machines.retention.refusal(self.config.log_bytes_max)
+        if not machines.commit.reserve(4096):
+            self._keep_bound()
+            self._log_seen()
+
+    def _log_seen(self) -> None:
+        """Remember across a restart what peers have stated of their own disks."""
+        seen = self.assembly.closings.seen
+        if self.context.now_us - self._seen_at_us >= 2_000_000 and seen != self._seen_logged:
+            self._seen_at_us = self.context.now_us
+            self._seen_logged = dict(seen)
+            self.log_control(control.SEEN, {node: list(what) for node, what in seen.items()})
+
+
+def unavailable(request: WriteBatch | ReadBatch, why: str, node: str) -> Reply:
+    """The answer of a node that serves nobody: nothing was numbered."""
+    count = len(request.keys)
+    outcomes: list[int] = [Outcome.UNAVAILABLE] * count
+    details = {index: Detail(why) for index in range(count)}
+    if isinstance(request, WriteBatch):
+        return WriteReply(outcomes, [0] * count, [0] * count, [0] * count, node, 0, 0, details)
+    return ReadReply(outcomes, [None] * count, [0] * count, [0] * count, node, 0, 0, details)

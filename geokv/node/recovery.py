@@ -1,0 +1,208 @@
+"""Recovery: from a checkpoint and the frames behind it to the state that was synced, and to what earlier runs left open.
+
+    checkpoint:  cells, frontiers, and what control records had said      (segments below its own: only indexed, for cursors)
+    frames:      control records and deltas in log order                  (merged again where they were merged before: harmless)
+
+Invariants: after `restore` every frontier covers exactly what the disk holds. Only what is synced is here: whatever the last run had told
+its peers beyond that is found by closing its streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from geokv.core.hlc import hlc_from_ms
+from geokv.core.origin import Origin
+from geokv.core.record import CELL, CONTROL, DELTA, Record, decode_records
+from geokv.errors import CorruptLog, RecordError, StorageError
+from geokv.protocol import control
+
+if TYPE_CHECKING:
+    from geokv.node.assembly import Assembly
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What an earlier run left: its runs, their open origins, the HLC bound, and where the log ended."""
+
+    runs: list[int] = field(default_factory=list)
+    bound_ms: int = 0
+    log_sequence: int = 0
+    open_origins: list[bytes] = field(default_factory=list)
+    deltas: int = 0
+
+
+def restore(
+    assembly: Assembly,
+    checkpoint: tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]] | None,
+    frames: Iterable[tuple[int, int, bytes]],
+) -> Recovered:
+    """Bring `assembly` to what the disk holds. Raises StorageError for a checkpoint or frame that cannot be understood."""
+    return _Restoring(assembly).run(checkpoint, frames)
+
+
+class _Restoring:
+    def __init__(self, assembly: Assembly) -> None:
+        self._assembly = assembly
+        self._context = assembly.context
+        self._recovered = Recovered()
+        self._from_segment = 0
+        self._hlc_max = 0
+        self._bodies = {
+            control.RUN: self._run_noted,
+            control.BOUND: self._bound,
+            control.PROMISE: self._promise,
+            control.CLOSING: self._closing,
+            control.FORGOTTEN: self._forgotten,
+            control.ACCEPT: self._accept,
+            control.SLOT: self._slot,
+            control.SEEN: self._seen,
+        }
+
+    def run(self, checkpoint: Any, frames: Iterable[tuple[int, int, bytes]]) -> Recovered:
+        assembly = self._assembly
+        recovered = self._recovered
+        recovered.log_sequence = assembly.commit.log_sequence
+        for definition in assembly.definitions.born():
+            assembly.define(definition)
+        if checkpoint is not None:
+            self._checkpoint(*checkpoint)
+        first_segment: int | None = None
+        for segment, offset, payload in frames:
+            first_segment = segment if first_segment is None else first_segment
+            assembly.commit.segment = segment
+            assembly.commit.segment_last.setdefault(segment, {})
+            self._frame(segment, offset, payload)
+        assembly.retention.first_segment = first_segment or 0
+        assembly.retention.built_segment = self._from_segment
+        self._settle_streams()
+        self._context.clock.last = max(self._hlc_max, hlc_from_ms(recovered.bound_ms))
+        recovered.open_origins = self._open_origins()
+        return recovered
+
+    # --- checkpoint ---------------------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, meta_bytes: bytes, tables: Iterator[tuple[int, list[tuple[bytes, bytes]]]]) -> None:
+        meta = control.unpack(meta_bytes)
+        if meta.get("format") != 1:
+            raise StorageError(f"checkpoint of format {meta.get('format')}: this version reads format 1; use a newer geokv")
+        self._from_segment = meta["segment"]
+        self._recovered.runs = list(meta["runs"])
+        self._recovered.bound_ms = meta["bound_ms"]
+        self._accept(meta["agreement"])
+        for slot in meta["slots"]:
+            self._slot(slot)
+        for origin, partitions in meta["promised"]:
+            self._promise([origin, partitions])
+        for namespace, partition, origin, frontier, beyond, dcs, peers in meta["streams"]:
+            table = self._context.tables.get(namespace)
+            if table is not None:
+                stream = table.streams.make(partition, origin)
+                stream.frontier, stream.synced_beyond = frontier, set(beyond)
+                stream.dcs, stream.peers = dcs, peers
+        for closing in meta["closings"]:
+            self._closing(closing)
+        for origin, partitions in meta["closed"]:
+            self._forgotten([origin, partitions])
+        self._seen(meta["seen"])
+        for namespace, pairs in tables:
+            table = self._context.tables.get(namespace)
+            if table is not None:
+                table.cells.update(pairs)
+
+    # --- frames -------------------------------------------------------------------------------------------------------------------
+
+    def _frame(self, segment: int, offset: int, payload: bytes) -> None:
+        try:
+            records = decode_records(payload, verify=False)  # the frame's own checksum covers them
+        except RecordError as error:
+            raise CorruptLog(f"segment {segment}, frame at byte {offset}: {error}; restore this node or replace it") from error
+        last = self._assembly.commit.segment_last[segment]
+        is_new = segment >= self._from_segment
+        for record in records:
+            if record.kind == DELTA:
+                self._delta(record, segment, offset, last, is_new)
+            elif record.kind == CONTROL:
+                if is_new:
+                    body = self._bodies.get(record.key)
+                    if body is None:
+                        raise StorageError(f"a note {record.key!r} that this version does not know: use a newer geokv")
+                    body(control.control_body(record))
+            elif record.kind == CELL and is_new:
+                self._merge(record)
+            offset += len(record.raw)
+
+    def _delta(self, record: Record, segment: int, offset: int, last: dict[Any, int], is_new: bool) -> None:
+        table = self._context.tables.get(record.namespace)
+        self._hlc_max = max(self._hlc_max, record.hlc)
+        if table is None:
+            return  # its namespace was deleted
+        if record.partition not in self._context.closed.get(record.origin, ()):
+            stream = table.streams.make(record.partition, record.origin)
+            stream.synced(record.number, segment, offset, len(record.raw))
+            last[stream] = max(record.number, last.get(stream, 0))
+        if is_new:
+            self._recovered.deltas += 1
+            self._merge(record)
+
+
+    def _merge(self, record: Record) -> None:
+        table = self._context.tables.get(record.namespace)
+        if table is not None:
+            stored = table.cells.get(record.key)
+            table.cells[record.key] = record.cell if stored is None else table.merge(stored, record.cell)
+
+    # --- control records ------------------------------------------------------------------------------------------------------------
+
+    def _run_noted(self, body: Any) -> None:
+        if body[0] not in self._recovered.runs:
+            self._recovered.runs.append(body[0])
+
+    def _bound(self, body: Any) -> None:
+        self._recovered.bound_ms = max(self._recovered.bound_ms, body[0])
+
+    def _promise(self, body: Any) -> None:
+        self._context.promised.setdefault(body[0], set()).update(body[1])
+
+    def _closing(self, body: Any) -> None:
+        self._assembly.closings.apply(body[0], body[1], body[2])
+
+    def _forgotten(self, body: Any) -> None:
+        self._assembly.closings.apply_forgotten(body[0], body[1])
+
+    def _accept(self, body: Any) -> None:
+        for definition in self._assembly.definitions.restore_items(body):
+            self._define(definition)
+
+    def _slot(self, body: Any) -> None:
+        for definition in self._assembly.definitions.restore_slot(body):
+            self._define(definition)
+
+    def _define(self, definition: Any) -> None:
+        self._assembly.define(definition)
+        if not definition.is_deleted:
+            self._assembly.closings.define(definition.id)
+
+    def _seen(self, body: Any) -> None:
+        for node, (incarnation, sequence) in body.items():
+            self._assembly.closings.seen[node] = (incarnation, sequence)
+
+    # --- the end ----------------------------------------------------------------------------------------------------------------------
+
+    def _settle_streams(self) -> None:
+        """What is synced is what was taken; what a promise refuses stays refused until its closing comes."""
+        context = self._context
+        for table in context.tables.values():
+            for stream in table.streams:
+                stream.received = stream.frontier
+                stream.beyond = set(stream.synced_beyond)
+                stream.is_refused = stream.last is None and stream.partition in context.promised.get(stream.origin, ())
+
+    def _open_origins(self) -> list[bytes]:
+        """Earlier runs of this node that are not closed in all of its partitions."""
+        mine = set(self._assembly.placement.mine)
+        config = self._assembly.config
+        origins = [Origin(config.dc, config.node, run).packed() for run in self._recovered.runs]
+        return [origin for origin in origins if not mine <= self._context.closed.get(origin, set())]

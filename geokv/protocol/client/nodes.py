@@ -1,0 +1,172 @@
+"""What the client knows of nodes and datacenters: the cached ring, who is up, and which datacenter is used.
+
+Each datacenter has a table from partition to the node that is asked first: the first owner that is up, else any node that is
+up (it forwards, and may know better than this client who owns what), else None.
+
+Invariants: `Datacenters.current` is the first datacenter of the stated order that was not left; where all were left, the first
+with a node that is up. The table follows every change of a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from geokv.core.ring import Member, Ring
+from geokv.errors import InvalidRequest
+from geokv.protocol.client.batching import NEVER, Call, Group
+from geokv.protocol.client.messages import RingMember, RingTold
+from geokv.protocol.client.operations import Options
+
+
+class NodeState:
+    """One node, as far as this client can tell."""
+
+    __slots__ = (
+        "address",
+        "again_us",
+        "calls",
+        "dc",
+        "groups",
+        "has_answered",
+        "is_up",
+        "last_reply_us",
+        "name",
+        "probe",
+        "reason",
+        "round_trip_us",
+    )
+
+    def __init__(self, name: str, dc: DatacenterState, address: str) -> None:
+        self.name = name
+        self.dc = dc
+        self.address = address
+        self.is_up = True  # until shown otherwise
+        self.has_answered = False
+        self.last_reply_us = 0
+        self.groups: dict[Options, Group] = {}
+        self.calls: dict[int, Call] = {}  # under way, the probe included
+        self.probe: Call | None = None
+        self.again_us = 0  # how long until it is probed again, while it is down
+        self.reason = ""
+        self.round_trip_us = 1 << 20  # the shortest of late; rises slowly, so that a longer way is noticed
+
+
+class DatacenterState:
+    """One datacenter: its nodes, who owns what, and whether it was left."""
+
+    def __init__(self, name: str, replicas: int) -> None:
+        self.name = name
+        self.replicas = replicas
+        self.nodes: dict[str, NodeState] = {}
+        self.owners: list[tuple[NodeState, ...]] = []  # by partition
+        self.first: list[NodeState | None] = []  # by partition: whom to ask first
+        self.is_left = False
+        self.left_us = 0
+        self.returned_us = -NEVER
+        self.healthy_since_us = NEVER
+        self.failback_us = 0  # how long it must be healthy
+        self.trouble_since_us = NEVER  # first of the failures in a row
+        self.troubles = 0
+
+    @property
+    def live(self) -> list[NodeState]:
+        return [node for node in self.nodes.values() if node.is_up]
+
+    @property
+    def is_healthy(self) -> bool:
+        """More than half of the nodes are up: a quorum can be found for most partitions."""
+        return 2 * len(self.live) > len(self.nodes)
+
+    def refresh(self) -> None:
+        """Make the table anew, after a node or the ring changed."""
+        live = self.live
+        self.first = [
+            next((node for node in owners if node.is_up), live[partition % len(live)] if live else None)
+            for partition, owners in enumerate(self.owners)
+        ]
+
+    def choose(self, partition: int, attempt: int) -> NodeState | None:
+        """Whom to ask in this attempt (0: the first): the live owners in turn, else any live node."""
+        live = [node for node in self.owners[partition] if node.is_up] or self.live
+        return live[attempt % len(live)] if live else None
+
+
+class Datacenters:
+    """The cached ring with all its datacenters, those that this client may use in the order stated."""
+
+    def __init__(self, own: str, failover: Sequence[str]) -> None:
+        self.cluster = ""
+        self.version = 0
+        self.shift = 64
+        self.by_name: dict[str, DatacenterState] = {}
+        self.nodes: dict[str, NodeState] = {}
+        self.order: list[DatacenterState] = []
+        self.refusal: InvalidRequest | None = None
+        self._own = own
+        self._failover = failover
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self.nodes)
+
+    def current(self) -> DatacenterState:
+        for dc in self.order:
+            if not dc.is_left:
+                return dc
+        return next((dc for dc in self.order if dc.live), self.order[0])
+
+    def after(self, steps: int) -> DatacenterState | None:
+        """The datacenter that an operation turns to after it gave up `steps` of them, from the current one on."""
+        index = self.order.index(self.current()) + steps
+        return self.order[index] if index < len(self.order) else None
+
+    def adopt(self, told: RingTold) -> list[NodeState]:
+        """Take over a newer ring; returns the nodes that are gone. What is known of the others stays."""
+        before = self.nodes
+        self.cluster, self.version = told.cluster, told.version
+        datacenters: dict[str, DatacenterState] = {}
+        for name, replicas in told.replicas.items():
+            dc = datacenters[name] = self.by_name.get(name) or DatacenterState(name, replicas)
+            dc.replicas = replicas
+            dc.nodes = {}
+        self.nodes = {}
+        for member in told.members:
+            dc = datacenters[member.dc]
+            node = before.get(member.name)
+            if node is None or node.dc is not dc:
+                node = NodeState(member.name, dc, member.address)
+            node.address = member.address
+            dc.nodes[member.name] = self.nodes[member.name] = node
+        self.by_name = datacenters
+        for dc in datacenters.values():
+            self._place(dc, told)
+        self._set_order(told)
+        return [node for name, node in before.items() if self.nodes.get(name) is not node]
+
+    def _place(self, dc: DatacenterState, told: RingTold) -> None:
+        members: list[RingMember] = [member for member in told.members if member.dc == dc.name]
+        ring = Ring(told.partitions, [Member(member.name, member.rack, member.weight) for member in members])
+        self.shift = ring.shift
+        dc.owners = [
+            tuple(dc.nodes[name] for name in ring.owners(partition, dc.replicas))
+            for partition in range(told.partitions)
+        ]
+        dc.refresh()
+
+    def _set_order(self, told: RingTold) -> None:
+        """Own datacenter first. Without one stated it is that of the node that answered first, and stays so."""
+        if not self._own:
+            answered = self.nodes.get(told.answered_by)
+            self._own = answered.dc.name if answered else next(iter(self.by_name))
+        wanted = list(dict.fromkeys((self._own, *self._failover)))
+        unknown = [name for name in wanted if name not in self.by_name]
+        self.refusal = None
+        if unknown:
+            known = ", ".join(sorted(self.by_name))
+            self.refusal = InvalidRequest(
+                f"unknown datacenter {unknown[0]!r}: cluster {told.cluster!r} has {known};"
+                " correct dc= or failover= of the client"
+            )
+        self.order = [self.by_name[name] for name in wanted if name in self.by_name] or [
+            next(iter(self.by_name.values()))
+        ]

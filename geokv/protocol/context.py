@@ -1,0 +1,98 @@
+"""What the machines of one node share: its name, its clocks, its tables, and the list that effects are put on.
+
+Invariants: `effects` is the only way out; `now_us` and `wall_us` are set by the node before each event and never read from a clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from geokv.core.hlc import HybridClock
+from geokv.core.limits import HLC_BOUND_AHEAD_MS
+from geokv.core.origin import Origin
+from geokv.protocol.effects import Effect, Log, Note, Send
+
+if TYPE_CHECKING:
+    from geokv.protocol.commit import Commit
+    from geokv.protocol.peers import Peers
+    from geokv.protocol.streams import Stream
+    from geokv.protocol.table import Table
+
+
+class Context:
+    """Shared by the machines of one run of one node."""
+
+    def __init__(
+        self,
+        cluster: str,
+        origin: Origin,
+        partitions: int,
+        peers: Peers,
+        clock: HybridClock,
+        commit: Commit,
+        effects: list[Effect],
+        rng: random.Random,
+    ) -> None:
+        self.cluster = cluster
+        self.origin = origin
+        self.dc = origin.dc
+        self.node = origin.node
+        self.packed = origin.packed()
+        self.partitions = partitions
+        self.peers = peers
+        self.clock = clock
+        self.commit = commit
+        self.effects = effects
+        self.rng = rng
+        self.tables: dict[int, Table] = {}
+        self.now_us = 0
+        self.wall_us = 0
+        self.is_refusing = ""  # why clients are not served
+        self.distrusted = ""  # why this disk cannot be trusted: then peers are not answered either
+        self.counters: dict[str, int] = {}
+        self.promised: dict[bytes, set[int]] = {}  # origin -> partitions: no more of it is taken
+        self.closed: dict[bytes, set[int]] = {}  # origin -> partitions: closed and covered everywhere, only remembered
+        self.on_refused: Callable[[str], None] = lambda reason: None
+        self._next_id = rng.getrandbits(31) << 20
+
+    @property
+    def wall_ms(self) -> int:
+        return self.wall_us // 1000
+
+    def next_id(self) -> int:
+        """A name for an exchange with a peer, not used before by this run nor, in all likelihood, by an earlier one."""
+        self._next_id += 1
+        return self._next_id
+
+    def send(self, peer: str, message: object) -> None:
+        self.effects.append(Send(peer, message))
+
+    def note(self, name: str, count: int = 1) -> None:
+        """Count a rare or telling event, here and at the host."""
+        self.counters[name] = self.counters.get(name, 0) + count
+        self.effects.append(Note(name, count))
+
+    def count(self, name: str, count: int = 1) -> None:
+        """Count an everyday event, here only."""
+        self.counters[name] = self.counters.get(name, 0) + count
+
+    def log(self, level: str, text: str) -> None:
+        self.effects.append(Log(level, text))
+
+    def is_live(self, node: str) -> bool:
+        return node == self.node or self.peers.is_live(node, self.now_us)
+
+    def stream(self, table: Table, partition: int, origin: bytes) -> Stream | None:
+        """The stream of that name, made if it is new; None where its origin is closed for good."""
+        stream = table.streams.partitions[partition].get(origin)
+        if stream is None:
+            if partition in self.closed.get(origin, ()):
+                return None
+            stream = table.streams.make(partition, origin)
+            stream.is_refused = partition in self.promised.get(origin, ())
+        return stream
+
+    def hlc_bound_ms(self) -> int:
+        return self.wall_ms + HLC_BOUND_AHEAD_MS

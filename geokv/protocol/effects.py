@@ -1,0 +1,209 @@
+"""The machine contract: what comes in (events, past tense) and what goes out (effects, imperative).
+
+    handle(event, now_us) -> list[Effect]        wake_at_us() -> int | None
+
+`now_us` is the host's monotonic clock in microseconds; wall time comes in as the event WallClockRead. Effects are performed in
+list order. Whatever may wait for a disk is an effect that completes through a later event, so nothing can be acknowledged before
+it is durable, and the simulator can crash exactly in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from geokv.protocol.requests import Reply, Request
+
+# --- events ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class WallClockRead:
+    """The wall clock, in microseconds since 1970, as read at `now_us`. Sent at start, then at every wake and at least each 100 ms."""
+
+    wall_us: int
+
+
+@dataclass(slots=True)
+class Asked:
+    """A client's batch arrived. `call` is the host's name for it, given back in Reply."""
+
+    call: int
+    request: Request
+
+
+@dataclass(slots=True)
+class CallGone:
+    """The client of `call` went away; a Reply to it would reach nobody."""
+
+    call: int
+
+
+@dataclass(slots=True)
+class Delivered:
+    """A peer's message arrived."""
+
+    peer: str
+    message: object
+
+
+@dataclass(slots=True)
+class PeerConnected:
+    """A stream to or from `peer` stands (handshake done). Told again when a second one stands or one was replaced."""
+
+    peer: str
+    incarnation: int
+
+
+@dataclass(slots=True)
+class PeerLost:
+    """No stream to `peer` stands any more. `is_refused`: the last try to connect was refused (nobody listens)."""
+
+    peer: str
+    is_refused: bool = False
+
+
+@dataclass(slots=True)
+class Persisted:
+    """A Persist effect is done: written, and synced if that was asked. The payload begins at `offset` of `segment`."""
+
+    token: int
+    segment: int
+    offset: int
+    room_bytes: int
+
+
+@dataclass(slots=True)
+class PersistFailed:
+    """The append or the sync failed. This ends the incarnation; a retry would lie."""
+
+    token: int
+    reason: str
+
+
+@dataclass(slots=True)
+class RoomChanged:
+    """What the log can take without fail: after a preallocation, or when the disk got full or free again."""
+
+    room_bytes: int
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class LogRead:
+    """A ReadLog effect is done: the records' bytes, one behind the other, in the order asked. None: unreadable, see `reason`."""
+
+    token: int
+    records: bytes | None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Built:
+    """A Build effect is done: the checkpoint stands and recovery starts at `segment`."""
+
+    token: int
+    segment: int
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Woken:
+    """`wake_at_us` has passed."""
+
+
+Event = (
+    WallClockRead
+    | Asked
+    | CallGone
+    | Delivered
+    | PeerConnected
+    | PeerLost
+    | Persisted
+    | PersistFailed
+    | RoomChanged
+    | LogRead
+    | Built
+    | Woken
+)
+
+# --- effects --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Send:
+    """Hand a message to the transport. It may be lost; nothing is told."""
+
+    peer: str
+    message: object
+
+
+@dataclass(slots=True)
+class Answer:
+    """Reply to a client's call."""
+
+    call: int
+    reply: Reply
+
+
+@dataclass(slots=True)
+class Persist:
+    """Append one frame to the log; with `sync`, fdatasync it. At most one is under way at a time."""
+
+    token: int
+    payload: bytes
+    sync: bool
+
+
+@dataclass(slots=True)
+class ReadLog:
+    """Read records from the log: (segment, offset, length) each, at most LOG_READ_BYTES_MAX in all unless one alone is larger."""
+
+    token: int
+    places: list[tuple[int, int, int]]
+
+
+@dataclass(slots=True)
+class Build:
+    """Write a checkpoint: `meta` (MessagePack) and the engine's cells, which the host takes from `tables` in pieces.
+
+    `tables` is a frozen view: namespace id -> mapping of key to cell that no one changes any more. After it stands, recovery
+    begins at segment `segment`.
+    """
+
+    token: int
+    meta: bytes
+    tables: dict[int, dict[bytes, bytes]]
+    segment: int
+
+
+@dataclass(slots=True)
+class Trim:
+    """Remove log segments below `segment`: nobody needs them."""
+
+    segment: int
+
+
+@dataclass(slots=True)
+class Note:
+    """Count a rare or telling event. Hosts: a metric; simulator: proof that a branch was reached."""
+
+    name: str
+    count: int = 1
+
+
+@dataclass(slots=True)
+class Log:
+    """Something an operator should read."""
+
+    level: str  # "info", "warning", "error"
+    text: str
+
+
+@dataclass(slots=True)
+class EndIncarnation:
+    """This run is over, as if crashed. The host drops the node and makes a new one from the disk (with back-off)."""
+
+    reason: str
+
+
+Effect = Send | Answer | Persist | ReadLog | Build | Trim | Note | Log | EndIncarnation

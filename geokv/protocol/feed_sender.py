@@ -1,0 +1,442 @@
+"""The sending half of a cursor: streams this node's log to whoever stated its frontiers, in order per stream, in a window.
+
+    new record, cursor right behind it, room in the window ──────────────> next batch       (live: no disk)
+    otherwise the stream is *behind* ──> places in the log ──ReadLog──> next batch          (from the log)
+
+One machine serves shipping between datacenters (`own_only`: what this node originated, in any of its runs) and catching up inside one
+(everything in the log). The receiver owns the cursor: it opens with its frontiers and opens anew whenever it is in doubt; nothing
+here outlives the connection.
+
+Invariants: in one feed, records of a stream go out in the order of their numbers, each once. In flight are at most FEED_WINDOW_BYTES,
+of which one partition holds at most FEED_PARTITION_BYTES (one record more where it alone is larger), so one blocked partition cannot
+fill the window. Only what the own log has synced is sent. `sent_hlc` promises: nothing this node originates later has an HLC at or
+below it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+import zstandard
+
+from geokv.core.limits import (
+    FEED_PARTITION_BYTES,
+    FEED_WINDOW_BYTES,
+    LOG_READ_BYTES_MAX,
+    WAN_BATCH_BYTES_MAX,
+)
+from geokv.core.origin import unpack_origin
+from geokv.protocol.commit import Entry
+from geokv.protocol.context import Context
+from geokv.protocol.effects import ReadLog
+from geokv.protocol.messages import FeedAck, FeedBatch, FeedOpen, FeedRefused, StreamHeads
+from geokv.protocol.streams import Stream
+
+LINGER_US: Final = 10_000
+HEARTBEAT_US: Final = 200_000
+HEADS_US: Final = 1_000_000
+UNACKED_BATCHES_MAX: Final = 4096
+ZSTD_LEVEL: Final = 3
+
+
+class _InFlight:
+    __slots__ = ("by_partition", "nbytes", "streams")
+
+    def __init__(self, nbytes: int, by_partition: dict[int, int], streams: dict[Stream, int]) -> None:
+        self.nbytes = nbytes
+        self.by_partition = by_partition
+        self.streams = streams
+
+
+class Feed:
+    """One open feed to one receiver."""
+
+    def __init__(self, peer: str, message: FeedOpen, dc: str) -> None:
+        self.peer = peer
+        self.dc = dc
+        self.feed = message.feed
+        self.own_only = message.own_only
+        self.partitions = frozenset(message.partitions)
+        self.stated = {
+            (heads.namespace, partition, heads.origin): number
+            for heads in message.frontiers
+            for partition, number in zip(heads.partitions, heads.numbers, strict=True)
+        }
+        self.sent: dict[Stream, int] = {}
+        self.sent_hlc_of: dict[Stream, int] = {}
+        self.behind: dict[Stream, None] = {}
+        self.pending: list[bytes] = []
+        self.pending_bytes = 0
+        self.pending_streams: dict[Stream, int] = {}
+        self.pending_partitions: dict[int, int] = {}
+        self.in_flight: deque[tuple[int, _InFlight]] = deque()
+        self.unacked: deque[tuple[int, dict[Stream, int]]] = deque()
+        self.in_flight_bytes = 0
+        self.partition_bytes: dict[int, int] = {}
+        self.sequence = 0
+        self.flush_at_us: int | None = None
+        self.last_sent_us = 0
+        self.last_heads_us = 0
+        self.reading: tuple[int, list[tuple[Stream, int, int]]] | None = None
+        self.echo_us = 0
+        self.lag_records = 0
+
+    def has_room(self, partition: int, nbytes: int) -> bool:
+        used = self.in_flight_bytes + self.pending_bytes
+        if used and used + nbytes > FEED_WINDOW_BYTES:
+            return False
+        held = self.partition_bytes.get(partition, 0)
+        return not held or held + nbytes <= FEED_PARTITION_BYTES
+
+
+class FeedSender:
+    """All feeds that this node serves."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.on_covered: Callable[[Stream], None] = lambda stream: None
+        self._feeds: dict[str, dict[bool, Feed]] = {}
+        self._live: list[list[Feed]] = [[] for _ in range(context.partitions)]
+        self._by_token: dict[int, Feed] = {}
+        self._compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True, write_content_size=True)
+        self.raw_bytes = 0
+        self.wire_bytes = 0
+        self.records = 0
+
+    def __iter__(self) -> Iterator[Feed]:
+        for feeds in self._feeds.values():
+            yield from feeds.values()
+
+    # --- opening and closing -------------------------------------------------------------------------------------------------
+
+    def opened(self, peer: str, message: FeedOpen) -> None:
+        """A receiver states its frontiers and wants what lies beyond."""
+        context = self._context
+        if context.distrusted:
+            context.send(peer, FeedRefused(message.feed, context.distrusted))
+            return
+        if any(not 0 <= partition < context.partitions for partition in message.partitions):
+            context.send(peer, FeedRefused(message.feed, f"partitions beyond {context.partitions}"))
+            return
+        self.closed(peer, None, message.own_only)
+        feed = Feed(peer, message, context.peers[peer].dc)
+        self._feeds.setdefault(peer, {})[message.own_only] = feed
+        for partition in sorted(feed.partitions):
+            self._live[partition].append(feed)
+        for table in context.tables.values():
+            if feed.dc not in table.definition.dcs:
+                continue
+            for partition in sorted(feed.partitions):
+                for stream in table.streams.partitions[partition].values():
+                    self._add(feed, stream)
+        feed.last_sent_us = context.now_us - HEARTBEAT_US
+        context.count("feed.opened")
+        self._pump(feed)
+
+    def _add(self, feed: Feed, stream: Stream) -> None:
+        """Put a stream under the cursor of `feed` if it belongs there."""
+        if stream in feed.sent or not self._wants(feed, stream):
+            return
+        number = feed.stated.get(stream.key, 0)
+        feed.sent[stream] = number
+        if stream.frontier > number or stream.synced_beyond:
+            feed.behind[stream] = None
+
+    def _wants(self, feed: Feed, stream: Stream) -> bool:
+        if not feed.own_only:
+            return True
+        origin = unpack_origin(stream.origin)
+        return origin.dc == self._context.dc and origin.node == self._context.node
+
+    def closed(self, peer: str, feed_number: int | None, own_only: bool | None = None) -> None:
+        """The receiver is done with a feed, or gone (`feed_number` None: whichever it has)."""
+        feeds = self._feeds.get(peer, {})
+        for kind in list(feeds):
+            feed = feeds[kind]
+            if (feed_number is None or feed.feed == feed_number) and (own_only is None or kind == own_only):
+                del feeds[kind]
+                for partition in feed.partitions:
+                    self._live[partition].remove(feed)
+
+    def forget(self, stream: Stream) -> None:
+        """A closed stream left the frontier tables."""
+        for feed in self:
+            feed.sent.pop(stream, None)
+            feed.behind.pop(stream, None)
+            feed.sent_hlc_of.pop(stream, None)
+
+    # --- new records -----------------------------------------------------------------------------------------------------------
+
+    def landed(self, entries: Iterable[Entry]) -> None:
+        """Records were synced in the own log: what is live goes into the next batch."""
+        live = self._live
+        own = self._context.packed
+        touched: dict[Feed, None] = {}
+        for raw, stream, number in entries:
+            if stream is None:
+                continue
+            for feed in live[stream.partition]:
+                if feed.own_only and stream.origin != own:
+                    if stream not in feed.sent:
+                        self._add(feed, stream)
+                    if stream in feed.sent:
+                        feed.behind[stream] = None
+                        touched[feed] = None
+                    continue
+                sent = feed.sent.get(stream)
+                if sent is None:
+                    if feed.dc not in self._context.tables[stream.namespace].definition.dcs:
+                        continue
+                    self._add(feed, stream)
+                    sent = feed.sent.get(stream)
+                is_next = sent == number - 1 and stream not in feed.behind
+                if is_next and feed.has_room(stream.partition, len(raw)):
+                    self._put(feed, stream, number, raw)
+                    touched[feed] = None
+                    if stream.origin != own and stream.frontier > number:
+                        feed.behind[stream] = None  # a gap was filled: what stood behind it is in the log
+                    continue
+                if sent is not None and number > sent:
+                    feed.behind[stream] = None
+                    touched[feed] = None
+        for feed in touched:
+            self._schedule(feed)
+            if feed.behind:
+                self._pump(feed)
+
+    def _put(self, feed: Feed, stream: Stream, number: int, raw: bytes) -> None:
+        size = len(raw)
+        partition = stream.partition
+        feed.sent[stream] = number
+        feed.pending.append(raw)
+        feed.pending_bytes += size
+        feed.pending_streams[stream] = number
+        feed.pending_partitions[partition] = feed.pending_partitions.get(partition, 0) + size
+        feed.partition_bytes[partition] = feed.partition_bytes.get(partition, 0) + size
+
+    def _schedule(self, feed: Feed) -> None:
+        while feed.pending_bytes >= WAN_BATCH_BYTES_MAX:
+            self._flush(feed)
+        if feed.pending and feed.flush_at_us is None:
+            feed.flush_at_us = self._context.now_us + LINGER_US
+
+    # --- from the log -------------------------------------------------------------------------------------------------------------
+
+    def _pump(self, feed: Feed) -> None:
+        """Read what the streams that are behind lack, as far as the window allows; one read at a time."""
+        if feed.reading is not None or not feed.behind:
+            return
+        wanted: list[tuple[Stream, int, int]] = []
+        places: list[tuple[int, int, int]] = []
+        budget = LOG_READ_BYTES_MAX
+        for stream in list(feed.behind):
+            budget = self._collect(feed, stream, wanted, places, budget)
+            if budget <= 0:
+                break
+        if not wanted:
+            return
+        token = self._context.next_id()
+        feed.reading = (token, wanted)
+        self._by_token[token] = feed
+        self._context.count("feed.log_read")
+        self._context.effects.append(ReadLog(token, places))
+
+    def _collect(
+        self,
+        feed: Feed,
+        stream: Stream,
+        wanted: list[tuple[Stream, int, int]],
+        places: list[tuple[int, int, int]],
+        budget: int,
+    ) -> int:
+        """Add the next records of one stream to a read; returns what is left of `budget`."""
+        number = feed.sent[stream] + 1
+        held = feed.partition_bytes.get(stream.partition, 0)
+        planned = LOG_READ_BYTES_MAX - budget
+        while True:
+            if number in stream.voids:
+                number += 1
+                continue
+            place = stream.place(number) if stream.has(number) else None
+            if place is None:
+                break
+            size = place[2]
+            used = feed.in_flight_bytes + feed.pending_bytes + planned
+            if used and used + size > FEED_WINDOW_BYTES or held and held + size > FEED_PARTITION_BYTES:
+                return budget
+            if size > budget and wanted:
+                return 0
+            wanted.append((stream, number, size))
+            places.append(place)
+            planned += size
+            held += size
+            budget -= size
+            number += 1
+        if number > stream.frontier or number > (stream.last or number):
+            if not any(entry[0] is stream for entry in wanted):
+                feed.sent[stream] = max(feed.sent[stream], min(number - 1, stream.frontier))
+                feed.behind.pop(stream, None)
+        elif not any(entry[0] is stream for entry in wanted):
+            self._context.note("feed.not_in_log")
+            feed.behind.pop(stream, None)
+        return budget
+
+    def read(self, token: int, records: bytes | None, reason: str) -> None:
+        """The log answered."""
+        feed = self._by_token.pop(token, None)
+        if feed is None or feed.reading is None or feed.reading[0] != token:
+            return
+        wanted = feed.reading[1]
+        feed.reading = None
+        if records is None:
+            self._context.note("feed.log_unreadable")
+            self._context.log("error", f"feed to {feed.peer}: the log cannot be read: {reason}")
+            return
+        if feed is not self._feeds.get(feed.peer, {}).get(feed.own_only):
+            return
+        offset = 0
+        for stream, number, size in wanted:
+            raw = records[offset : offset + size]
+            offset += size
+            if stream in feed.sent:
+                self._put(feed, stream, number, raw)
+                feed.sent_hlc_of[stream] = int.from_bytes(raw[28:36], "little")
+                if number >= stream.frontier and not stream.synced_beyond:
+                    feed.behind.pop(stream, None)
+        self._schedule(feed)
+        self._pump(feed)
+
+    # --- sending ----------------------------------------------------------------------------------------------------------------
+
+    def _flush(self, feed: Feed) -> None:
+        """Send up to one batch of what is pending (with nothing pending: a heartbeat)."""
+        context = self._context
+        feed.flush_at_us = None
+        taken, nbytes = self._cut(feed)
+        raw = b"".join(taken)
+        feed.sequence += 1
+        if feed.pending:
+            streams, by_partition = {}, {}
+        else:
+            streams, by_partition = feed.pending_streams, feed.pending_partitions
+            feed.pending_streams, feed.pending_partitions = {}, {}
+        feed.in_flight.append((feed.sequence, _InFlight(nbytes, by_partition, streams)))
+        feed.in_flight_bytes += nbytes
+        self.raw_bytes += nbytes
+        self.records += len(taken)
+        payload = self._compressor.compress(raw) if raw else b""
+        self.wire_bytes += len(payload)
+        is_heads_due = context.now_us - feed.last_heads_us >= HEADS_US
+        context.send(
+            feed.peer,
+            FeedBatch(
+                feed.feed,
+                feed.sequence,
+                nbytes,
+                payload,
+                self._sent_hlc(feed),
+                {s.partition: feed.sent_hlc_of.get(s, 0) for s in feed.behind},
+                self._heads(feed) if is_heads_due else [],
+                context.now_us,
+                feed.echo_us,
+            ),
+        )
+        if is_heads_due:
+            feed.last_heads_us = context.now_us
+        feed.last_sent_us = context.now_us
+
+    def _cut(self, feed: Feed) -> tuple[list[bytes], int]:
+        """Take one batch's worth from what is pending."""
+        if feed.pending_bytes <= WAN_BATCH_BYTES_MAX:
+            taken, nbytes = feed.pending, feed.pending_bytes
+            feed.pending, feed.pending_bytes = [], 0
+            return taken, nbytes
+        nbytes = count = 0
+        for raw in feed.pending:
+            if count and nbytes + len(raw) > WAN_BATCH_BYTES_MAX:
+                break
+            nbytes += len(raw)
+            count += 1
+        taken = feed.pending[:count]
+        del feed.pending[:count]
+        feed.pending_bytes -= nbytes
+        return taken, nbytes
+
+    def _sent_hlc(self, feed: Feed) -> int:
+        """Everything originated here up to this HLC has been put into `feed` (but for what is behind)."""
+        if feed.pending:
+            return 0
+        unsynced = self._context.commit.first_unsynced_hlc()
+        return unsynced - 1 if unsynced is not None else self._context.clock.last
+
+    def _heads(self, feed: Feed) -> list[StreamHeads]:
+        return heads_of((stream, stream.frontier) for stream in feed.sent if feed.own_only)
+
+    # --- acknowledgements ---------------------------------------------------------------------------------------------------------
+
+    def acknowledged(self, peer: str, message: FeedAck) -> None:
+        """The receiver synced batches, or a quorum of its datacenter did."""
+        for feed in list(self._feeds.get(peer, {}).values()):
+            if feed.feed == message.feed:
+                self._acknowledged(feed, message)
+
+    def _acknowledged(self, feed: Feed, message: FeedAck) -> None:
+        feed.echo_us = message.sent_us
+        while feed.in_flight and feed.in_flight[0][0] <= message.synced:
+            sequence, sent = feed.in_flight.popleft()
+            feed.in_flight_bytes -= sent.nbytes
+            for partition, nbytes in sent.by_partition.items():
+                feed.partition_bytes[partition] -= nbytes
+            if feed.own_only and sent.streams:
+                feed.unacked.append((sequence, sent.streams))
+        while len(feed.unacked) > UNACKED_BATCHES_MAX:
+            feed.unacked.popleft()  # the receiver's `covered` will say it
+        while feed.unacked and feed.unacked[0][0] <= message.quorum:
+            for stream, number in feed.unacked.popleft()[1].items():
+                self._covered(feed.dc, stream, number)
+        for heads in message.covered:
+            table = self._context.tables.get(heads.namespace)
+            for partition, number in zip(heads.partitions, heads.numbers, strict=True):
+                stream = table.streams.get(partition, heads.origin) if table and partition < self._context.partitions else None
+                if stream is not None:
+                    self._covered(feed.dc, stream, number)
+        self._pump(feed)
+
+    def _covered(self, dc: str, stream: Stream, number: int) -> None:
+        if number > stream.dcs.get(dc, 0):
+            stream.dcs[dc] = number
+            self.on_covered(stream)
+
+    # --- time -----------------------------------------------------------------------------------------------------------------------
+
+    def wake_at_us(self) -> int | None:
+        wakes = [feed.flush_at_us for feed in self if feed.flush_at_us is not None]
+        wakes += [feed.last_sent_us + HEARTBEAT_US for feed in self]
+        return min(wakes, default=None)
+
+    def tick(self) -> None:
+        now_us = self._context.now_us
+        for feed in list(self):
+            if feed.flush_at_us is not None and feed.flush_at_us <= now_us:
+                while feed.pending:
+                    self._flush(feed)
+            if now_us - feed.last_sent_us >= HEARTBEAT_US:
+                if self._context.commit.first_unsynced_hlc() is None:
+                    self._context.clock.stamp(self._context.wall_ms)
+                self._flush(feed)
+            if feed.behind:
+                self._pump(feed)
+
+
+def heads_of(pairs: Iterable[tuple[Stream, int]]) -> list[StreamHeads]:
+    """Frontiers grouped by namespace and origin, as messages carry them."""
+    groups: dict[tuple[int, bytes], StreamHeads] = {}
+    for stream, number in pairs:
+        group = groups.get((stream.namespace, stream.origin))
+        if group is None:
+            group = groups[stream.namespace, stream.origin] = StreamHeads(stream.namespace, stream.origin, [], [])
+        group.partitions.append(stream.partition)
+        group.numbers.append(number)
+    return list(groups.values())

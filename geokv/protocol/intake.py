@@ -1,0 +1,151 @@
+"""Taking in records that others numbered: the one door for replication, feeds, repair and closings.
+
+    records --decode--> known? new? not refused? --> table.take + next frame --> after the sync: `then`
+
+What is dropped, and why it is safe: a number that is here already (its delta is merged), one of an origin that this replica promised to
+refuse or that is closed for good (it comes with the closing, or exists nowhere), one whose namespace is not defined here yet
+(it stays in the sender's log and comes again).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from geokv.core.record import CELL, DELTA, Record, decode_records
+from geokv.protocol.commit import Entry
+from geokv.protocol.context import Context
+from geokv.protocol.messages import Replicated
+from geokv.protocol.streams import Stream
+from geokv.protocol.table import Table
+
+
+@dataclass(slots=True)
+class Taken:
+    """What became of a batch of records. `present`: those that are here now, new ones (`fresh` of them) and old."""
+
+    fresh: int = 0
+    present: list[Record] = field(default_factory=list)
+    newer: list[tuple[int, int]] = field(default_factory=list)
+    refused: dict[bytes, None] = field(default_factory=dict)
+    unknown: dict[int, None] = field(default_factory=dict)
+    contiguous: bool = True
+    reason: str = ""  # nothing was taken: no room
+
+
+class Intake:
+    """Takes records of others into this node's log and tables."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def take(
+        self,
+        records: bytes,
+        then: Callable[[], None],
+        is_closing: bool = False,
+        may_be_early: bool = False,
+        answer: Replicated | None = None,
+    ) -> Taken:
+        """Take `records`; `then` runs once everything of them is synced here (also what was here or on its way before).
+
+        `is_closing`: a closer brings them, so a promise does not stand in the way. `may_be_early`: where all of them belong to
+        namespaces with durability "interval", `then` does not wait for the sync. `answer`: filled in with what became of
+        the records, before `then` can run. Raises RecordError for bytes that are no
+        records; then nothing was taken.
+        """
+        context = self._context
+        taken = Taken()
+        if len(records) > 0:
+            taken.reason = context.commit.reserve(len(records))
+        if taken.reason:
+            context.note("intake.no_room")
+            return taken
+        decoded = decode_records(records)
+        entries: list[Entry] = []
+        tables: dict[int, Table] = {}
+        present = taken.present
+        all_tables = context.tables
+        nbytes = 0
+        last_namespace = -1
+        table: Table | None = None
+        is_lww = False
+        partitions: list[dict[bytes, Stream]] = []
+        waiting: dict[bytes, bytes] = {}
+        flying: dict[bytes, bytes] = {}
+        cells: dict[bytes, bytes] = {}
+        for index, record in enumerate(decoded):
+            raw, kind, partition, namespace, number, hlc, origin, key, cell = record
+            if namespace != last_namespace:
+                table = all_tables.get(namespace)
+                last_namespace = namespace
+                if table is None:
+                    taken.unknown[namespace] = None
+                    taken.contiguous = False
+                    continue
+                tables[namespace] = table
+                is_lww = table.merge is max
+                partitions = table.streams.partitions
+                waiting, flying, cells = table.waiting, table.flying, table.cells
+            elif table is None:
+                continue
+            if partition >= len(partitions) or kind > CELL:
+                context.note("intake.malformed")
+                taken.contiguous = False
+                continue
+            stream: Stream | None = None
+            if kind == DELTA:
+                stream = partitions[partition].get(origin) or context.stream(table, partition, origin)
+                if stream is None:
+                    continue
+                if stream.is_refused and not is_closing:
+                    taken.refused[origin] = None
+                    taken.contiguous = False
+                    continue
+                if not stream.take(number):
+                    if number <= stream.received or number in stream.beyond:
+                        present.append(record)
+                    elif stream.last is None:
+                        taken.contiguous = False
+                    continue
+                if stream.received < number:
+                    taken.contiguous = False
+            stored = waiting.get(key) or flying.get(key) or cells.get(key)
+            if stored is None:
+                waiting[key] = cell
+            elif is_lww:
+                if stored > cell:
+                    taken.newer.append((index, int.from_bytes(stored[1:9], "big")))
+                    waiting[key] = stored
+                else:
+                    waiting[key] = cell
+            else:
+                waiting[key] = table.merge(stored, cell)
+            if hlc > context.clock.last:
+                context.clock.observe(hlc, context.wall_ms)
+            entries.append((raw, stream, number))
+            nbytes += len(raw)
+            present.append(record)
+        taken.fresh = len(entries)
+        if answer is not None:
+            answer.contiguous, answer.newer = taken.contiguous, taken.newer
+            answer.refused, answer.unknown = list(taken.refused), list(taken.unknown)
+        if not entries:
+            context.commit.after_pending(then)
+        else:
+            sync_by_us = self._sync_by_us(tables.values())
+            is_early = may_be_early and sync_by_us is not None
+            context.commit.add(entries, nbytes, tables.values(), None if is_early else then, sync_by_us)
+            if is_early:
+                then()
+        return taken
+
+    def _sync_by_us(self, tables: Iterable[Table]) -> int | None:
+        """When the frame must be synced: None (at once) unless all tables sync by interval."""
+        latest: int | None = None
+        for table in tables:
+            if not table.is_interval:
+                return None
+            due = self._context.now_us + table.definition.interval_ms * 1000
+            latest = due if latest is None else min(latest, due)
+        return latest

@@ -1,0 +1,440 @@
+"""Read coordination: own cell, digests from the others, cells where they differ, the merge, and repair of who was stale.
+
+    own cells ──┐
+    digests  ───┴─ all equal? ── yes ──> answer
+                       │ no
+                       └─ ask the cells, merge ──> answer ──> repair who was stale      (repair=before: repair, then answer)
+
+A key whose own cell is on its way to the disk waits for that sync: a replica never shows what it has not synced. An owner that stays
+silent is replaced by another one after `ASK_MORE_US`.
+
+Invariants: with R+W>N the answer merges at least one replica of every write acknowledged before the read began. Repair carries
+cells as they are; it makes no dots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
+from typing import Final
+
+import mmh3
+
+from geokv.core.cell import live_value, lww_version
+from geokv.core.hlc import hlc_ms
+from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, TIMEOUT_MS_MAX
+from geokv.core.quorum import Consistency, needed
+from geokv.core.record import CELL, NO_OPERATION, encode_record
+from geokv.core.ring import key_hash
+from geokv.errors import InvalidRequest, NamespaceNotFound
+from geokv.protocol.context import Context
+from geokv.protocol.intake import Intake
+from geokv.protocol.messages import CellsRead, ReadCells
+from geokv.protocol.replication import Replication
+from geokv.protocol.requests import Detail, Outcome, ReadBatch, ReadReply
+from geokv.protocol.table import Table
+
+ASK_MORE_US: Final = 150_000
+UNSET: Final = 255
+NO_DIGEST: Final = bytes(8)
+ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024  # of cells, in one message between nodes
+Respond = Callable[[ReadReply], None]
+
+
+def digest_of(cell: bytes | None) -> bytes:
+    """Eight bytes that stand for a cell; zeros where there is none."""
+    return mmh3.hash_bytes(cell)[:8] if cell is not None else NO_DIGEST
+
+
+class ReadCall:
+    """One client batch of gets in progress."""
+
+    __slots__ = ("batch", "deadline_us", "remaining", "reply", "respond", "started_us", "table")
+
+    def __init__(self, batch: ReadBatch, respond: Respond, coordinator: str, now_us: int) -> None:
+        count = len(batch.keys)
+        self.batch = batch
+        self.respond: Respond | None = respond
+        self.reply = ReadReply([UNSET] * count, [None] * count, [0] * count, [0] * count, coordinator, 0, 0)
+        self.started_us = now_us
+        self.deadline_us = now_us + batch.timeout_ms * 1000 - min(100_000, batch.timeout_ms * 100)
+        self.remaining = 0
+        self.table: Table | None = None
+
+
+class ReadPart:
+    """The share of a call that one owner set answers."""
+
+    __slots__ = ("asked", "call", "cells", "digests", "fetching", "indexes", "is_done", "keys", "peers", "query", "r", "theirs")
+
+    def __init__(self, call: ReadCall, indexes: list[int], keys: list[bytes], r: int, peers: tuple[str, ...]) -> None:
+        self.call = call
+        self.indexes = indexes
+        self.keys = keys
+        self.r = r
+        self.peers = peers
+        self.asked: list[str] = []
+        self.digests: dict[str, bytes] = {}  # peer -> its digests of all keys
+        self.fetching: dict[str, list[int]] = {}  # peer -> positions whose cells were asked
+        self.theirs: dict[str, dict[int, bytes | None]] = {}  # peer -> position -> its cell
+        self.cells: list[bytes | None] | None = None  # own cells, once settled
+        self.query = 0
+        self.is_done = False
+
+
+class ReadCoordinator:
+    """Coordinates reads on an owner, and answers those of other coordinators."""
+
+    def __init__(
+        self, context: Context, replication: Replication, intake: Intake, resolve: Callable[[str], Table | None]
+    ) -> None:
+        self._context = context
+        self._replication = replication
+        self._intake = intake
+        self._resolve = resolve
+        self._by_query: dict[int, ReadPart] = {}
+        self._deadlines: list[tuple[int, int, ReadPart]] = []
+        self._order = 0
+        self._calls = 0
+
+    @property
+    def calls(self) -> int:
+        return self._calls
+
+    # --- a client's batch -------------------------------------------------------------------------------------------------
+
+    def start(self, batch: ReadBatch, respond: Respond) -> None:
+        """Coordinate `batch`, all of whose keys this node owns; answers through `respond`, once."""
+        context = self._context
+        call = ReadCall(batch, respond, context.node, context.now_us)
+        self._calls += 1
+        try:
+            table = self._checked(batch)
+            replicas = table.placement.replicas
+            r = needed(batch.level or table.definition.read_level, batch.r, replicas)
+            if batch.repair_before:
+                r = max(r, replicas // 2 + 1)
+        except InvalidRequest as error:
+            outcome = Outcome.NOT_FOUND if isinstance(error, NamespaceNotFound) else Outcome.INVALID
+            self._refuse(call, range(len(batch.keys)), outcome, str(error))
+            self._finish_if_complete(call)
+            return
+        call.table = table
+        if batch.seen_hlc:
+            context.clock.observe(batch.seen_hlc, context.wall_ms)
+        parts = self._admit(call, table, r)
+        call.remaining = len(parts)
+        for part in parts:
+            self._gather(part, table)
+        self._finish_if_complete(call)
+
+    def _checked(self, batch: ReadBatch) -> Table:
+        table = self._resolve(batch.namespace)
+        if table is None:
+            raise NamespaceNotFound(
+                f"no namespace {batch.namespace!r} here: create it first (geokv namespace create)",
+                namespace=batch.namespace,
+            )
+        if not 0 < len(batch.keys) <= BATCH_ITEMS_MAX:
+            raise InvalidRequest(f"a batch of {len(batch.keys)} keys: between 1 and {BATCH_ITEMS_MAX}")
+        if not 0 < batch.timeout_ms <= TIMEOUT_MS_MAX:
+            raise InvalidRequest(f"timeout of {batch.timeout_ms} ms: between 1 and {TIMEOUT_MS_MAX}")
+        if batch.level is Consistency.EACH_QUORUM:
+            raise InvalidRequest("EACH_QUORUM is a level of writes: read at QUORUM, or at ALL")
+        if self._context.dc not in table.definition.dcs:
+            raise InvalidRequest(
+                f"namespace {batch.namespace!r} is not held by {self._context.dc}: ask one of {', '.join(table.definition.dcs)}"
+            )
+        return table
+
+    def _admit(self, call: ReadCall, table: Table, r: int) -> list[ReadPart]:
+        context = self._context
+        placement = table.placement
+        keys = call.batch.keys
+        if context.is_refusing or self._calls > CALLS_MAX:
+            outcome = Outcome.UNAVAILABLE if context.is_refusing else Outcome.OVERLOADED
+            self._refuse(call, range(len(keys)), outcome, context.is_refusing or f"{self._calls} calls in progress")
+            return []
+        by_set: dict[int, list[int]] = {}
+        set_of, shift, key_max = placement.set_of, placement.shift, table.definition.key_bytes_max
+        for index, key in enumerate(keys):
+            if not 0 < len(key) <= key_max:
+                self._refuse(call, (index,), Outcome.INVALID, f"key of {len(key)} bytes: between 1 and {key_max}")
+                continue
+            partition = key_hash(key) >> shift
+            if placement.is_mine[partition]:
+                by_set.setdefault(set_of[partition], []).append(index)
+            else:
+                self._refuse(call, (index,), Outcome.WRONG_NODE, f"{context.node} does not own this key's partition")
+        parts: list[ReadPart] = []
+        for owner_set, indexes in by_set.items():
+            peers = placement.peers_of_set[owner_set]
+            live = 1 + len(context.peers.live(peers, context.now_us))
+            if live < r:
+                text = f"{r} replicas needed, {live} of {placement.replicas} live"
+                self._refuse(call, indexes, Outcome.UNAVAILABLE, text, r, live)
+            else:
+                parts.append(ReadPart(call, indexes, [keys[index] for index in indexes], r, peers))
+        return parts
+
+    def _refuse(
+        self, call: ReadCall, indexes: Iterable[int], outcome: Outcome, text: str, required: int = 0, achieved: int = 0
+    ) -> None:
+        detail = Detail(text, required, achieved, retry_after_ms=50 if outcome is Outcome.OVERLOADED else 0)
+        for index in indexes:
+            call.reply.outcomes[index] = outcome
+            call.reply.details[index] = detail
+
+    # --- gathering --------------------------------------------------------------------------------------------------------
+
+    def _gather(self, part: ReadPart, table: Table) -> None:
+        context = self._context
+        if part.r > 1:
+            part.query = context.next_id()
+            self._by_query[part.query] = part
+            live = context.peers.live(part.peers, context.now_us)
+            start = part.query % len(live)
+            for peer in (live[start:] + live[:start])[: part.r - 1]:
+                self._ask(part, table, peer)
+            self._order += 1
+            heappush(self._deadlines, (context.now_us + ASK_MORE_US, self._order, part))
+        elif not table.is_settled(part.keys):
+            self._order += 1
+            heappush(self._deadlines, (part.call.deadline_us, self._order, part))
+        self._when_settled(table, part.keys, lambda: self._own_cells(part, table))
+
+    def _ask(self, part: ReadPart, table: Table, peer: str) -> None:
+        part.asked.append(peer)
+        self._context.send(peer, ReadCells(part.query, table.definition.id, part.keys, digests=True))
+
+    def _when_settled(self, table: Table, keys: list[bytes], then: Callable[[], None]) -> None:
+        """Run `then` once what was on its way to the disk for these keys is synced."""
+        if table.is_settled(keys):
+            then()
+        else:
+            self._context.count("read.waited_for_sync")
+            self._context.commit.after_pending(then)
+
+    def _own_cells(self, part: ReadPart, table: Table) -> None:
+        get = table.visible if table.is_interval else table.cells.get
+        part.cells = [get(key) for key in part.keys]
+        self._progress(part, table)
+
+    def answered(self, peer: str, message: CellsRead) -> None:
+        """A replica answered with digests or with cells."""
+        part = self._by_query.get(message.query)
+        table = part.call.table if part is not None else None
+        if part is None or part.is_done or table is None or peer not in part.asked:
+            return
+        if message.error:
+            return
+        if peer in part.fetching:
+            positions = part.fetching[peer]
+            if len(message.cells) == len(positions):
+                part.theirs[peer] = {at: cell or None for at, cell in zip(positions, message.cells, strict=True)}
+        elif len(message.digests) == 8 * len(part.keys):
+            part.digests[peer] = message.digests
+        self._progress(part, table)
+
+    def _progress(self, part: ReadPart, table: Table) -> None:
+        """Answer as soon as R replicas are known to agree or their cells are here."""
+        cells = part.cells
+        if part.is_done or cells is None or len(part.digests) + 1 < part.r:
+            return
+        if part.r == 1:
+            self._settle(part, cells, 1)
+            return
+        own = b"".join([digest_of(cell) for cell in cells])
+        for peer, digests in part.digests.items():
+            if digests != own and peer not in part.fetching:
+                differ = [at for at in range(len(cells)) if digests[8 * at : 8 * at + 8] != own[8 * at : 8 * at + 8]]
+                part.fetching[peer] = differ
+                keys = [part.keys[at] for at in differ]
+                self._context.count("read.digest_mismatch", len(differ))
+                self._context.send(peer, ReadCells(part.query, table.definition.id, keys, digests=False))
+        if all(peer in part.theirs for peer in part.fetching):
+            self._merge(part, table, cells)
+
+    def _merge(self, part: ReadPart, table: Table, own: list[bytes | None]) -> None:
+        merged = list(own)
+        for cells in part.theirs.values():
+            for at, cell in cells.items():
+                here = merged[at]
+                if cell is not None:
+                    merged[at] = cell if here is None else table.merge(here, cell)
+        replicas = len(part.digests) + 1
+        repairs = self._repairs(part, table, own, merged) if part.theirs else {}
+        if not repairs:
+            self._settle(part, merged, replicas)
+        elif part.call.batch.repair_before:
+            self._repair_before(part, merged, replicas, repairs)
+        else:
+            self._settle(part, merged, replicas)
+            for peer, records in repairs.items():
+                self._repair(peer, records)
+
+    # --- repair -----------------------------------------------------------------------------------------------------------
+
+    def _repairs(
+        self, part: ReadPart, table: Table, own: list[bytes | None], merged: list[bytes | None]
+    ) -> dict[str, bytes]:
+        """Replica (this one included) -> the cells that it lacks, as records without a number."""
+        context = self._context
+        shift = table.placement.shift
+        lacks: dict[str, list[bytes]] = {}
+        for at in {at for cells in part.theirs.values() for at in cells}:
+            cell = merged[at]
+            if cell is None:
+                continue
+            key = part.keys[at]
+            record = encode_record(
+                CELL, key_hash(key) >> shift, table.definition.id, 0, 0, NO_OPERATION, b"", key, cell
+            )
+            if own[at] != cell:
+                lacks.setdefault(context.node, []).append(record)
+            for peer in part.digests:
+                theirs = part.theirs.get(peer, {}).get(at, own[at])
+                if theirs != cell:
+                    lacks.setdefault(peer, []).append(record)
+        return {peer: b"".join(records) for peer, records in sorted(lacks.items())}
+
+    def _repair(self, peer: str, records: bytes) -> None:
+        context = self._context
+        context.note("read.repaired")
+        if peer == context.node:
+            self._intake.take(records, lambda: None)
+        elif not self._replication.is_full:
+            sent = self._replication.start((peer,), records, lambda _: None)
+            self._replication.release(sent)
+
+    def _repair_before(
+        self, part: ReadPart, merged: list[bytes | None], replicas: int, repairs: dict[str, bytes]
+    ) -> None:
+        """Answer only when all who were asked hold what the answer says."""
+        waits = set(repairs)
+
+        def repaired(replica: str) -> None:
+            waits.discard(replica)
+            if not waits:
+                self._settle(part, merged, replicas)
+
+        for replica, records in repairs.items():
+            self._context.note("read.repaired_before")
+            if replica == self._context.node:
+                self._intake.take(records, lambda: repaired(self._context.node))
+            else:
+                self._replication.start((replica,), records, lambda sent: repaired(sent.peers[0]) if sent.acked else None)
+
+    # --- answering ---------------------------------------------------------------------------------------------------------
+
+    def _settle(self, part: ReadPart, cells: list[bytes | None], replicas: int) -> None:
+        if part.is_done:
+            return
+        part.is_done = True
+        self._by_query.pop(part.query, None)
+        call = part.call
+        reply = call.reply
+        now_ms = hlc_ms(max(self._context.clock.last, self._context.wall_ms << 16))
+        for index, cell in zip(part.indexes, cells, strict=True):
+            reply.outcomes[index] = Outcome.APPLIED
+            reply.replicas[index] = replicas
+            if cell is not None:
+                value = live_value(cell, now_ms)
+                reply.values[index] = value
+                reply.versions[index] = lww_version(cell)
+        call.remaining -= 1
+        self._finish_if_complete(call)
+
+    def _finish_if_complete(self, call: ReadCall) -> None:
+        if call.remaining or call.respond is None:
+            return
+        respond, call.respond = call.respond, None
+        self._calls -= 1
+        call.reply.hlc = self._context.clock.last
+        call.reply.elapsed_us = self._context.now_us - call.started_us
+        respond(call.reply)
+
+    # --- another coordinator's read ------------------------------------------------------------------------------------------
+
+    def serve(self, peer: str, message: ReadCells) -> None:
+        """Answer a co-owner's question for cells or digests."""
+        context = self._context
+        table = context.tables.get(message.namespace)
+        if table is None or context.is_refusing:
+            why = context.is_refusing or f"no namespace with id {message.namespace:x} here"
+            context.send(peer, CellsRead(message.query, [], b"", why))
+            return
+        self._when_settled(table, message.keys, lambda: self._serve_settled(peer, message, table))
+
+    def _serve_settled(self, peer: str, message: ReadCells, table: Table) -> None:
+        get = table.visible if table.is_interval else table.cells.get
+        if message.digests:
+            digests = b"".join([digest_of(get(key)) for key in message.keys])
+            self._context.send(peer, CellsRead(message.query, [], digests))
+            return
+        cells = [get(key) or b"" for key in message.keys]
+        if sum(map(len, cells)) > ANSWER_BYTES_MAX:
+            self._context.send(peer, CellsRead(message.query, [], b"", "too many bytes for one answer: ask fewer keys"))
+            return
+        self._context.send(peer, CellsRead(message.query, cells, b""))
+
+    # --- time ---------------------------------------------------------------------------------------------------------------
+
+    def lost(self, peer: str) -> None:
+        """A replica is gone: ask another one in its place at once."""
+        for part in list(self._by_query.values()):
+            if peer in part.asked and peer not in part.digests:
+                self._ask_more(part)
+
+    def wake_at_us(self) -> int | None:
+        while self._deadlines and self._deadlines[0][2].is_done:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def tick(self) -> None:
+        now_us = self._context.now_us
+        while self._deadlines and (self._deadlines[0][0] <= now_us or self._deadlines[0][2].is_done):
+            part = heappop(self._deadlines)[2]
+            if part.is_done:
+                continue
+            if now_us >= part.call.deadline_us:
+                self._expire(part, "the deadline has passed")
+            else:
+                self._ask_more(part)
+                self._order += 1
+                heappush(self._deadlines, (min(part.call.deadline_us, now_us + ASK_MORE_US), self._order, part))
+
+    def _ask_more(self, part: ReadPart) -> None:
+        """Some replica stays silent: ask the live ones that were not asked, or ask again who lost the question."""
+        table = part.call.table
+        if table is None:
+            return
+        context = self._context
+        for peer in context.peers.live(part.peers, context.now_us):
+            if peer not in part.asked:
+                context.note("read.asked_more")
+                self._ask(part, table, peer)
+                return
+        for peer in context.peers.live(part.asked, context.now_us):
+            if peer in part.fetching and peer not in part.theirs:
+                keys = [part.keys[at] for at in part.fetching[peer]]
+                context.send(peer, ReadCells(part.query, table.definition.id, keys, digests=False))
+            elif peer not in part.digests:
+                context.send(peer, ReadCells(part.query, table.definition.id, part.keys, digests=True))
+
+    def _expire(self, part: ReadPart, why: str) -> None:
+        part.is_done = True
+        self._by_query.pop(part.query, None)
+        achieved = len(part.digests) + (part.cells is not None)
+        text = f"{why}: {achieved} of {part.r} replicas answered"
+        self._refuse(part.call, part.indexes, Outcome.UNAVAILABLE, text, part.r, achieved)
+        part.call.remaining -= 1
+        self._finish_if_complete(part.call)
+
+    def end(self, why: str) -> None:
+        for _, _, part in self._deadlines:
+            if not part.is_done:
+                self._expire(part, why)
+        self._deadlines.clear()
+
+

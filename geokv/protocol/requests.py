@@ -1,0 +1,135 @@
+"""What clients ask of a node and what it answers, as columns: a batch is one object, an operation is one entry in its lists.
+
+The wire form is proto/geokv/v1/kv.proto; runtime, server and client translate. Here are only the values that the machines see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from geokv.core.quorum import Consistency
+
+
+class Outcome(IntEnum):
+    """What became of one operation. The first three are results, the rest are errors (see geokv.errors)."""
+
+    APPLIED = 0
+    SUPERSEDED = 1
+    PENDING = 2
+    INVALID = 10
+    NOT_FOUND = 11  # no such namespace
+    UNAVAILABLE = 12
+    OVERLOADED = 13
+    PARTIAL = 14
+    AMBIGUOUS = 15
+    STALE = 16
+    DEADLINE = 17
+    ALREADY_EXISTS = 18
+    WRONG_NODE = 19  # refresh the ring; nothing was numbered
+
+    @property
+    def is_error(self) -> bool:
+        return self >= Outcome.INVALID
+
+
+@dataclass(slots=True)
+class Detail:
+    """Why one operation of a batch did not simply succeed. Sparse: only where there is something to say."""
+
+    message: str = ""
+    required: int = 0
+    achieved: int = 0
+    replicas: tuple[str, ...] = ()
+    behind_ms: int = 0
+    retry_after_ms: int = 0
+
+
+@dataclass(slots=True)
+class WriteBatch:
+    """Puts and deletes of one namespace with the same options. `values[i]` is None for a delete.
+
+    `ttl_ms`: 0 takes the namespace's, -1 means none. `w`: explicit replica count, 0 takes the level. `operations`: 16 bytes
+    per item, or empty. `contexts`: per item, or empty. `timeout_ms`: what is left of the caller's time. `replicated_to`: how many
+    DCs in all (this one included) must hold the write before the answer; 0: as the level says.
+    """
+
+    namespace: str
+    keys: list[bytes]
+    values: list[bytes | None]
+    level: Consistency = Consistency.DEFAULT
+    w: int = 0
+    ttl_ms: int = 0
+    replicated_to: int = 0
+    timeout_ms: int = 5_000
+    seen_hlc: int = 0
+    operations: list[bytes] = field(default_factory=list)
+    contexts: list[bytes] = field(default_factory=list)
+    ring_version: int = 0
+
+
+@dataclass(slots=True)
+class WriteReply:
+    """One entry per item of the batch. `replicas`/`dcs`: how many hold it, synced, when this was said."""
+
+    outcomes: list[int]
+    versions: list[int]
+    replicas: list[int]
+    dcs: list[int]
+    coordinator: str
+    hlc: int
+    elapsed_us: int
+    details: dict[int, Detail] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ReadBatch:
+    """Gets of one namespace with the same options. `repair_before`: answer only what a quorum holds."""
+
+    namespace: str
+    keys: list[bytes]
+    level: Consistency = Consistency.DEFAULT
+    r: int = 0
+    timeout_ms: int = 5_000
+    seen_hlc: int = 0
+    repair_before: bool = False
+    ring_version: int = 0
+
+
+@dataclass(slots=True)
+class ReadReply:
+    """One entry per key. `values[i]` is None where absent, deleted, expired or failed. `versions[i]` is 0 where absent."""
+
+    outcomes: list[int]
+    values: list[bytes | None]
+    versions: list[int]
+    replicas: list[int]
+    coordinator: str
+    hlc: int
+    elapsed_us: int
+    details: dict[int, Detail] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class AdminRequest:
+    """`verb` is one of the names in `node.admin`: namespace_create|list|show|alter|delete, status, ring, metrics.
+
+    `arguments` is a tree of plain values (str, int, float, bool, None, list, dict): JSON on the wire.
+    """
+
+    verb: str
+    arguments: dict[str, object]
+    timeout_ms: int = 5_000
+
+
+@dataclass(slots=True)
+class AdminReply:
+    """`outcome` APPLIED with `body`, or an error outcome with `message`."""
+
+    outcome: Outcome
+    body: dict[str, object] = field(default_factory=dict)
+    message: str = ""
+
+
+Request = WriteBatch | ReadBatch | AdminRequest
+Reply = WriteReply | ReadReply | AdminReply

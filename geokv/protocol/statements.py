@@ -1,0 +1,145 @@
+"""Statements: at every heartbeat each node tells its peers what it has synced, and hears what they have.
+
+To co-owners: frontiers that changed (all of them now and then, so a lost statement heals), what of the own streams every other
+datacenter covers, clocks, and how many definitions are known. To other datacenters: clocks and definitions only; frontiers go there
+with the feeds.
+
+Invariants: a stated frontier is synced here. Statements are only heard from live streams, so what is noted of a peer is true or older
+than true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+
+from geokv.protocol.commit import Entry
+from geokv.protocol.context import Context
+from geokv.protocol.feed_receiver import FeedReceiver
+from geokv.protocol.feed_sender import heads_of
+from geokv.protocol.messages import Statement, StreamHeads
+from geokv.protocol.streams import Stream
+
+
+class Statements:
+    """Makes this node's statements and takes in those of its peers."""
+
+    def __init__(
+        self,
+        context: Context,
+        receiver: FeedReceiver,
+        definitions: Callable[[], dict[str, int]],
+        heard_definitions: Callable[[str, dict[str, int]], None],
+        neighbours: list[str],
+        remote: list[str],
+        interval_us: int,
+        full_us: int,
+        remote_us: int,
+    ) -> None:
+        self._context = context
+        self._receiver = receiver
+        self._definitions = definitions
+        self._heard_definitions = heard_definitions
+        self._neighbours = neighbours
+        self._remote = remote
+        self._interval_us = interval_us
+        self._full_us = full_us
+        self._remote_us = remote_us
+        self._touched: set[Stream | None] = set()
+        self._shipped: set[Stream] = set()
+        self._next_us = 0
+        self._next_full_us = 0
+        self._next_remote_us = 0
+
+    def landed(self, entries: Iterable[Entry]) -> None:
+        """Records were synced: their streams are in the next statement."""
+        self._touched.update([entry[1] for entry in entries])
+
+    def covered(self, stream: Stream) -> None:
+        """Another datacenter's frontier on an own stream moved."""
+        self._shipped.add(stream)
+
+    def connected(self) -> None:
+        """Somebody came (back): tell everything at the next heartbeat."""
+        self._next_full_us = 0
+
+    def wake_at_us(self) -> int:
+        return self._next_us
+
+    def tick(self) -> bool:
+        """Send what is due; True at a heartbeat."""
+        context = self._context
+        now_us = context.now_us
+        if now_us < self._next_us:
+            return False
+        self._next_us = now_us + self._interval_us
+        is_full = now_us >= self._next_full_us
+        if is_full:
+            self._next_full_us = now_us + self._full_us
+        frontiers, shipped = self._frontiers(is_full), self._shipped_heads(is_full)
+        for peer in self._neighbours:
+            if context.peers[peer].is_connected:
+                context.send(peer, self._statement(peer, is_full, frontiers, shipped))
+        if now_us >= self._next_remote_us:
+            self._next_remote_us = now_us + self._remote_us
+            for peer in self._remote:
+                if context.peers[peer].is_connected:
+                    context.send(peer, self._statement(peer, False, [], []))
+        return True
+
+    def _statement(
+        self, peer: str, is_full: bool, frontiers: list[StreamHeads], shipped: list[StreamHeads]
+    ) -> Statement:
+        context = self._context
+        return Statement(
+            context.now_us,
+            context.peers[peer].echo_us,
+            context.wall_ms,
+            context.clock.last,
+            context.commit.log_sequence,
+            is_full,
+            frontiers,
+            shipped,
+            self._definitions(),
+        )
+
+    def _frontiers(self, is_full: bool) -> list[StreamHeads]:
+        touched, self._touched = self._touched, set()
+        if is_full:
+            streams: Iterable[Stream] = chain.from_iterable(t.streams for t in self._context.tables.values())
+        else:
+            streams = sorted((s for s in touched if s is not None), key=lambda s: s.key)
+        return heads_of((stream, stream.frontier) for stream in streams if stream.frontier)
+
+    def _shipped_heads(self, is_full: bool) -> list[StreamHeads]:
+        context = self._context
+        shipped, self._shipped = self._shipped, set()
+        if is_full:
+            own = (s for t in context.tables.values() for s in t.streams if s.dcs)
+        else:
+            own = (s for s in sorted(shipped, key=lambda s: s.key))
+        pairs = ((s, self.shipped_everywhere(s)) for s in own)
+        return heads_of((stream, number) for stream, number in pairs if number)
+
+    def shipped_everywhere(self, stream: Stream) -> int:
+        """Up to which number the frontier of every other DC that holds the namespace covers an own stream."""
+        table = self._context.tables.get(stream.namespace)
+        if table is None:
+            return stream.frontier
+        others = [dc for dc in table.definition.dcs if dc != self._context.dc]
+        return min((stream.dcs.get(dc, 0) for dc in others), default=stream.frontier)
+
+    def heard(self, peer: str, message: Statement) -> None:
+        """A peer's statement."""
+        context = self._context
+        context.peers.stated(peer, message, context.wall_ms, context.now_us)
+        context.clock.observe(message.hlc, context.wall_ms)
+        for heads in message.shipped:
+            table = context.tables.get(heads.namespace)
+            for partition, number in zip(heads.partitions, heads.numbers, strict=True):
+                stream = table.streams.get(partition, heads.origin) if table and partition < context.partitions else None
+                if stream is not None:
+                    stream.shipped = max(stream.shipped, number)
+        if peer in self._neighbours:
+            self._receiver.stated(peer, message.frontiers)
+        self._heard_definitions(peer, message.definitions)

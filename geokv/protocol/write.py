@@ -1,0 +1,512 @@
+"""Write coordination: a client's batch becomes numbered records, goes to the owners, and is answered when its level is met.
+
+    batch ──check, reserve room, is the level reachable?── no ──> refused, nothing numbered (safe to retry)
+                    │ yes
+                    ├─ stamp, number, encode          one part per owner set
+                    ├─ Replicate to the co-owners     at once
+                    ├─ Persist in the own log         at once; always among the W
+                    └─ W replicas have it synced ──> EACH_QUORUM: and the other DCs' frontiers cover it ──> answer
+
+A replica that holds a newer version says so with its acknowledgement; then the coordinator stamps once more above it, and only
+where that loses too is the outcome SUPERSEDED.
+
+Invariants: an outcome below INVALID is given only when the coordinator's own log and W-1 others have synced the record (durability
+"interval": have taken it). UNAVAILABLE, OVERLOADED, INVALID and NOT_FOUND mean that nothing was numbered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
+from typing import Final
+
+from geokv.core.cell import VERSION_MAX
+from geokv.core.hlc import hlc_from_ms, hlc_ms
+from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, TIMEOUT_MS_MAX
+from geokv.core.lww import encode_lww_record, record_bytes_max
+from geokv.core.quorum import Consistency, needed
+from geokv.core.record import NO_OPERATION
+from geokv.core.ring import key_hash
+from geokv.errors import InvalidRequest, NamespaceNotFound
+from geokv.protocol.commit import Entry
+from geokv.protocol.context import Context
+from geokv.protocol.replication import Part, Replication
+from geokv.protocol.requests import Detail, Outcome, WriteBatch, WriteReply
+from geokv.protocol.streams import Stream
+from geokv.protocol.table import Table
+
+UNSET: Final = 255
+Respond = Callable[[WriteReply], None]
+
+
+class WriteCall:
+    """One client batch in progress."""
+
+    __slots__ = (
+        "batch",
+        "dcs_needed",
+        "deadline_us",
+        "order",
+        "parts",
+        "remaining",
+        "reply",
+        "respond",
+        "started_us",
+        "table",
+    )
+
+    def __init__(self, batch: WriteBatch, respond: Respond, coordinator: str, now_us: int) -> None:
+        count = len(batch.keys)
+        self.batch = batch
+        self.respond: Respond | None = respond
+        self.reply = WriteReply([UNSET] * count, [0] * count, [0] * count, [0] * count, coordinator, 0, 0)
+        self.started_us = now_us
+        # The answer must be on its way before the caller's own deadline.
+        self.deadline_us = now_us + batch.timeout_ms * 1000 - min(100_000, batch.timeout_ms * 100)
+        self.remaining = 0
+        self.parts: list[WritePart] = []
+        self.table: Table | None = None
+        self.dcs_needed = 0
+        self.order = 0
+
+
+class WritePart:
+    """The share of a call that goes to one owner set."""
+
+    __slots__ = (
+        "attempt",
+        "call",
+        "indexes",
+        "is_done",
+        "lost",
+        "numbers",
+        "part",
+        "streams",
+        "versions",
+        "w",
+        "waits_for",
+    )
+
+    def __init__(self, call: WriteCall, indexes: list[int], w: int) -> None:
+        self.call = call
+        self.indexes = indexes
+        self.w = w
+        self.attempt = 1
+        self.is_done = False
+        self.versions: list[int] = []
+        self.numbers: list[int] = []
+        self.streams: list[Stream] = []
+        self.part: Part | None = None
+        self.waits_for: set[tuple[int, str]] = set()
+        self.lost: set[int] = set()
+
+
+class WriteCoordinator:
+    """Coordinates the writes that clients (or forwarding nodes) bring to this owner."""
+
+    def __init__(self, context: Context, replication: Replication, resolve: Callable[[str], Table | None]) -> None:
+        self._context = context
+        self._replication = replication
+        self._resolve = resolve
+        self._deadlines: list[tuple[int, int, WriteCall]] = []
+        self._order = 0
+        self._calls = 0
+        self._awaiting_dcs: dict[Stream, list[tuple[WritePart, int, str]]] = {}
+        self.log_refuses = ""
+
+    @property
+    def calls(self) -> int:
+        return self._calls
+
+    # --- a batch comes in ------------------------------------------------------------------------------------------------
+
+    def start(self, batch: WriteBatch, respond: Respond) -> None:
+        """Coordinate `batch`, all of whose keys this node owns; answers through `respond`, once."""
+        context = self._context
+        call = WriteCall(batch, respond, context.node, context.now_us)
+        self._calls += 1
+        try:
+            table = self._checked(batch)
+            placement = table.placement
+            level = batch.level or table.definition.write_level
+            w = needed(level, batch.w, placement.replicas)
+            call.dcs_needed = self._dcs_needed(table, level, batch.replicated_to)
+        except InvalidRequest as error:
+            outcome = Outcome.NOT_FOUND if isinstance(error, NamespaceNotFound) else Outcome.INVALID
+            self._refuse(call, range(len(batch.keys)), outcome, str(error))
+            self._finish_if_complete(call)
+            return
+        call.table = table
+        if batch.seen_hlc:
+            context.clock.observe(batch.seen_hlc, context.wall_ms)
+        self._check_items(call, table)
+        parts = self._admit(call, table, w)
+        if parts:
+            call.remaining = len(parts)
+            call.parts = parts
+            self._order += 1
+            call.order = self._order
+            heappush(self._deadlines, (call.deadline_us, call.order, call))
+            for part in parts:
+                self._write(part, table, part.indexes)
+        self._finish_if_complete(call)
+
+    def _checked(self, batch: WriteBatch) -> Table:
+        table = self._resolve(batch.namespace)
+        count = len(batch.keys)
+        if table is None:
+            raise NamespaceNotFound(
+                f"no namespace {batch.namespace!r} here: create it first (geokv namespace create)",
+                namespace=batch.namespace,
+            )
+        if not 0 < count <= BATCH_ITEMS_MAX:
+            raise InvalidRequest(f"a batch of {count} operations: between 1 and {BATCH_ITEMS_MAX}")
+        if len(batch.values) != count:
+            raise InvalidRequest(f"{count} keys with {len(batch.values)} values")
+        if batch.operations and len(batch.operations) != count or batch.contexts and len(batch.contexts) != count:
+            raise InvalidRequest(f"{count} keys with {len(batch.operations)} operations, {len(batch.contexts)} contexts")
+        if not 0 < batch.timeout_ms <= TIMEOUT_MS_MAX:
+            raise InvalidRequest(f"timeout of {batch.timeout_ms} ms: between 1 and {TIMEOUT_MS_MAX}")
+        if batch.ttl_ms < -1:
+            raise InvalidRequest(f"ttl of {batch.ttl_ms} ms: give more than 0, or none")
+        if self._context.dc not in table.definition.dcs:
+            raise InvalidRequest(
+                f"namespace {batch.namespace!r} is not held by {self._context.dc}: ask one of {', '.join(table.definition.dcs)}"
+            )
+        return table
+
+    def _dcs_needed(self, table: Table, level: Consistency, replicated_to: int) -> int:
+        """How many DCs in all must cover the write before the answer (0 or 1: this one)."""
+        count = len(table.definition.dcs)
+        if level is Consistency.EACH_QUORUM:
+            return count
+        if replicated_to > count:
+            raise InvalidRequest(f"replicated_to={replicated_to}, but {count} datacenters hold this namespace")
+        return replicated_to
+
+    def _check_items(self, call: WriteCall, table: Table) -> None:
+        """Mark the operations that can never succeed."""
+        definition = table.definition
+        key_max, value_max = definition.key_bytes_max, definition.value_bytes_max
+        batch = call.batch
+        for index, key in enumerate(batch.keys):
+            value = batch.values[index]
+            if 0 < len(key) <= key_max and (value is None or len(value) <= value_max):
+                continue
+            if not key:
+                text = "empty key: a key has at least one byte"
+            elif len(key) > key_max:
+                text = f"key of {len(key)} bytes: at most {key_max}"
+            else:
+                text = (
+                    f"value of {len(value or b'')} bytes: at most {value_max} in namespace {definition.name!r}"
+                    f" (raise it with: geokv namespace alter {definition.name} --value-bytes-max N)"
+                )
+            self._refuse(call, (index,), Outcome.INVALID, text)
+        if batch.contexts:
+            limit = hlc_from_ms(self._context.wall_ms + self._context.clock.drift_ms_max)
+            for index, token in enumerate(batch.contexts):
+                if token and (len(token) != 8 or int.from_bytes(token, "big") > limit):
+                    self._refuse(call, (index,), Outcome.INVALID, "this context was not made by this cluster")
+
+    def _admit(self, call: WriteCall, table: Table, w: int) -> list[WritePart]:
+        """Cut the batch by owner set and refuse, before anything is numbered, what cannot reach its level."""
+        context = self._context
+        placement = table.placement
+        outcomes = call.reply.outcomes
+        by_set: dict[int, list[int]] = {}
+        set_of, shift = placement.set_of, placement.shift
+        nbytes = 0
+        keys, values = call.batch.keys, call.batch.values
+        for index, key in enumerate(keys):
+            if outcomes[index] == UNSET:
+                partition = key_hash(key) >> shift
+                if not placement.is_mine[partition]:
+                    self._refuse(call, (index,), Outcome.WRONG_NODE, f"{context.node} does not own this key's partition")
+                    continue
+                by_set.setdefault(set_of[partition], []).append(index)
+                nbytes += record_bytes_max(key, values[index], context.packed)
+        refusal = self._refusal(nbytes)
+        parts: list[WritePart] = []
+        for owner_set, indexes in by_set.items():
+            if refusal:
+                self._refuse(call, indexes, *refusal)
+                continue
+            live = 1 + len(context.peers.live(placement.peers_of_set[owner_set], context.now_us))
+            if live < w:
+                text = f"{w} replicas needed, {live} of {placement.replicas} live"
+                self._refuse(call, indexes, Outcome.UNAVAILABLE, text, w, live)
+                continue
+            parts.append(WritePart(call, indexes, w))
+        return parts
+
+    def _refusal(self, nbytes: int) -> tuple[Outcome, str] | None:
+        context = self._context
+        if context.is_refusing:
+            return Outcome.UNAVAILABLE, context.is_refusing
+        if self.log_refuses:
+            return Outcome.UNAVAILABLE, self.log_refuses
+        no_room = context.commit.reserve(2 * nbytes)
+        if no_room and context.commit.room_reason:
+            return Outcome.UNAVAILABLE, f"read-only: {no_room}"
+        if no_room:
+            return Outcome.OVERLOADED, no_room
+        if self._calls > CALLS_MAX or self._replication.is_full:
+            return Outcome.OVERLOADED, f"{self._calls} calls in progress"
+        return None
+
+    def _refuse(
+        self, call: WriteCall, indexes: Iterable[int], outcome: Outcome, text: str, required: int = 0, achieved: int = 0
+    ) -> None:
+        retry_after_ms = 50 if outcome is Outcome.OVERLOADED else 0
+        detail = Detail(text, required, achieved, retry_after_ms=retry_after_ms)
+        for index in indexes:
+            call.reply.outcomes[index] = outcome
+            call.reply.details[index] = detail
+
+    # --- numbering -------------------------------------------------------------------------------------------------------
+
+    def _write(self, part: WritePart, table: Table, indexes: list[int], above: dict[int, int] | None = None) -> None:
+        """Stamp, number and encode the operations of `part`, hand them to the log and to the co-owners.
+
+        `above`: version to exceed, per position in the part (second attempt).
+        """
+        context = self._context
+        batch = part.call.batch
+        placement = table.placement
+        definition = table.definition
+        packed, namespace, shift = context.packed, definition.id, placement.shift
+        keys, values, operations, contexts = batch.keys, batch.values, batch.operations, batch.contexts
+        hlc = context.clock.stamps(context.wall_ms, len(indexes)) - 1
+        context.commit.originated(hlc + 1)
+        ttl_ms = batch.ttl_ms or definition.ttl_ms
+        deadline_ms = hlc_ms(hlc) + ttl_ms if ttl_ms > 0 else 0
+        waiting, flying, cells = table.waiting, table.flying, table.cells
+        partitions = table.streams.partitions
+        entries: list[Entry] = []
+        raws: list[bytes] = []
+        versions: list[int] = []
+        numbers: list[int] = []
+        streams: list[Stream] = []
+        for position, index in enumerate(indexes):
+            key = keys[index]
+            value = values[index]
+            hlc += 1
+            version, replaced = hlc, 0
+            stored = waiting.get(key) or flying.get(key) or cells.get(key)
+            if stored is not None:
+                replaced = int.from_bytes(stored[1:9], "big")
+                if replaced >= version:
+                    version = min(replaced + 1, VERSION_MAX)
+            if contexts and contexts[index]:
+                version = max(version, int.from_bytes(contexts[index], "big") + 1)
+            if above is not None:
+                version = max(version, above[position] + 1)
+            partition = key_hash(key) >> shift
+            stream = partitions[partition].get(packed) or table.streams.make(partition, packed)
+            number = stream.received + 1
+            stream.received = number
+            raw, cell = encode_lww_record(
+                partition,
+                namespace,
+                number,
+                hlc,
+                operations[index] if operations else NO_OPERATION,
+                packed,
+                key,
+                version,
+                deadline_ms if value is not None else 0,
+                replaced,
+                value,
+            )
+            waiting[key] = cell if stored is None or cell > stored else stored
+            entries.append((raw, stream, number))
+            raws.append(raw)
+            versions.append(version)
+            numbers.append(number)
+            streams.append(stream)
+        part.versions, part.numbers, part.streams = versions, numbers, streams
+        records = b"".join(raws)
+        peers = placement.peers_of_set[placement.set_of[key_hash(keys[indexes[0]]) >> shift]]
+        sent = self._replication.start(peers, records, lambda _: self._progress(part))
+        part.part = sent
+        sync_by_us = context.now_us + definition.interval_ms * 1000 if table.is_interval else None
+        if table.is_interval:
+            context.commit.add(entries, len(records), (table,), None, sync_by_us)
+            self._replication.own_synced(sent)
+        else:
+            context.commit.add(
+                entries, len(records), (table,), lambda: self._replication.own_synced(sent), None
+            )
+
+    # --- answers come in --------------------------------------------------------------------------------------------------
+
+    def _progress(self, part: WritePart) -> None:
+        sent = part.part
+        if part.is_done or sent is None or not sent.is_own_synced or len(sent.acked) + 1 < part.w:
+            return
+        if not sent.newer:
+            self._achieved(part)
+        elif part.attempt == 1 and part.call.table is not None:
+            self._write_again(part, part.call.table, sent)
+        else:
+            part.lost = set(sent.newer)
+            self._achieved(part)
+
+    def _write_again(self, part: WritePart, table: Table, sent: Part) -> None:
+        """Some replica holds a newer version of some keys: settle the others, stamp those once more above it."""
+        lost = sorted(sent.newer)
+        kept = [position for position in range(len(part.indexes)) if position not in sent.newer]
+        self._replication.release(sent)
+        if kept:
+            part.call.remaining += 1
+            self._achieved(self._share(part, kept))
+        if self._context.commit.reserve(4096 * len(lost)):
+            part.is_done = True
+            again = self._share(part, lost)
+            again.lost = set(range(len(lost)))
+            self._achieved(again)  # no room to try again: it lost, and the outcome says so
+            return
+        self._context.note("write.stamped_again", len(lost))
+        part.attempt = 2
+        part.indexes = [part.indexes[position] for position in lost]
+        self._write(part, table, part.indexes, {at: sent.newer[position] for at, position in enumerate(lost)})
+
+    def _share(self, part: WritePart, positions: list[int]) -> WritePart:
+        """Some operations of a part, to be settled on their own."""
+        share = WritePart(part.call, [part.indexes[position] for position in positions], part.w)
+        share.attempt = part.attempt
+        share.part = part.part
+        share.versions = [part.versions[position] for position in positions]
+        share.numbers = [part.numbers[position] for position in positions]
+        share.streams = [part.streams[position] for position in positions]
+        part.call.parts.append(share)
+        return share
+
+    def _achieved(self, part: WritePart) -> None:
+        """The level is met here; now the other datacenters, where the request wants them."""
+        call = part.call
+        if call.dcs_needed > 1 and call.table is not None:
+            self._await_dcs(part, call.table)
+            if part.waits_for:
+                return
+        self._settle(part)
+
+    def _settle(self, part: WritePart, is_pending: bool = False) -> None:
+        """Write the outcomes of a part whose level is met (`is_pending`: met here, not yet in the other datacenters)."""
+        sent = part.part
+        if part.is_done or sent is None:
+            return
+        part.is_done = True
+        call = part.call
+        reply = call.reply
+        replicas = sent.replicas
+        met = Outcome.PENDING if is_pending else Outcome.APPLIED
+        for position, index in enumerate(part.indexes):
+            reply.outcomes[index] = Outcome.SUPERSEDED if position in part.lost else met
+            reply.versions[index] = part.versions[position]
+            reply.replicas[index] = replicas
+            reply.dcs[index] = 1 + self._covered_elsewhere(part, position)
+        self._replication.release(sent)
+        call.remaining -= 1
+        self._finish_if_complete(call)
+
+    def _finish_if_complete(self, call: WriteCall) -> None:
+        if call.remaining or call.respond is None:
+            return
+        respond, call.respond = call.respond, None
+        self._calls -= 1
+        call.reply.hlc = self._context.clock.last
+        call.reply.elapsed_us = self._context.now_us - call.started_us
+        respond(call.reply)
+
+    # --- other datacenters -------------------------------------------------------------------------------------------------
+
+    def _covered_elsewhere(self, part: WritePart, position: int) -> int:
+        if len(part.call.table.definition.dcs if part.call.table else ()) < 2:
+            return 0
+        number = part.numbers[position]
+        return sum(1 for covered in part.streams[position].dcs.values() if covered >= number)
+
+    def _await_dcs(self, part: WritePart, table: Table) -> None:
+        others = [dc for dc in table.definition.dcs if dc != self._context.dc]
+        for position, stream in enumerate(part.streams):
+            number = part.numbers[position]
+            for dc in others:
+                if stream.dcs.get(dc, 0) < number:
+                    part.waits_for.add((position, dc))
+                    self._awaiting_dcs.setdefault(stream, []).append((part, position, dc))
+        self._trim_waits(part)
+
+    def _trim_waits(self, part: WritePart) -> None:
+        """Forget the waits once enough datacenters cover every record of the part."""
+        needed_elsewhere = part.call.dcs_needed - 1
+        if all(self._covered_elsewhere(part, position) >= needed_elsewhere for position in range(len(part.numbers))):
+            part.waits_for.clear()
+
+    def covered(self, stream: Stream) -> None:
+        """Another datacenter's frontier on an own stream has moved."""
+        waits = self._awaiting_dcs.get(stream)
+        if not waits:
+            return
+        still: list[tuple[WritePart, int, str]] = []
+        for part, position, dc in waits:
+            if part.is_done:
+                continue
+            if stream.dcs.get(dc, 0) < part.numbers[position]:
+                still.append((part, position, dc))
+            self._trim_waits(part)
+            if not part.waits_for:
+                self._settle(part)
+        still = [wait for wait in still if not wait[0].is_done]
+        if still:
+            self._awaiting_dcs[stream] = still
+        else:
+            del self._awaiting_dcs[stream]
+
+    # --- time -------------------------------------------------------------------------------------------------------------
+
+    def wake_at_us(self) -> int | None:
+        while self._deadlines and self._deadlines[0][2].respond is None:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def tick(self) -> None:
+        """Answer what has reached its deadline with what is known."""
+        now_us = self._context.now_us
+        while self._deadlines and (self._deadlines[0][0] <= now_us or self._deadlines[0][2].respond is None):
+            call = heappop(self._deadlines)[2]
+            if call.respond is not None:
+                self._expire(call, "the deadline has passed")
+
+    def _expire(self, call: WriteCall, why: str) -> None:
+        for part in [part for part in call.parts if not part.is_done]:
+            if part.waits_for:
+                self._settle(part, is_pending=True)
+            else:
+                self._fall_short(part, why)
+        call.remaining = 0
+        self._finish_if_complete(call)
+
+    def _fall_short(self, part: WritePart, why: str) -> None:
+        """PARTIAL with who has it; AMBIGUOUS where not even the own log is known to have it."""
+        sent = part.part
+        assert sent is not None
+        part.is_done = True
+        who = tuple(([self._context.node] if sent.is_own_synced else []) + sent.acked)
+        outcome = Outcome.PARTIAL if who else Outcome.AMBIGUOUS
+        held = f"synced by {', '.join(who)}" if who else "no replica has said that it is synced"
+        detail = Detail(f"{why}: {len(who)} of {part.w} replicas; {held}", part.w, len(who), who)
+        for position, index in enumerate(part.indexes):
+            part.call.reply.outcomes[index] = outcome
+            part.call.reply.versions[index] = part.versions[position]
+            part.call.reply.replicas[index] = len(who)
+            part.call.reply.details[index] = detail
+        self._replication.release(sent)
+
+    def end(self, why: str) -> None:
+        """The incarnation ends: nobody knows any more what becomes of what is in progress."""
+        for _, _, call in self._deadlines:
+            if call.respond is not None:
+                self._expire(call, why)
+        self._deadlines.clear()

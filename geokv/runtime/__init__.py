@@ -1,0 +1,1 @@
+"""The real host: asyncio, gRPC and files around the machines. Thin: no branch in it decides anything about stored values."""

@@ -1,0 +1,62 @@
+"""What the real host needs of a node and of a log: their faces, so that it can be tried with small ones.
+
+Not here: their promises. See geokv.node, geokv.storage and the machine contract in geokv.protocol.effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from geokv.protocol.effects import Effect, Event
+
+
+class Machine(Protocol):
+    """A node: pure, driven from one thread."""
+
+    @property
+    def incarnation(self) -> int: ...
+
+    @property
+    def is_refusing(self) -> str: ...
+
+    def handle(self, event: Event, now_us: int) -> Sequence[Effect]: ...
+
+    def wake_at_us(self) -> int | None: ...
+
+    def metrics(self) -> Mapping[str, int | float]: ...
+
+
+class LogFile(Protocol):
+    """The write-ahead log. `append`, `sync` and `room_bytes` are called on one thread, the others on any."""
+
+    def append(self, payload: bytes) -> tuple[int, int]: ...
+
+    def sync(self) -> None: ...
+
+    def room_bytes(self) -> int: ...
+
+    def prepare(self) -> None: ...
+
+    def read(self, segment: int, offset: int, length: int) -> bytes: ...
+
+    def trim(self, segment: int) -> None: ...
+
+
+@dataclass(slots=True)
+class Opened:
+    """A node recovered from its disk, with what its effects are performed on.
+
+    `room_bytes_low`: with less room than this in the log the next segment is made. `close` syncs and lets go of the log.
+    """
+
+    machine: Machine
+    log: LogFile
+    write_checkpoint: Callable[[bytes, dict[int, dict[bytes, bytes]], int], None]
+    close: Callable[[], None]
+    room_bytes_low: int
+
+
+Opener = Callable[[], Opened]
+"""Opens the disk and recovers a node from it: slow, blocking, called off the loop. Raises StorageError."""

@@ -1,0 +1,69 @@
+"""From settings to a running node, and back: what `geokv serve` calls.
+
+    settings -> topology -> directory (locked, and this node's) -> Server -> the directory is let go
+
+Not here: parsing of flags (geokv.cli), the life of the process (process.py), anything about stored values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from typing import Any
+
+from geokv.core.topology import NodeSpec, Topology, parse_topology
+from geokv.errors import ConfigurationError
+from geokv.node.config import NodeConfig
+from geokv.runtime.host import tune_interpreter
+from geokv.runtime.recovery import opener
+from geokv.server.config import Config
+from geokv.server.identity import claim_directory
+from geokv.server.logs import set_up_logging
+from geokv.server.process import Server
+from geokv.storage.disk import RealDisk
+
+_log = logging.getLogger("geokv.server")
+
+
+def serve(config: Config) -> None:
+    """Run one node until SIGTERM or SIGINT, or until the parent's pipe closes. Raises GeokvError where it cannot."""
+    set_up_logging(config.node, config.log_format, config.log_level)
+    topology, spec = read_place(config)
+    for warning in topology.warnings():
+        _log.warning("%s", warning)
+    tune_interpreter()
+    disk = RealDisk(config.directory)
+    try:
+        claim_directory(disk, topology.cluster, spec.dc, spec.name)
+        rng = random.Random(int.from_bytes(os.urandom(16), "big"))
+        begin = opener(disk, NodeConfig(topology.cluster, spec.dc, spec.name, topology), rng, config.log_segment_bytes)
+        with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
+            runner.run(Server(config, topology, spec, begin).run())
+    finally:
+        disk.close()
+
+
+def read_place(config: Config) -> tuple[Topology, NodeSpec]:
+    """The topology, and this node in it. Raises ConfigurationError."""
+    try:
+        text = config.topology.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the topology {config.topology} cannot be read: {error}") from error
+    topology = parse_topology(text, str(config.topology))
+    try:
+        return topology, topology.node(config.node)
+    except KeyError as error:
+        raise ConfigurationError(f"{config.topology}: {error.args[0]}") from error
+
+
+def _loop_factory(config: Config) -> Any:
+    """uvloop's, where it is installed and wanted; None is asyncio's own."""
+    if not config.uvloop:
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,61 @@
+"""The file CLUSTER in a node's directory: whose directory this is, so that no node ever opens another's.
+
+    geokv-directory 1
+    cluster = three-dc
+    dc = eu-west
+    node = eu-west-1
+
+It is the one thing beside the log and the checkpoints. Everything else that a node knows of itself is in its log; this
+must be readable before the log is, and by people.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from geokv.errors import ConfigurationError, StorageError
+from geokv.storage.disk import Disk
+
+FILE: Final = "CLUSTER"
+_HEADER: Final = "geokv-directory"
+_FORMAT: Final = 1
+_BYTES_MAX: Final = 1024
+
+
+def claim_directory(disk: Disk, cluster: str, dc: str, node: str) -> None:
+    """Check that the directory is this node's, or make it so where it is new. Raises ConfigurationError, StorageError."""
+    wanted = {"cluster": cluster, "dc": dc, "node": node}
+    if not disk.exists(FILE):
+        _write(disk, wanted)
+        return
+    found = _parse(disk.read_at(FILE, 0, _BYTES_MAX))
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ConfigurationError(
+                f'this directory belongs to {name} "{found.get(name)}" (node "{found.get("node")}" of datacenter '
+                f'"{found.get("dc")}" in cluster "{found.get("cluster")}"), not to {name} "{value}": '
+                "give this node a directory of its own"
+            )
+
+
+def _write(disk: Disk, facts: dict[str, str]) -> None:
+    lines = [f"{_HEADER} {_FORMAT}", *(f"{name} = {value}" for name, value in facts.items())]
+    temporary = FILE + ".new"
+    if disk.exists(temporary):
+        disk.remove(temporary)
+    disk.append(temporary, ("\n".join(lines) + "\n").encode())
+    disk.sync(temporary)
+    disk.rename(temporary, FILE)
+    disk.sync_dir("")
+
+
+def _parse(payload: bytes) -> dict[str, str]:
+    try:
+        header, *lines = payload.decode().splitlines()
+        name, version = header.split()
+        pairs = dict(line.split(" = ", 1) for line in lines)
+    except ValueError:
+        raise StorageError(f"the file {FILE} is damaged: this is not a directory of geokv, or not a whole one") from None
+    if name != _HEADER or version != str(_FORMAT):
+        raise StorageError(f'the file {FILE} says "{header}": this version of geokv reads "{_HEADER} {_FORMAT}"')
+    return pairs

@@ -1,0 +1,108 @@
+"""Counters as Prometheus text over HTTP, on a port of its own that is off unless asked for.
+
+    GET /metrics  ->  geokv_transport_dropped_full{node="eu-west-1",dc="eu-west"} 3
+
+The names are the node's own with dots made underscores: what `geokv status --metrics` shows, this shows. A scrape is
+answered on the loop's thread, where the node's counters live, so it needs no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric, UntypedMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from geokv.errors import ConfigurationError
+from geokv.runtime import credentials
+
+REQUEST_BYTES_MAX: Final = 8 * 1024
+REQUEST_S_MAX: Final = 5.0
+CONNECTIONS_MAX: Final = 16
+_UNNAMEABLE: Final = re.compile(r"[^a-zA-Z0-9_]")
+_log = logging.getLogger("geokv.metrics")
+
+Source = Callable[[], Mapping[str, int | float]]
+
+
+class NodeCollector:
+    """All counters of one node at the moment of a scrape."""
+
+    def __init__(self, source: Source, node: str, dc: str) -> None:
+        self._source = source
+        self._labels = {"node": node, "dc": dc}
+
+    def collect(self) -> Iterable[Metric]:
+        for name, value in sorted(self._source().items()):
+            family = UntypedMetricFamily(metric_name(name), name, labels=list(self._labels))
+            family.add_metric(list(self._labels.values()), float(value))
+            yield family
+
+
+def metric_name(name: str) -> str:
+    return "geokv_" + _UNNAMEABLE.sub("_", name)
+
+
+def render(source: Source, node: str, dc: str) -> bytes:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(NodeCollector(source, node, dc))  # type: ignore[arg-type]
+    return generate_latest(registry)
+
+
+class MetricsServer:
+    """A small HTTP/1.1 responder: one request per connection, a few connections at a time."""
+
+    def __init__(self, body: Callable[[], bytes]) -> None:
+        self._body = body
+        self._server: asyncio.Server | None = None
+        self._open = 0
+
+    async def start(self, address: str) -> str:
+        """Listen; the address that was bound. Raises ConfigurationError."""
+        host, port = credentials.split_address(address)
+        try:
+            self._server = await asyncio.start_server(
+                self._serve, host.strip("[]"), port, limit=REQUEST_BYTES_MAX
+            )
+        except OSError as error:
+            raise ConfigurationError(f"cannot serve metrics on {address}: {error.strerror or error}") from error
+        return f"{host}:{self._server.sockets[0].getsockname()[1]}"
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            if self._open > CONNECTIONS_MAX:
+                writer.write(_response("503 Service Unavailable", b"too many scrapes at once\n"))
+            else:
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_S_MAX)
+                writer.write(self._answer(head))
+            await asyncio.wait_for(writer.drain(), REQUEST_S_MAX)
+        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
+            _log.debug("a scrape ended early: %r", error)
+        finally:
+            self._open -= 1
+            writer.close()
+
+    def _answer(self, head: bytes) -> bytes:
+        method, _, rest = head.partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
+        if path != b"/metrics":
+            return _response("404 Not Found", b"metrics are at /metrics\n")
+        if method != b"GET":
+            return _response("405 Method Not Allowed", b"only GET\n")
+        return _response("200 OK", self._body(), CONTENT_TYPE_LATEST)
+
+
+def _response(status: str, body: bytes, content_type: str = "text/plain; charset=utf-8") -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body

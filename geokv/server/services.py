@@ -1,0 +1,91 @@
+"""What the server offers, wired: every method of the table with its handler, on one gRPC server.
+
+Kv and Admin.Do are the runtime's (rpc.py), streams of peers go to the host, and the ring and health are answered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from geokv.core.topology import Topology
+from geokv.errors import InvalidRequest, WireError
+from geokv.runtime import methods
+from geokv.runtime.channel import SERVER_OPTIONS
+from geokv.runtime.counters import Counters
+from geokv.runtime.host import Host
+from geokv.runtime.routes import Purpose
+from geokv.runtime.rpc import Calls
+from geokv.runtime.wire import kv
+from geokv.server.health import Health
+from geokv.server.ring import ring_seen, ring_version, viewpoint_of
+
+VIEWPOINT_KEY = "geokv-dc"  # call metadata: the client's datacenter
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RingService:
+    """Answers Admin.Ring. The replies are made once per viewpoint: the topology does not change while the node runs."""
+
+    def __init__(self, topology: Topology, node: str) -> None:
+        self._topology = topology
+        self._replies = {
+            viewpoint: kv.encode_ring_reply(ring_seen(topology, node, viewpoint))
+            for viewpoint in topology.viewpoints()
+        }
+
+    async def ring(self, payload: bytes, context: Context) -> bytes:
+        try:
+            asked = kv.decode_ring_request(payload) or _viewpoint_in(context)
+            return self._replies[viewpoint_of(self._topology, asked)]
+        except (WireError, InvalidRequest) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise
+
+
+def _viewpoint_in(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == VIEWPOINT_KEY:
+            return value if isinstance(value, str) else ""
+    return ""
+
+
+class PeerService:
+    """Hands peers' streams to the host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def replication(self, _: object, context: Context) -> None:
+        await self._host.accept(Purpose.REPLICATION, context)
+
+    async def bulk(self, _: object, context: Context) -> None:
+        await self._host.accept(Purpose.BULK, context)
+
+
+def implementations(
+    host: Host, counters: Counters, topology: Topology, node: str, health: Health
+) -> Mapping[str, methods.Handler]:
+    """Path to handler, for the table of methods."""
+    calls = Calls(host, counters, ring_version(topology))
+    peers = PeerService(host)
+    return {
+        methods.KV_WRITE.path: calls.write,
+        methods.KV_READ.path: calls.read,
+        methods.ADMIN_DO.path: calls.do,
+        methods.ADMIN_RING.path: RingService(topology, node).ring,
+        methods.PEER_REPLICATION.path: peers.replication,
+        methods.PEER_BULK.path: peers.bulk,
+        methods.HEALTH_CHECK.path: health.check,
+        methods.HEALTH_WATCH.path: health.watch,
+    }
+
+
+def make_server(handlers: Mapping[str, methods.Handler]) -> grpc.aio.Server:
+    """A server that offers exactly the table of methods. Raises ConfigurationError where they differ."""
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server.add_generic_rpc_handlers(tuple(methods.generic_handlers(handlers)))
+    return server

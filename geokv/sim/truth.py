@@ -1,0 +1,271 @@
+"""What is really on the disks, kept beside the run: the measure for what nodes claim and promise.
+
+An `Image` is the durable content of one disk: for every log frame that was verified, byte for byte, to survive a power cut at that
+moment, its numbered records and the merged cell of every key. It is built from what the disk would still hold, never from what
+a node or the log says. The `Registry` knows every numbered record that was ever written to any log.
+
+`Truth` watches all hosts and judges at the moment of each claim:
+
+    Send(Statement)     every number up to a stated frontier is in the sender's image         -> claims
+    Send(Replicated)    every record of the batch is in the sender's image                    -> claims
+    Answer(WriteReply)  as many owners' images as stated hold the version, or a later one     -> levels_honest
+    a record written    no other record has its stream and number                             -> numbers_unique
+
+A number that no log ever held (void) is required of nobody, and a number counts as held where the image's cell of its key is not
+older than its record (whole cells may stand for records).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from geokv.core.cell import lww_version
+from geokv.core.record import CONTROL, DELTA, Record, decode_records
+from geokv.errors import RecordError
+from geokv.protocol.effects import Answer, Asked, Delivered, Effect, Event, Persist, Send
+from geokv.protocol.messages import Replicate, Replicated, Statement, StreamKey
+from geokv.protocol.requests import Outcome, WriteBatch, WriteReply
+from geokv.sim.disks import Storage
+
+if TYPE_CHECKING:
+    from geokv.sim.host import Host
+
+FAULTS_KEPT: Final = 20
+_STATED: Final = frozenset((Outcome.APPLIED, Outcome.SUPERSEDED, Outcome.PENDING, Outcome.PARTIAL))
+
+
+class Image:
+    """Durable content of one disk. Keys are told apart by their bytes alone: workloads use a key in one namespace only."""
+
+    __slots__ = ("cells", "numbers", "verified")
+
+    def __init__(self) -> None:
+        self.cells: dict[bytes, bytes] = {}
+        self.numbers: dict[StreamKey, set[int]] = {}
+        self.verified: dict[StreamKey, int] = {}
+
+    def add(self, records: Iterable[Record]) -> None:
+        cells = self.cells
+        for record in records:
+            if record.kind == CONTROL:
+                continue
+            known = cells.get(record.key)
+            if known is None or record.cell > known:
+                cells[record.key] = record.cell
+            if record.kind == DELTA:
+                stream = (record.namespace, record.partition, record.origin)
+                numbers = self.numbers.get(stream)
+                if numbers is None:
+                    numbers = self.numbers[stream] = set()
+                numbers.add(record.number)
+
+    def add_cells(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        for key, cell in pairs:
+            known = self.cells.get(key)
+            if known is None or cell > known:
+                self.cells[key] = cell
+
+    def holds(self, key: bytes, version: int) -> bool:
+        """Whether the cell of `key` is of that version or a later one."""
+        cell = self.cells.get(key)
+        return cell is not None and lww_version(cell) >= version
+
+
+def image_of(storage: Storage) -> Image:
+    """Read a disk from scratch, as recovery would: the newest checkpoint, then the log. Raises StorageError."""
+    image = Image()
+    checkpoint, log = storage.open()
+    if checkpoint is not None:
+        for _, pairs in checkpoint[1]:
+            image.add_cells(pairs)
+    for _, _, payload in log.replay():
+        image.add(decode_records(payload))
+    return image
+
+
+class Registry:
+    """Every numbered record that any log ever took, and every version of every key."""
+
+    def __init__(self) -> None:
+        self.records: dict[StreamKey, dict[int, Record]] = {}
+        self.cells: dict[tuple[bytes, int], list[bytes]] = {}
+
+    def add(self, record: Record) -> Record | None:
+        """Note a record; returns a different one of the same stream and number where there is one."""
+        stream = self.records.setdefault((record.namespace, record.partition, record.origin), {})
+        known = stream.setdefault(record.number, record)
+        if known is record:
+            self.cells.setdefault((record.key, lww_version(record.cell)), []).append(record.cell)
+            return None
+        return None if known.raw == record.raw else known
+
+
+class Truth:
+    """An observer of all hosts; `faults` has what was found, per checker."""
+
+    def __init__(self, now_us: Callable[[], int], dc_of: dict[str, str], quorum_of: Callable[[str], int]) -> None:
+        self.registry = Registry()
+        self.images: dict[str, Image] = {name: Image() for name in dc_of}
+        self.faults: dict[str, list[str]] = {"claims": [], "levels_honest": [], "numbers_unique": []}
+        self.checked = {"claims": 0, "levels_honest": 0, "numbers_unique": 0}
+        self.losses: list[tuple[int, str]] = []
+        self._now_us = now_us
+        self._dc_of = dc_of
+        self._quorum_of = quorum_of
+        self._unverified: dict[str, list[tuple[int, int, bytes]]] = {name: [] for name in dc_of}
+        self._batches: dict[tuple[str, str, int], bytes] = {}
+        self._asked: dict[tuple[str, int], tuple[int, WriteBatch]] = {}
+
+    def _fault(self, checker: str, text: str) -> None:
+        if len(self.faults[checker]) < FAULTS_KEPT:
+            self.faults[checker].append(f"at {self._now_us() / 1e6:.6f} s: {text}")
+
+    # --- watching -------------------------------------------------------------------------------------------------------
+
+    def saw_event(self, host: Host, event: Event) -> None:
+        if event.__class__ is Delivered:
+            message = event.message
+            if message.__class__ is Replicate:
+                self._batches[host.name, event.peer, message.batch] = message.records
+        elif isinstance(event, Asked) and isinstance(event.request, WriteBatch):
+            self._asked[host.name, event.call] = (self._now_us(), event.request)
+
+    def saw_effect(self, host: Host, effect: Effect) -> None:
+        if effect.__class__ is Send:
+            message = effect.message
+            if message.__class__ is Replicated:
+                self._judge_replicated(host, effect.peer, message)
+            elif message.__class__ is Statement:
+                self._judge_statement(host, message)
+        elif effect.__class__ is Answer:
+            self._judge_answer(host, effect)
+
+    def saw_performed(self, host: Host, effect: Effect) -> None:
+        pass
+
+    def saw_written(self, host: Host, effect: Persist, segment: int, offset: int) -> None:
+        self._unverified[host.name].append((segment, offset, effect.payload))
+        try:
+            records = decode_records(effect.payload, verify=False)
+        except RecordError as error:
+            self._fault("numbers_unique", f"{host.name} logged what is no record: {error}")
+            return
+        for record in records:
+            if record.kind == DELTA:
+                self.checked["numbers_unique"] += 1
+                other = self.registry.add(record)
+                if other is not None:
+                    self._fault(
+                        "numbers_unique",
+                        f"{host.name} logged {_named(record)} key {record.key!r}, which is also key {other.key!r}",
+                    )
+
+    def saw_durable(self, host: Host) -> None:
+        self.verify(host)
+
+    def saw_disk(self, host: Host, what: str) -> None:
+        """The disk lost power, or is another one."""
+        if what == "power":
+            self.verify(host)
+            self._unverified[host.name].clear()
+            return
+        self.losses.append((self._now_us(), host.name))
+        self._unverified[host.name].clear()
+        self.images[host.name] = image_of(host.storage.surviving())
+
+    def verify(self, host: Host) -> None:
+        """Take into the image what the disk would keep by now."""
+        waiting = self._unverified[host.name]
+        if not waiting:
+            return
+        image = self.images[host.name]
+        left = []
+        for segment, offset, payload in waiting:
+            if host.storage.is_durable(segment, offset, payload):
+                image.add(decode_records(payload, verify=False))
+            else:
+                left.append((segment, offset, payload))
+        self._unverified[host.name] = left
+
+    # --- judging --------------------------------------------------------------------------------------------------------
+
+    def _is_held(self, image: Image, stream: StreamKey, record: Record) -> bool:
+        if record.number in image.numbers.get(stream, ()):
+            return True
+        cell = image.cells.get(record.key)
+        return cell is not None and cell >= record.cell
+
+    def _judge_replicated(self, host: Host, peer: str, message: Replicated) -> None:
+        records = self._batches.pop((host.name, peer, message.batch), None)
+        if records is None:
+            return
+        self.verify(host)
+        image = self.images[host.name]
+        for record in decode_records(records, verify=False):
+            if record.origin in message.refused or record.namespace in message.unknown:
+                continue
+            self.checked["claims"] += 1
+            stream = (record.namespace, record.partition, record.origin)
+            if not self._is_held(image, stream, record):
+                self._fault("claims", f"{host.name} told {peer} that it has {_named(record)}, key {record.key!r}: not on its disk")
+
+    def _judge_statement(self, host: Host, message: Statement) -> None:
+        self.verify(host)
+        image = self.images[host.name]
+        for heads in message.frontiers:
+            for partition, number in zip(heads.partitions, heads.numbers, strict=True):
+                stream = (heads.namespace, partition, heads.origin)
+                done = image.verified.get(stream, 0)
+                if number > done:
+                    self._judge_frontier(host, image, stream, done, number)
+                    image.verified[stream] = number
+
+    def _judge_frontier(self, host: Host, image: Image, stream: StreamKey, above: int, upto: int) -> None:
+        known = self.registry.records.get(stream, {})
+        for number in range(above + 1, upto + 1):
+            record = known.get(number)
+            self.checked["claims"] += 1
+            if record is not None and not self._is_held(image, stream, record):
+                self._fault("claims", f"{host.name} states frontier {upto}, but {_named(record)} is not on its disk")
+                return
+
+    def _judge_answer(self, host: Host, effect: Answer) -> None:
+        asked = self._asked.pop((host.name, effect.call), None)
+        reply = effect.reply
+        if asked is None or not isinstance(reply, WriteReply):
+            return
+        started_us, batch = asked
+        dc = self._dc_of.get(reply.coordinator)
+        for index, outcome in enumerate(reply.outcomes):
+            if outcome in _STATED and dc is not None and reply.replicas[index]:
+                self.checked["levels_honest"] += 1
+                self._judge_item(started_us, dc, batch.keys[index], reply, index)
+
+    def _judge_item(self, started_us: int, dc: str, key: bytes, reply: WriteReply, index: int) -> None:
+        version, stated = reply.versions[index], reply.replicas[index]
+        holders = self.holders(key, version, started_us)
+        here = sum(1 for name in holders if self._dc_of[name] == dc)
+        if here < stated:
+            self._fault(
+                "levels_honest",
+                f"{reply.coordinator} said {stated} replicas have {key!r} version {version:x}; {here} have it synced",
+            )
+        per_dc: dict[str, int] = {}
+        for name in holders:
+            per_dc[self._dc_of[name]] = per_dc.get(self._dc_of[name], 0) + 1
+        elsewhere = sum(1 for name, count in per_dc.items() if name != dc and count >= self._quorum_of(name))
+        if reply.dcs[index] > 1 + elsewhere:
+            self._fault(
+                "levels_honest",
+                f"{reply.coordinator} said {reply.dcs[index]} DCs have {key!r} version {version:x}; {1 + elsewhere} have it",
+            )
+
+    def holders(self, key: bytes, version: int, since_us: int) -> list[str]:
+        """Nodes whose disk holds that version or a later one, or held it and was lost since `since_us`."""
+        lost = {name for when_us, name in self.losses if when_us >= since_us}
+        return [name for name, image in self.images.items() if image.holds(key, version) or name in lost]
+
+
+def _named(record: Record) -> str:
+    return f"({record.namespace:x}, {record.partition}, {record.origin!r}) number {record.number}"
