@@ -1,6 +1,14 @@
 """geokv: a key-value store that lives in several datacenters at once.
 
-The public names are found on first use: `import geokv` alone loads neither gRPC nor a server nor a lab.
+    from geokv import Client
+
+    with Client("127.0.0.1:7101", dc="eu-west", failover=["us-east"]) as kv:
+        carts = kv.namespace("carts")
+        carts.put("user:1", b"...", consistency="QUORUM", ttl=3600)
+        print(carts.get("user:1").value)
+
+The public names are found on first use, so that `import geokv` alone loads neither gRPC nor a
+server nor a lab.
 """
 
 from importlib import import_module
@@ -8,16 +16,102 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from geokv.client import AsyncClient, Client
+    from geokv.client import (
+        Achieved,
+        AsyncBatch,
+        AsyncClient,
+        AsyncNamespace,
+        Batch,
+        Client,
+        ClientEvent,
+        FailedItem,
+        GetResult,
+        Namespace,
+        PutResult,
+        Results,
+    )
+    from geokv.core.quorum import Consistency
+    from geokv.errors import (
+        Ambiguous,
+        ClientClosed,
+        DeadlineExceeded,
+        GeokvError,
+        InvalidRequest,
+        NamespaceExists,
+        NamespaceNotFound,
+        Overloaded,
+        Partial,
+        Stale,
+        Unavailable,
+    )
+    from geokv.protocol.requests import Outcome
 
-__all__ = ["AsyncClient", "Client", "__version__"]
+__all__ = [
+    "Achieved",
+    "Ambiguous",
+    "AsyncBatch",
+    "AsyncClient",
+    "AsyncNamespace",
+    "Batch",
+    "Client",
+    "ClientClosed",
+    "ClientEvent",
+    "Consistency",
+    "DeadlineExceeded",
+    "FailedItem",
+    "GeokvError",
+    "GetResult",
+    "InvalidRequest",
+    "Namespace",
+    "NamespaceExists",
+    "NamespaceNotFound",
+    "Outcome",
+    "Overloaded",
+    "Partial",
+    "PutResult",
+    "Results",
+    "Stale",
+    "Unavailable",
+    "__version__",
+]
 
 try:
     __version__ = version("geokv")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-_HOME_OF_NAME = {"AsyncClient": "geokv.client", "Client": "geokv.client"}
+_NAMES_OF_HOME = {
+    "geokv.client": (
+        "Achieved",
+        "AsyncBatch",
+        "AsyncClient",
+        "AsyncNamespace",
+        "Batch",
+        "Client",
+        "ClientEvent",
+        "FailedItem",
+        "GetResult",
+        "Namespace",
+        "PutResult",
+        "Results",
+    ),
+    "geokv.core.quorum": ("Consistency",),
+    "geokv.errors": (
+        "Ambiguous",
+        "ClientClosed",
+        "DeadlineExceeded",
+        "GeokvError",
+        "InvalidRequest",
+        "NamespaceExists",
+        "NamespaceNotFound",
+        "Overloaded",
+        "Partial",
+        "Stale",
+        "Unavailable",
+    ),
+    "geokv.protocol.requests": ("Outcome",),
+}
+_HOME_OF_NAME = {name: home for home, names in _NAMES_OF_HOME.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

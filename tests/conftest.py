@@ -32,9 +32,7 @@ class Samples:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("geokv")
-    group.addoption(
-        "--samples", choices=LEVELS, default="test", help="how much is sampled: test, check or soak"
-    )
+    group.addoption("--samples", choices=LEVELS, default="test", help="how much is sampled: test, check or soak")
     group.addoption(
         "--larger-only",
         action="store_true",

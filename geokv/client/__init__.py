@@ -1,10 +1,10 @@
 """The SDK: the client machine (geokv.protocol.client) hosted for asyncio and for threads, and the public API.
 
-    aio.py       AsyncClient, with the documentation     threads.py    Client: the same methods for threads
-    host.py      sockets and timers for the machine      wire.py       requests to bytes, statuses to failures
-    requests.py  what both handles have in common        arguments.py  checks of what callers pass
-    results.py   what callers get back                   codecs.py     values other than bytes
-    waiting.py   operations with whom to tell            lifetime.py   forks, and clients that were forgotten
+aio.py       AsyncClient, with the documentation     threads.py    Client: the same methods for threads
+host.py      sockets and timers for the machine      wire.py       requests to bytes, statuses to failures
+requests.py  what both handles have in common        arguments.py  checks of what callers pass
+results.py   what callers get back                   codecs.py     values other than bytes
+waiting.py   operations with whom to tell            lifetime.py   forks, and clients that were forgotten
 """
 
 import logging

@@ -254,9 +254,7 @@ class AsyncNamespace(Handle):
         """
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._read_options(consistency, r, repair)
-        items: list[Item] = [
-            (options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)
-        ]
+        items: list[Item] = [(options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)]
         return self._results(await self._connection.ask_many(items, timeout_us))
 
     async def delete_many(
@@ -271,9 +269,7 @@ class AsyncNamespace(Handle):
         """Delete many keys. One result per key, in their order, each with its own error; see `Results`. It is not atomic."""
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, None, replicated_to, False, timeout_us)
-        items: list[Item] = [
-            (options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)
-        ]
+        items: list[Item] = [(options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)]
         return self._results(await self._connection.ask_many(items, timeout_us))
 
     def batch(
@@ -374,9 +370,7 @@ class AsyncClient(AsyncNamespace):
         seconds). Raises NamespaceExists, InvalidRequest, Unavailable.
         """
         handle = self.namespace(name, codec=codec)
-        await self._admin(
-            timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings
-        )
+        await self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
         return handle
 
     async def namespaces(self, *, timeout: Seconds | None = None) -> list[dict[str, Any]]:
@@ -384,9 +378,7 @@ class AsyncClient(AsyncNamespace):
         body = await self._admin(timeout, "", "namespace_list")
         return list(body.get("namespaces", []))
 
-    async def alter_namespace(
-        self, name: str, *, timeout: Seconds | None = None, **settings: Any
-    ) -> dict[str, Any]:
+    async def alter_namespace(self, name: str, *, timeout: Seconds | None = None, **settings: Any) -> dict[str, Any]:
         """Change settings of a namespace (`ttl` in seconds, 0 for none); returns what it is then."""
         return await self._admin(timeout, name, "namespace_alter", name=name, **settings)
 
@@ -398,9 +390,7 @@ class AsyncClient(AsyncNamespace):
         """What a node of the datacenter in use says of itself, its peers and the lag."""
         return await self._admin(timeout, "", "status")
 
-    async def _admin(
-        self, timeout: Seconds | None, namespace: str, verb: str, **settings: Any
-    ) -> dict[str, Any]:
+    async def _admin(self, timeout: Seconds | None, namespace: str, verb: str, **settings: Any) -> dict[str, Any]:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = admin_options(arguments.namespace_name(namespace)) if namespace else ADMIN
         reply = await self._connection.ask(options, admin_request(verb, **settings), timeout_us)
@@ -424,7 +414,9 @@ class AsyncClient(AsyncNamespace):
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         connection = getattr(self, "_connection", None)
         if connection is not None and connection.host is not None:
-            _warn(f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self)
+            _warn(
+                f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self
+            )
             lifetime.close_forgotten(connection)
 
     def __reduce__(self) -> Any:

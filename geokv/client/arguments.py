@@ -107,9 +107,7 @@ def level_of(consistency: Level | None) -> Consistency:
     if consistency is None:
         return Consistency.DEFAULT
     if not isinstance(consistency, Consistency | str):
-        raise TypeError(
-            f"consistency= wants Consistency.QUORUM or its name, not {type(consistency).__name__}"
-        )
+        raise TypeError(f"consistency= wants Consistency.QUORUM or its name, not {type(consistency).__name__}")
     return Consistency.parse(consistency)
 
 
@@ -140,9 +138,7 @@ def write_options(
     """What writes of one kind share. Where the node itself waits for other datacenters, the timeout is part of it."""
     level, copies = level_of(consistency), _count(replicated_to, "replicated_to")
     waits = timeout if copies or level is Consistency.EACH_QUORUM else 0
-    return table.get(
-        Kind.WRITE, namespace, level, _count(w, "w"), ttl_ms(ttl), copies, False, has_contexts, waits
-    )
+    return table.get(Kind.WRITE, namespace, level, _count(w, "w"), ttl_ms(ttl), copies, False, has_contexts, waits)
 
 
 def read_options(

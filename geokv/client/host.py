@@ -70,7 +70,7 @@ class Host:
 
     def __init__(self, settings: ClientSettings, on_event: Callable[[ClientEvent], object] | None) -> None:
         self.loop = asyncio.get_running_loop()
-        self.machine = ClientMachine(settings, random.Random())  # noqa: S311 (jitter and a client's number, no secret)
+        self.machine = ClientMachine(settings, random.Random())
         self.counters: dict[str, int] = {}
         self._on_event = on_event
         self._arrived: list[Operation] = []
@@ -165,9 +165,7 @@ class Host:
 
     def _tell_subscriber(self, event: ClientEvent) -> None:
         self.counters[f"client.{event.kind}"] = self.counters.get(f"client.{event.kind}", 0) + 1
-        logger.log(
-            _LEVELS[event.kind], "%s: dc=%s node=%s %s", event.kind, event.dc, event.node or "-", event.reason
-        )
+        logger.log(_LEVELS[event.kind], "%s: dc=%s node=%s %s", event.kind, event.dc, event.node or "-", event.reason)
         if self._on_event is not None:
             try:
                 self._on_event(event)
@@ -254,16 +252,18 @@ def _tell(
                 else:
                     operation.succeed(_result(reply, index, facts, at_us - operation.started_us))
     elif reply.__class__ is WriteReply:
-        columns = zip(
-            operations, reply.outcomes, reply.versions, reply.replicas, reply.dcs, strict=True
-        )
+        columns = zip(operations, reply.outcomes, reply.versions, reply.replicas, reply.dcs, strict=True)
         for operation, outcome, version, replicas, dcs in columns:
             operation.succeed(  # type: ignore[union-attr]
                 PutResult(outcome, version, replicas, dcs, facts, at_us - operation.started_us)  # type: ignore[union-attr]
             )
     else:
         for operation, value, version, replicas in zip(
-            operations, reply.values, reply.versions, reply.replicas, strict=True  # type: ignore[union-attr]
+            operations,
+            reply.values,
+            reply.versions,
+            reply.replicas,
+            strict=True,  # type: ignore[union-attr]
         ):
             operation.succeed(  # type: ignore[union-attr]
                 GetResult(value, value is not None, version, replicas, facts, at_us - operation.started_us)  # type: ignore[union-attr]

@@ -55,9 +55,7 @@ class PutResult:
 
     error: None = None
 
-    def __init__(
-        self, outcome: int, version: int, replicas: int, dcs: int, facts: CallFacts, elapsed_us: int
-    ) -> None:
+    def __init__(self, outcome: int, version: int, replicas: int, dcs: int, facts: CallFacts, elapsed_us: int) -> None:
         self._outcome = outcome
         self.version = version
         self._replicas = replicas
@@ -107,9 +105,7 @@ class GetResult:
 
     error: None = None
 
-    def __init__(
-        self, value: Any, found: bool, version: int, replicas: int, facts: CallFacts, elapsed_us: int
-    ) -> None:
+    def __init__(self, value: Any, found: bool, version: int, replicas: int, facts: CallFacts, elapsed_us: int) -> None:
         self.value = value
         self.found = found
         self.version = version

@@ -302,9 +302,7 @@ class Namespace(Handle):
     ) -> Results:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._read_options(consistency, r, repair)
-        items: list[Item] = [
-            (options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)
-        ]
+        items: list[Item] = [(options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)]
         return self._results(self._connection.ask_many(items, timeout_us))
 
     def delete_many(
@@ -318,9 +316,7 @@ class Namespace(Handle):
     ) -> Results:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, None, replicated_to, False, timeout_us)
-        items: list[Item] = [
-            (options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)
-        ]
+        items: list[Item] = [(options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)]
         return self._results(self._connection.ask_many(items, timeout_us))
 
     def batch(
@@ -439,7 +435,9 @@ class Client(Namespace):
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         connection = getattr(self, "_connection", None)
         if connection is not None and connection.runner is not None:
-            _warn(f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self)
+            _warn(
+                f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self
+            )
             connection.close(should_wait=False, because="the client was forgotten, and collected")
 
     def __reduce__(self) -> Any:

@@ -43,9 +43,7 @@ def encode_lww_record(
             + value
         )
     body = (
-        _BODY.pack(
-            FORMAT, DELTA, partition, namespace, number, hlc, operation, len(origin), 0, len(key), len(cell)
-        )
+        _BODY.pack(FORMAT, DELTA, partition, namespace, number, hlc, operation, len(origin), 0, len(key), len(cell))
         + origin
         + key
         + cell

@@ -121,16 +121,10 @@ class NamespaceDefinition:
             raise InvalidRequest(f"nothing to alter: name at least one of {', '.join(ALTERABLE)}")
         for name in changes:
             if name not in ALTERABLE:
-                known = (
-                    f"{name} of a namespace cannot be altered"
-                    if name in SETTINGS
-                    else f"unknown setting {name!r}"
-                )
+                known = f"{name} of a namespace cannot be altered" if name in SETTINGS else f"unknown setting {name!r}"
                 raise InvalidRequest(f"{known}; alterable: {', '.join(ALTERABLE)}")
         if self.durability != "interval" and changes.get("interval_ms"):
-            raise InvalidRequest(
-                f'interval_ms is only for durability "interval"; {self.name} has "{self.durability}"'
-            )
+            raise InvalidRequest(f'interval_ms is only for durability "interval"; {self.name} has "{self.durability}"')
         return replace(self, **_checked(changes), **self._next(hlc, dc))
 
     def deleted(self, hlc: int, dc: str) -> NamespaceDefinition:
@@ -162,32 +156,29 @@ def define(
     hlc: int,
     dc: str,
 ) -> NamespaceDefinition:
-    """A new namespace. `settings` holds any of SETTINGS as plain values. Raises InvalidRequest saying what to change."""
+    """A new namespace; `settings` holds any of SETTINGS as plain values. Raises InvalidRequest."""
     check_name(name)
     for setting in settings:
         if setting not in SETTINGS:
-            raise InvalidRequest(
-                f"unknown setting {setting!r} of a namespace: choose from {', '.join(SETTINGS)}"
-            )
+            raise InvalidRequest(f"unknown setting {setting!r} of a namespace: choose from {', '.join(SETTINGS)}")
     chosen = _checked(settings)
     _check_places(chosen, sorted(datacenters))
     durability, interval_ms = chosen.get("durability", "always"), chosen.get("interval_ms", 0)
     if durability == "interval":
         chosen["interval_ms"] = interval_ms or INTERVAL_MS_DEFAULT
     elif interval_ms:
-        raise InvalidRequest(
-            'interval_ms is only for durability "interval"; leave it out, or ask for that durability'
-        )
+        raise InvalidRequest('interval_ms is only for durability "interval"; leave it out, or ask for that durability')
     return NamespaceDefinition(
         namespace_id, name, **chosen, created_hlc=hlc, created_dc=dc, altered_hlc=hlc, altered_dc=dc
     )
 
 
-def check_name(name: str) -> None:
-    if not _NAME.fullmatch(str(name)):
+def check_name(name: object) -> None:
+    """Raises InvalidRequest for what cannot be a namespace's name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidRequest(
-            f"{str(name)[:80]!r} is not a namespace's name: use 1 to 63 of a-z, 0-9, _, . and -, beginning with a "
-            "letter or digit"
+            f"{str(name)[:80]!r} is not a namespace's name: use 1 to 63 of a-z, 0-9, _, . and -, "
+            "beginning with a letter or digit"
         )
 
 
@@ -260,9 +251,7 @@ def _level(name: str, value: object) -> Consistency:
 
 def _dcs(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(dc, str) for dc in value):
-        raise InvalidRequest(
-            f"{name} = {value!r}: give a list of datacenters' names; leave it out for all of them"
-        )
+        raise InvalidRequest(f"{name} = {value!r}: give a list of datacenters' names; leave it out for all of them")
     return tuple(sorted(set(value)))
 
 
@@ -304,9 +293,7 @@ def _check_places(chosen: Mapping[str, Any], datacenters: list[str]) -> None:
             raise InvalidRequest(f"no datacenter {dc!r}: there are {', '.join(datacenters)}")
     for dc, _ in chosen.get("replicas") or ():
         if dc not in held:
-            raise InvalidRequest(
-                f"replicas names {dc!r}, which does not hold the namespace: {', '.join(held)} do"
-            )
+            raise InvalidRequest(f"replicas names {dc!r}, which does not hold the namespace: {', '.join(held)} do")
 
 
 BORN: Final = NamespaceDefinition(DEFAULT_ID, DEFAULT_NAME)
@@ -314,7 +301,7 @@ BORN: Final = NamespaceDefinition(DEFAULT_ID, DEFAULT_NAME)
 
 
 class Catalog:
-    """All namespaces; a value: `merged` makes another one. `by_id` holds tombstones too, `resolve` only the living."""
+    """All namespaces, a value. `by_id` holds tombstones too, `resolve` finds the living."""
 
     __slots__ = ("_by_name", "_conflicts", "by_id")
 

@@ -69,9 +69,7 @@ def encode_record(
 ) -> bytes:
     """The record's bytes. `origin` is packed, `operation` has 16 bytes, `hlc` 64 bits."""
     body = (
-        _BODY.pack(
-            FORMAT, kind, partition, namespace, number, hlc, operation, len(origin), 0, len(key), len(cell)
-        )
+        _BODY.pack(FORMAT, kind, partition, namespace, number, hlc, operation, len(origin), 0, len(key), len(cell))
         + origin
         + key
         + cell

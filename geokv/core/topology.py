@@ -288,9 +288,7 @@ class _Reader:
     def _partitions(self, document: dict[str, Any]) -> int:
         value = self._whole(document, (), "partitions", 1, PARTITIONS_MAX, default=PARTITIONS_DEFAULT)
         if value & (value - 1):
-            self._fail(
-                ("partitions",), f"partitions = {value} is not a power of two; 256 suits most clusters"
-            )
+            self._fail(("partitions",), f"partitions = {value} is not a power of two; 256 suits most clusters")
         return value
 
     def _datacenters(self, document: dict[str, Any]) -> Iterator[Datacenter]:
@@ -340,9 +338,7 @@ class _Reader:
     def _weight(self, node: dict[str, Any], path: Path) -> int | float:
         weight = self._number(node, path, "weight", default=1)
         if not 0 <= weight <= WEIGHT_MAX:
-            self._fail(
-                (*path, "weight"), f"weight = {weight}; it must be between 0 (owns nothing) and {WEIGHT_MAX}"
-            )
+            self._fail((*path, "weight"), f"weight = {weight}; it must be between 0 (owns nothing) and {WEIGHT_MAX}")
         return weight
 
     def _seen_from(self, node: dict[str, Any], path: Path, name: str) -> tuple[tuple[str, str], ...]:
@@ -350,9 +346,7 @@ class _Reader:
         here = (*path, "from")
         if not isinstance(table, dict):
             self._fail(here, f"from must be a table of viewpoint = address, not {_kind(table)}")
-        return tuple(
-            sorted((view, self._address(value, (*here, view), name)) for view, value in table.items())
-        )
+        return tuple(sorted((view, self._address(value, (*here, view), name)) for view, value in table.items()))
 
     def _address(self, value: object, path: Path, node: str) -> str:
         """Check an address, and that no other node has it."""
@@ -363,9 +357,7 @@ class _Reader:
         host, _, port = value.rpartition(":")
         is_port = port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65_535
         if not is_port or not _HOST.fullmatch(host):
-            self._fail(
-                path, f'"{value}" is not an address; write host:port (port 1 to 65535), [host]:port for IPv6'
-            )
+            self._fail(path, f'"{value}" is not an address; write host:port (port 1 to 65535), [host]:port for IPv6')
         if self._owner_of_address.setdefault(value, node) != node:
             self._fail(path, f'address "{value}" is already that of node "{self._owner_of_address[value]}"')
         return value
@@ -408,15 +400,11 @@ class _Reader:
                     f'link {key} "{end}": no such datacenter; there are: {", ".join(sorted(names))}',
                 )
         if ends[0] == ends[1]:
-            self._fail(
-                (*path, "to"), f'a link leads to another datacenter, this one from "{ends[0]}" to itself'
-            )
+            self._fail((*path, "to"), f'a link leads to another datacenter, this one from "{ends[0]}" to itself')
         round_trip = self._milliseconds(table, path, "round_trip_ms", None)
         jitter = self._milliseconds(table, path, "jitter_ms", 0)
         if jitter > round_trip:
-            self._fail(
-                (*path, "jitter_ms"), f"jitter_ms = {jitter} is more than round_trip_ms = {round_trip}"
-            )
+            self._fail((*path, "jitter_ms"), f"jitter_ms = {jitter} is more than round_trip_ms = {round_trip}")
         has_limit = "bandwidth_kb_s" in table
         rate = self._whole(table, path, "bandwidth_kb_s", 1, BANDWIDTH_KB_S_MAX) if has_limit else None
         return Link(ends[0], ends[1], round_trip, jitter, rate)
@@ -431,9 +419,7 @@ class _Reader:
         linked = {frozenset((link.from_dc, link.to_dc)) for link in links}
         for one, other in combinations(sorted(names), 2):
             if frozenset((one, other)) not in linked:
-                self._fail(
-                    ("link",), f'no [[link]] between "{one}" and "{other}"; every two datacenters need one'
-                )
+                self._fail(("link",), f'no [[link]] between "{one}" and "{other}"; every two datacenters need one')
 
     # What every value goes through.
 
@@ -443,9 +429,7 @@ class _Reader:
     def _only(self, table: dict[str, Any], path: Path, known: set[str]) -> None:
         for key in table:
             if key not in known:
-                where = (
-                    "at the top" if not path else f"in [[{'.'.join(p for p in path if isinstance(p, str))}]]"
-                )
+                where = "at the top" if not path else f"in [[{'.'.join(p for p in path if isinstance(p, str))}]]"
                 self._fail((*path, key), f'unknown key "{key}" {where}; known: {", ".join(sorted(known))}')
 
     def _required(self, table: dict[str, Any], path: Path, key: str) -> Any:

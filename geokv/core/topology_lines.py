@@ -1,9 +1,10 @@
 """Where the keys of a TOML text stand: a map from key path to line number.
 
-`tomllib` names a line only for text that is not TOML at all. A value that is valid TOML but makes no sense (five
-replicas on three nodes) comes back without one, so this small scan finds it again. It is no second parser:
-it runs only over text that tomllib accepted, looks at table headers and at keys that begin a line, and a
-key that it does not see (inside an inline table, say) is answered with the line of the nearest enclosing key.
+`tomllib` names a line only for text that is not TOML at all. A value that is valid TOML but makes no sense
+(five replicas on three nodes) comes back without one, so this small scan finds it again. It is no second
+parser: it runs only over text that tomllib accepted, looks at table headers and at keys that begin a line,
+and a key that it does not see (inside an inline table, say) is answered with the line of the nearest
+enclosing key.
 
     [[datacenter]]          ("datacenter", 0)                  line 1
     name = "eu-west"        ("datacenter", 0, "name")          line 2
@@ -17,9 +18,7 @@ from collections.abc import Sequence
 KeyPath = tuple[str | int, ...]
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\]]+?)\s*\]")
-_KEY = re.compile(
-    r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*="""
-)
+_KEY = re.compile(r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
 _KEY_PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 _LONG_QUOTE = re.compile(r'"""|\'\'\'')
 

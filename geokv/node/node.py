@@ -221,9 +221,9 @@ class Node:
             m.CloseAnswer: self._on_close_answer,
             m.RecordsWanted: a.closings.wanted,
             m.CloseFill: self._on_close_fill,
-            m.CloseFilled: lambda peer, message: [run.filled(peer, message) for run in self._runs],
+            m.CloseFilled: self._on_close_filled,
             m.CloseTell: lambda peer, message: a.closings.told(message, self._sender_to(peer)),
-            m.CloseTold: lambda peer, message: [run.told(peer, message) for run in self._runs],
+            m.CloseTold: self._on_close_told,
             m.CloseForget: lambda peer, message: a.closings.forget(message.closings),
         }
 
@@ -489,9 +489,10 @@ class Node:
 
     def _on_statement(self, peer: str, message: messages.Statement) -> None:
         self.assembly.statements.heard(peer, message)
+        for run in self._runs:
+            run.heard(peer)
         if message.log_sequence:
-            incarnation = self.context.peers[peer].incarnation
-            self.assembly.closings.seen[peer] = (incarnation, message.log_sequence)
+            self.assembly.closings.stated(peer, self.context.peers[peer].incarnation, message.log_sequence)
 
     # --- closing ------------------------------------------------------------------------------------------------------------------------
 
@@ -506,6 +507,14 @@ class Node:
                 run.fill(message)
                 return
         self.assembly.closings.filled(message, self._sender_to(peer))
+
+    def _on_close_filled(self, peer: str, message: messages.CloseFilled) -> None:
+        for run in self._runs:
+            run.filled(peer, message)
+
+    def _on_close_told(self, peer: str, message: messages.CloseTold) -> None:
+        for run in self._runs:
+            run.told(peer, message)
 
     def _decided(self, ticket: int, values: dict[bytes, bytes]) -> None:
         for run in self._runs:

@@ -87,7 +87,9 @@ class _Restoring:
     def _checkpoint(self, meta_bytes: bytes, tables: Iterator[tuple[int, list[tuple[bytes, bytes]]]]) -> None:
         meta = control.unpack(meta_bytes)
         if meta.get("format") != 1:
-            raise StorageError(f"checkpoint of format {meta.get('format')}: this version reads format 1; use a newer geokv")
+            raise StorageError(
+                f"checkpoint of format {meta.get('format')}: this version reads format 1; use a newer geokv"
+            )
         self._from_segment = meta["segment"]
         self._recovered.runs = list(meta["runs"])
         self._recovered.bound_ms = meta["bound_ms"]
@@ -118,7 +120,9 @@ class _Restoring:
         try:
             records = decode_records(payload, verify=False)  # the frame's own checksum covers them
         except RecordError as error:
-            raise CorruptLog(f"segment {segment}, frame at byte {offset}: {error}; restore this node or replace it") from error
+            raise CorruptLog(
+                f"segment {segment}, frame at byte {offset}: {error}; restore this node or replace it"
+            ) from error
         last = self._assembly.commit.segment_last[segment]
         is_new = segment >= self._from_segment
         for record in records:
@@ -146,7 +150,6 @@ class _Restoring:
         if is_new:
             self._recovered.deltas += 1
             self._merge(record)
-
 
     def _merge(self, record: Record) -> None:
         table = self._context.tables.get(record.namespace)

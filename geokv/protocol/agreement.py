@@ -13,8 +13,8 @@ whenever `wake_at_us()` has passed, hands peers' messages to `handle`, and after
 `take()` in order:
 
     ToSend(peer, message)        send it; it may be lost
-    ToPersist(token, items)      log and sync these states, a later one of an item replacing it; then `persisted`
-    Decided(ticket, values)      every item of that `propose` is chosen; these values stand, whatever was proposed
+    ToPersist(token, items)      log and sync these, the later state of an item replaces it; then `persisted`
+    Decided(ticket, values)      every item of that `propose` is chosen: these values stand
     Learned(item, value)         told once per run for each item whose choice this run came to know and synced
     Noted(name)                  count it
 
@@ -83,6 +83,8 @@ from geokv.protocol.messages import (
     Prepare,
     Promised,
 )
+
+__all__ = ["Agreement", "Decided", "ItemState", "Learned", "Noted", "Output", "ToPersist", "ToSend"]
 
 ITEMS_IN_FLIGHT_MAX: Final = 8192  # proposed here and not yet chosen
 ITEMS_HELD_MAX: Final = 1_000_000  # acceptor states; beyond them new items get no vote
@@ -181,7 +183,7 @@ class Agreement:
     def __init__(
         self, node: str, members: Sequence[str], rng: Random, is_fresh: bool, state: Iterable[ItemState] = ()
     ) -> None:
-        """`members` includes `node`. `is_fresh`: the disk may be new; a MEMBER mark in `state` says better."""
+        """`members` includes `node`. `is_fresh`: the disk may be new; a MEMBER mark tells better."""
         assert node in members and len(set(members)) == len(members)
         self.node = node
         self._others = sorted(set(members) - {node})
@@ -383,9 +385,7 @@ class Agreement:
         standing = [item for item in asked.items if self._is_chosen(item)]
         if standing and peer != self.node:
             self._tell_chosen([peer], standing)
-        wanted = {
-            item: v for item, v in zip(asked.items, asked.values, strict=True) if not self._is_chosen(item)
-        }
+        wanted = {item: v for item, v in zip(asked.items, asked.values, strict=True) if not self._is_chosen(item)}
         if not wanted:
             return
         higher = self._higher(asked.ballot, wanted)
@@ -439,17 +439,11 @@ class Agreement:
 
     def _check_room(self, added: int) -> None:
         if added > ITEMS_IN_FLIGHT_MAX:
-            raise InvalidRequest(
-                f"{added} items in one proposal, at most {ITEMS_IN_FLIGHT_MAX}: propose them in parts"
-            )
+            raise InvalidRequest(f"{added} items in one proposal, at most {ITEMS_IN_FLIGHT_MAX}: propose them in parts")
         if len(self._in_flight) + added > ITEMS_IN_FLIGHT_MAX or len(self._tickets) >= ITEMS_IN_FLIGHT_MAX:
-            raise Overloaded(
-                f"{len(self._in_flight)} items are being agreed on, at most {ITEMS_IN_FLIGHT_MAX} may be"
-            )
+            raise Overloaded(f"{len(self._in_flight)} items are being agreed on, at most {ITEMS_IN_FLIGHT_MAX} may be")
         if len(self._items) + added > ITEMS_HELD_MAX:
-            raise Overloaded(
-                f"the agreement holds {len(self._items)} items, at most {ITEMS_HELD_MAX}", retry_after=1.0
-            )
+            raise Overloaded(f"the agreement holds {len(self._items)} items, at most {ITEMS_HELD_MAX}", retry_after=1.0)
 
     def _open_ticket(self, ticket: int, items: Mapping[bytes, bytes]) -> None:
         values = {item: self._value_of(item) for item in items if item in self._told}
@@ -501,9 +495,7 @@ class Agreement:
                 self._send(peer, Prepare(attempt.ballot, list(lacking)))
             elif attempt.phase == 2:
                 for page in pages(((item, wish.value) for item, wish in lacking.items()), pair_bytes):
-                    self._send(
-                        peer, Accept(attempt.ballot, [item for item, _ in page], [value for _, value in page])
-                    )
+                    self._send(peer, Accept(attempt.ballot, [item for item, _ in page], [value for _, value in page]))
 
     def _on_promised(self, peer: str, answer: Promised) -> None:
         attempt = self._attempt_of(answer)
@@ -654,16 +646,21 @@ class Agreement:
         elif self._entry.wake_us <= self._now_us:
             self._entry.tries += 1
             self._rest_entry(self._entry)
+            self._drop_old_lives(self._entry)
             for peer in self._others:
                 if peer not in self._entry.done:
                     self._ask_copy(peer, self._entry)
 
+    def _drop_old_lives(self, entry: _Entry) -> None:
+        """Who was done and has a new disk since forgot us: it is asked once more from the start."""
+        for peer in [peer for peer, life in entry.done.items() if life < self._lives.get(peer, 0)]:
+            del entry.done[peer]
+            entry.after[peer] = mark(self.node, entry.life) if entry.life else b""
+
     def _ask_copies(self, life: int = 0) -> None:
         """Begin to ask for marks (life 0), or to register that life and copy."""
         start = mark(self.node, life) if life else b""
-        entry = _Entry(
-            self._rng.getrandbits(63), life, self._now_us, after=dict.fromkeys(self._others, start)
-        )
+        entry = _Entry(self._rng.getrandbits(63), life, self._now_us, after=dict.fromkeys(self._others, start))
         self._entry = entry
         self._rest_entry(entry)
         for peer in self._others:
@@ -747,9 +744,7 @@ class Agreement:
     def _take_page(
         self, peer: str, entry: _Entry, lives: Mapping[str, int], page: list[ItemState], is_last: bool
     ) -> None:
-        if (
-            lives.get(self.node, 0) != entry.life
-        ):  # it has a new disk itself and forgot us: once more from the start
+        if lives.get(self.node, 0) != entry.life:  # it has a new disk itself and forgot us: once more from the start
             entry.after[peer] = mark(self.node, entry.life)
             self._ask_copy(peer, entry)
             return

@@ -9,9 +9,9 @@ Slots travel: every node says how many it knows of each datacenter, and whoever 
 Wiring. The node makes one CatalogMachine from all slots on its disk (`Keep`s that it logged, and
 `slots_in(agreement.known())`) and the machine's `propose` from its Agreement. Then it calls
 
-    create, alter, delete         for a client; the ticket ends as Ready or Failed. They raise what is clear at once
+    create, alter, delete         for a client; the ticket ends as Ready or Failed, what is clear is raised
     learned(item, value, now)     for every Learned of the agreement (items of others are ignored)
-    heard(peer, definitions, now) for every Statement of a peer, and what peers of other datacenters say of the kind
+    heard(peer, definitions, now) for every Statement of a peer, in any datacenter
     handle(peer, message, now)    for DefinitionsWanted and Definitions, of peers in any datacenter
     tick(now)                     when `wake_at_us()` has passed
     forget(ticket)                when nobody waits any more; the change may still happen
@@ -20,8 +20,8 @@ Wiring. The node makes one CatalogMachine from all slots on its disk (`Keep`s th
 and after each of them performs `take()` in order:
 
     ToSend(peer, message)         send it; it may be lost
-    Keep(dc, slot, value)         log it before whatever is appended later; no sync is waited for, it can be had again
-    Changed(definition)           this now stands under its id, `catalog` says so already: make or drop its table
+    Keep(dc, slot, value)         log it before whatever is appended later; no sync is waited for
+    Changed(definition)           this now stands under its id (`catalog` says so): make or drop its table
     Ready(ticket, definition), Failed(ticket, error)
     Noted(name)                   count it
 
@@ -101,7 +101,7 @@ Output = ToSend | Keep | Changed | Ready | Failed | Noted
 
 @dataclass(slots=True)
 class _Change:
-    """`build` makes the definition from the catalog as it is then; None: nothing to do, `found` stands already."""
+    """`build` makes the definition from the catalog of then; None: nothing to do, `find` finds it."""
 
     ticket: int
     build: Callable[[], NamespaceDefinition | None]
@@ -139,10 +139,8 @@ class CatalogMachine:
 
     # --- changes --------------------------------------------------------------------------------------------
 
-    def create(
-        self, name: str, settings: Mapping[str, object], hlc: int, now_us: int, exist_ok: bool = False
-    ) -> int:
-        """Create a namespace. `settings`: any of namespace.SETTINGS. With `exist_ok` an equal one is Ready as well.
+    def create(self, name: str, settings: Mapping[str, object], hlc: int, now_us: int, exist_ok: bool = False) -> int:
+        """Create a namespace with any of namespace.SETTINGS. With `exist_ok` an equal one is Ready too.
 
         Raises InvalidRequest (what to change), Overloaded.
         """
@@ -161,7 +159,7 @@ class CatalogMachine:
         return self._enqueue(build, lambda: self.catalog.resolve(name), now_us)
 
     def alter(self, name: str, changes: Mapping[str, object], hlc: int, now_us: int) -> int:
-        """Change settings (any of namespace.ALTERABLE). Raises InvalidRequest, NamespaceNotFound, Overloaded."""
+        """Change any of namespace.ALTERABLE. Raises InvalidRequest, NamespaceNotFound, Overloaded."""
         namespace_id = self._living(name).id
         return self._enqueue(
             lambda: self._alive(namespace_id, name).altered(changes, hlc, self.dc),
@@ -208,9 +206,7 @@ class CatalogMachine:
         now_us: int,
     ) -> int:
         if len(self._changes) >= CHANGES_MAX or len(self._slots[self.dc]) >= SLOTS_MAX:
-            raise Overloaded(
-                f"{len(self._changes)} changes of namespaces wait here, at most {CHANGES_MAX} may"
-            )
+            raise Overloaded(f"{len(self._changes)} changes of namespaces wait here, at most {CHANGES_MAX} may")
         build()  # what can be said at once is raised here
         self._ticket += 1
         self._changes.append(_Change(self._ticket, build, find))
@@ -262,7 +258,7 @@ class CatalogMachine:
             self._go_on(now_us)
 
     def restore(self, dc: str, slot: int, value: bytes) -> None:
-        """A slot that the disk holds, in recovery: what it changes comes as Changed, and nothing is proposed."""
+        """A slot of the disk, in recovery: what it changes comes as Changed, and nothing is proposed."""
         self._take_slot(dc, slot, value)
 
     def known(self) -> dict[str, int]:
@@ -303,7 +299,7 @@ class CatalogMachine:
     # --- carrying -------------------------------------------------------------------------------------------
 
     def heard(self, peer: str, definitions: Mapping[str, int], now_us: int) -> None:
-        """A peer says how many slots it knows: ask it for those that we lack, one question per datacenter at a time."""
+        """A peer says how many slots it knows: ask it for what we lack, once per datacenter and pause."""
         for dc, count in definitions.items():
             lacking = dc in self._slots and count > len(self._slots[dc])
             if lacking and now_us >= self._asked_us.get(dc, now_us):
@@ -344,9 +340,7 @@ class CatalogMachine:
         if len(self._slots[page.dc]) > before:
             self._asked_us.pop(page.dc, None)
             if len(page.values) > 1:
-                self._ask(
-                    peer, page.dc, now_us
-                )  # there may be more; without an answer the next Statement says so
+                self._ask(peer, page.dc, now_us)  # there may be more; without an answer the next Statement says so
         self._go_on(now_us)
 
     # --- time and outputs -----------------------------------------------------------------------------------
@@ -388,7 +382,5 @@ def _exists(held: NamespaceDefinition, wanted: NamespaceDefinition, exist_ok: bo
     if not exist_ok:
         return f"namespace {held.name!r} exists; say exist_ok to take it where its settings are the same"
     ours, theirs = wanted.settings(), held.settings()
-    different = [
-        f"{name} is {theirs[name]!r}, not {ours[name]!r}" for name in ours if ours[name] != theirs[name]
-    ]
+    different = [f"{name} is {theirs[name]!r}, not {ours[name]!r}" for name in ours if ours[name] != theirs[name]]
     return f"namespace {held.name!r} exists with other settings: {'; '.join(different)}"

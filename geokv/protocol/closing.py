@@ -74,9 +74,12 @@ class Closings:
         self._intake = intake
         self.known: dict[Pair, bytes] = {}
         self.seen: dict[str, tuple[int, int]] = {}  # node -> (newest incarnation, log sequence) it has stated
+        self._checked: dict[str, int] = {}  # node -> the run of it whose disk was found to hold what was seen of it
         self.on_closed: Callable[[], None] = lambda: None
         self.on_forgotten: Callable[[Stream], None] = lambda stream: None
-        self.read_log: Callable[[list[tuple[int, int, int]], Callable[[bytes | None], None]], None] = lambda p, t: t(None)
+        self.read_log: Callable[[list[tuple[int, int, int]], Callable[[bytes | None], None]], None] = lambda p, t: t(
+            None
+        )
 
     # --- promises -------------------------------------------------------------------------------------------------------------
 
@@ -102,11 +105,18 @@ class Closings:
             context.is_refusing = "its streams are being closed; it goes on as a new incarnation"
         context.note("close.promised", len(fresh))
         seen_more = self._seen_more(message) if message.current else ""
+        if message.current and not seen_more:
+            self._checked[message.node] = unpack_origin(message.current).incarnation
 
         def answered() -> None:
             answer(
                 CloseAnswer(
-                    message.close, origins, partitions, self._held(origins, partitions), self._closings(origins, partitions), seen_more
+                    message.close,
+                    origins,
+                    partitions,
+                    self._held(origins, partitions),
+                    self._closings(origins, partitions),
+                    seen_more,
                 )
             )
             if ends_own:
@@ -165,6 +175,13 @@ class Closings:
                 elif partition in over:
                     found.append((origin, partition, b""))
         return found
+
+    def stated(self, node: str, incarnation: int, log_sequence: int) -> None:
+        """A node has stated how much of its log is synced. A new run's word counts once its disk was looked at (`asked`):
+        until then it may be an old copy, and what an earlier run stated is the evidence against it."""
+        known = self.seen.get(node)
+        if known is None or known[0] == incarnation or self._checked.get(node) == incarnation:
+            self.seen[node] = (incarnation, log_sequence)
 
     def _seen_more(self, message: CloseAsk) -> str:
         """Why the asking node's disk holds less than this node has seen of it (empty: it does not)."""
@@ -429,6 +446,11 @@ class CloseRun:
             if missing:
                 self._ask(owner, partitions)
 
+    def heard(self, owner: str) -> None:
+        """An owner speaks: ask it at once if it has not answered yet."""
+        if owner in self._owners and owner not in self.answered and not self._context.distrusted:
+            self._ask(owner, self._owners[owner])
+
     def _ask(self, owner: str, partitions: list[int]) -> None:
         context = self._context
         message = CloseAsk(
@@ -534,7 +556,9 @@ class CloseRun:
             if holder != context.node and numbers and context.is_live(holder):
                 context.send(holder, RecordsWanted(self.close, namespace, partition, origin, numbers))
                 return
-        self.waiting = f"numbers {chunk[0]}… of {unpack_origin(origin)} in partition {partition} are in no log that can be reached"
+        self.waiting = (
+            f"numbers {chunk[0]}… of {unpack_origin(origin)} in partition {partition} are in no log that can be reached"
+        )
         context.note("close.not_in_any_log")
 
     def fill(self, message: CloseFill) -> None:

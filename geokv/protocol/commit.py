@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from geokv.core.limits import FRAME_BYTES_MAX, WAITING_BYTES_MAX
-from geokv.protocol.table import Table
 from geokv.protocol.effects import Effect, Persist
 from geokv.protocol.streams import Stream
+from geokv.protocol.table import Table
 
 Entry = tuple[bytes, Stream | None, int]
 """(the record's bytes, its stream, its number); control records and repaired cells have no stream."""

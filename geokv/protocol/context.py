@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from geokv.core.hlc import HybridClock
-from geokv.core.limits import HLC_BOUND_AHEAD_MS
 from geokv.core.origin import Origin
 from geokv.protocol.effects import Effect, Log, Note, Send
 
@@ -94,5 +93,9 @@ class Context:
             stream.is_refused = partition in self.promised.get(origin, ())
         return stream
 
-    def hlc_bound_ms(self) -> int:
-        return self.wall_ms + HLC_BOUND_AHEAD_MS
+    def find_stream(self, namespace: int, partition: int, origin: bytes) -> Stream | None:
+        """The stream of that name where it is known here; never makes one."""
+        table = self.tables.get(namespace)
+        if table is None or not 0 <= partition < self.partitions:
+            return None
+        return table.streams.partitions[partition].get(origin)

@@ -431,7 +431,8 @@ class FeedReceiver:
             link.covered_at_us = context.now_us
             covered = self._covered(link)
         context.send(
-            link.peer, FeedAck(link.feed, link.synced, min(link.quorum, link.synced), covered, context.now_us, link.sent_us)
+            link.peer,
+            FeedAck(link.feed, link.synced, min(link.quorum, link.synced), covered, context.now_us, link.sent_us),
         )
 
 

@@ -264,7 +264,7 @@ class FeedSender:
                 break
             size = place[2]
             used = feed.in_flight_bytes + feed.pending_bytes + planned
-            if used and used + size > FEED_WINDOW_BYTES or held and held + size > FEED_PARTITION_BYTES:
+            if (used and used + size > FEED_WINDOW_BYTES) or (held and held + size > FEED_PARTITION_BYTES):
                 return budget
             if size > budget and wanted:
                 return 0
@@ -397,11 +397,10 @@ class FeedSender:
             for stream, number in feed.unacked.popleft()[1].items():
                 self._covered(feed.dc, stream, number)
         for heads in message.covered:
-            table = self._context.tables.get(heads.namespace)
             for partition, number in zip(heads.partitions, heads.numbers, strict=True):
-                stream = table.streams.get(partition, heads.origin) if table and partition < self._context.partitions else None
-                if stream is not None:
-                    self._covered(feed.dc, stream, number)
+                found = self._context.find_stream(heads.namespace, partition, heads.origin)
+                if found is not None:
+                    self._covered(feed.dc, found, number)
         self._pump(feed)
 
     def _covered(self, dc: str, stream: Stream, number: int) -> None:

@@ -38,8 +38,7 @@ class Placement:
         self.peers_of_set = [tuple(n for n in owners if n != node) for owners in self.owner_sets]
         self.mine = [p for p, is_mine in enumerate(self.is_mine) if is_mine]
         self.by_dc: dict[str, list[tuple[str, ...]]] = {
-            name: [other.owners(p, replicas[name]) for p in range(other.partitions)]
-            for name, other in rings.items()
+            name: [other.owners(p, replicas[name]) for p in range(other.partitions)] for name, other in rings.items()
         }
 
     def everyone(self, partition: int) -> list[tuple[str, str]]:

@@ -65,7 +65,20 @@ class ReadCall:
 class ReadPart:
     """The share of a call that one owner set answers."""
 
-    __slots__ = ("asked", "call", "cells", "digests", "fetching", "indexes", "is_done", "keys", "peers", "query", "r", "theirs")
+    __slots__ = (
+        "asked",
+        "call",
+        "cells",
+        "digests",
+        "fetching",
+        "indexes",
+        "is_done",
+        "keys",
+        "peers",
+        "query",
+        "r",
+        "theirs",
+    )
 
     def __init__(self, call: ReadCall, indexes: list[int], keys: list[bytes], r: int, peers: tuple[str, ...]) -> None:
         self.call = call
@@ -323,7 +336,9 @@ class ReadCoordinator:
             if replica == self._context.node:
                 self._intake.take(records, lambda: repaired(self._context.node))
             else:
-                self._replication.start((replica,), records, lambda sent: repaired(sent.peers[0]) if sent.acked else None)
+                self._replication.start(
+                    (replica,), records, lambda sent: repaired(sent.peers[0]) if sent.acked else None
+                )
 
     # --- answering ---------------------------------------------------------------------------------------------------------
 
@@ -436,5 +451,3 @@ class ReadCoordinator:
             if not part.is_done:
                 self._expire(part, why)
         self._deadlines.clear()
-
-

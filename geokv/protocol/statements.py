@@ -135,9 +135,8 @@ class Statements:
         context.peers.stated(peer, message, context.wall_ms, context.now_us)
         context.clock.observe(message.hlc, context.wall_ms)
         for heads in message.shipped:
-            table = context.tables.get(heads.namespace)
             for partition, number in zip(heads.partitions, heads.numbers, strict=True):
-                stream = table.streams.get(partition, heads.origin) if table and partition < context.partitions else None
+                stream = context.find_stream(heads.namespace, partition, heads.origin)
                 if stream is not None:
                     stream.shipped = max(stream.shipped, number)
         if peer in self._neighbours:

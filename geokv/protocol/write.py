@@ -163,8 +163,10 @@ class WriteCoordinator:
             raise InvalidRequest(f"a batch of {count} operations: between 1 and {BATCH_ITEMS_MAX}")
         if len(batch.values) != count:
             raise InvalidRequest(f"{count} keys with {len(batch.values)} values")
-        if batch.operations and len(batch.operations) != count or batch.contexts and len(batch.contexts) != count:
-            raise InvalidRequest(f"{count} keys with {len(batch.operations)} operations, {len(batch.contexts)} contexts")
+        if (batch.operations and len(batch.operations) != count) or (batch.contexts and len(batch.contexts) != count):
+            raise InvalidRequest(
+                f"{count} keys with {len(batch.operations)} operations, {len(batch.contexts)} contexts"
+            )
         if not 0 < batch.timeout_ms <= TIMEOUT_MS_MAX:
             raise InvalidRequest(f"timeout of {batch.timeout_ms} ms: between 1 and {TIMEOUT_MS_MAX}")
         if batch.ttl_ms < -1:
@@ -222,7 +224,9 @@ class WriteCoordinator:
             if outcomes[index] == UNSET:
                 partition = key_hash(key) >> shift
                 if not placement.is_mine[partition]:
-                    self._refuse(call, (index,), Outcome.WRONG_NODE, f"{context.node} does not own this key's partition")
+                    self._refuse(
+                        call, (index,), Outcome.WRONG_NODE, f"{context.node} does not own this key's partition"
+                    )
                     continue
                 by_set.setdefault(set_of[partition], []).append(index)
                 nbytes += record_bytes_max(key, values[index], context.packed)
@@ -335,9 +339,7 @@ class WriteCoordinator:
             context.commit.add(entries, len(records), (table,), None, sync_by_us)
             self._replication.own_synced(sent)
         else:
-            context.commit.add(
-                entries, len(records), (table,), lambda: self._replication.own_synced(sent), None
-            )
+            context.commit.add(entries, len(records), (table,), lambda: self._replication.own_synced(sent), None)
 
     # --- answers come in --------------------------------------------------------------------------------------------------
 

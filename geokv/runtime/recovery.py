@@ -56,16 +56,14 @@ def opener(disk: Disk, config: NodeConfig, rng: random.Random, segment_bytes: in
     return open_node
 
 
-def _recover(
-    config: NodeConfig, rng: random.Random, checkpoint: tuple[bytes, _Pairs] | None, log: Log
-) -> Node:
+def _recover(config: NodeConfig, rng: random.Random, checkpoint: tuple[bytes, _Pairs] | None, log: Log) -> Node:
     return Node.recover(
         config=config,
         rng=rng,
         now_us=monotonic_us(),
         wall_us=wall_us(),
         checkpoint=checkpoint,
-        frames=log.replay(),
+        frames=log.replay(0),  # those below the checkpoint are indexed, for cursors
         room_bytes=log.room_bytes(),
         log_sequence=log.sequence,
         engine=MemoryEngine(),

@@ -66,9 +66,7 @@ class MetricsServer:
         """Listen; the address that was bound. Raises ConfigurationError."""
         host, port = credentials.split_address(address)
         try:
-            self._server = await asyncio.start_server(
-                self._serve, host.strip("[]"), port, limit=REQUEST_BYTES_MAX
-            )
+            self._server = await asyncio.start_server(self._serve, host.strip("[]"), port, limit=REQUEST_BYTES_MAX)
         except OSError as error:
             raise ConfigurationError(f"cannot serve metrics on {address}: {error.strerror or error}") from error
         return f"{host}:{self._server.sockets[0].getsockname()[1]}"
@@ -104,5 +102,7 @@ class MetricsServer:
 
 
 def _response(status: str, body: bytes, content_type: str = "text/plain; charset=utf-8") -> bytes:
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
     return head.encode() + body

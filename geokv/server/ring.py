@@ -40,6 +40,4 @@ def ring_seen(topology: Topology, answered_by: str, viewpoint: str) -> RingSeen:
         for node in topology.nodes
     ]
     replicas = {dc.name: dc.replicas for dc in topology.datacenters}
-    return RingSeen(
-        topology.cluster, topology.partitions, ring_version(topology), answered_by, nodes, replicas
-    )
+    return RingSeen(topology.cluster, topology.partitions, ring_version(topology), answered_by, nodes, replicas)

@@ -33,8 +33,7 @@ class RingService:
     def __init__(self, topology: Topology, node: str) -> None:
         self._topology = topology
         self._replies = {
-            viewpoint: kv.encode_ring_reply(ring_seen(topology, node, viewpoint))
-            for viewpoint in topology.viewpoints()
+            viewpoint: kv.encode_ring_reply(ring_seen(topology, node, viewpoint)) for viewpoint in topology.viewpoints()
         }
 
     async def ring(self, payload: bytes, context: Context) -> bytes:

@@ -202,7 +202,11 @@ def no_resurrection(world: World) -> str:
     for read in world.history.reads():
         for delete in deletes.get(read.key, ()):
             is_back = read.value is not None and read.version < delete.version and delete.ended_us <= read.started_us
-            if is_back and not is_excused(world, delete, ()) and _must_see(world, delete, read, _asked_replicas(world, read)):
+            if (
+                is_back
+                and not is_excused(world, delete, ())
+                and _must_see(world, delete, read, _asked_replicas(world, read))
+            ):
                 return f"{read} brings back what was deleted by {delete}"
     return _back_at_the_end(world, deletes)
 
@@ -223,7 +227,12 @@ def _back_at_the_end(world: World, deletes: dict[bytes, list[Operation]]) -> str
             newest = max(gone, key=lambda operation: operation.version)
             cell = table.get(key)
             is_live = cell is not None and live_value(cell, 0) is not None
-            if cell is not None and is_live and lww_version(cell) < newest.version and not is_excused(world, newest, ()):
+            if (
+                cell is not None
+                and is_live
+                and lww_version(cell) < newest.version
+                and not is_excused(world, newest, ())
+            ):
                 return f"{name} shows {key!r} {_shown(cell)} at the end, deleted by {newest}"
     return OK
 

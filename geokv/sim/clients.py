@@ -30,7 +30,16 @@ from geokv.protocol.client.messages import (
 )
 from geokv.protocol.client.operations import Kind, Operation, OptionsTable
 from geokv.protocol.effects import Note, Woken
-from geokv.protocol.requests import AdminReply, AdminRequest, Outcome, ReadBatch, ReadReply, Reply, WriteBatch, WriteReply
+from geokv.protocol.requests import (
+    AdminReply,
+    AdminRequest,
+    Outcome,
+    ReadBatch,
+    ReadReply,
+    Reply,
+    WriteBatch,
+    WriteReply,
+)
 from geokv.sim import history
 from geokv.sim.calls import Call
 from geokv.sim.clocks import Clocks
@@ -94,9 +103,7 @@ class Client(Protocol):
 
     def write(self, items: Items, ask: Ask = QUORUM, done: Callable[[Batch], None] | None = None) -> Batch: ...
 
-    def read(
-        self, keys: Sequence[bytes], ask: Ask = QUORUM, done: Callable[[Batch], None] | None = None
-    ) -> Batch: ...
+    def read(self, keys: Sequence[bytes], ask: Ask = QUORUM, done: Callable[[Batch], None] | None = None) -> Batch: ...
 
 
 class _Recorder:
@@ -129,7 +136,8 @@ class _Recorder:
     def _began_reads(self, keys: Sequence[bytes], ask: Ask) -> list[history.Operation]:
         begin, now_us = self.world.history.begin, self.world.now_us
         return [
-            begin(self.name, self.dc, "get", ask.namespace, key, ask.level, now_us, explicit=ask.replicas) for key in keys
+            begin(self.name, self.dc, "get", ask.namespace, key, ask.level, now_us, explicit=ask.replicas)
+            for key in keys
         ]
 
     def _told(self, operation: history.Operation, reply: WriteReply | ReadReply | None, index: int) -> None:
@@ -188,7 +196,10 @@ class SdkClient(_Recorder):
         return batch
 
     def admin(
-        self, request: AdminRequest, done: Callable[[Reply | None, GeokvError | None], None], timeout_us: int = TIMEOUT_US
+        self,
+        request: AdminRequest,
+        done: Callable[[Reply | None, GeokvError | None], None],
+        timeout_us: int = TIMEOUT_US,
     ) -> None:
         """Ask a node of the datacenter in use."""
         now_us = self._clocks.monotonic_us()

@@ -258,7 +258,7 @@ class Host:
             self.clocks.monotonic_us(),
             self.clocks.wall_us(),
             checkpoint,
-            log.replay(),
+            log.replay(0),
             log.room_bytes(),
             log.sequence,
             self.engine,

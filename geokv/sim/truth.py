@@ -208,7 +208,10 @@ class Truth:
             self.checked["claims"] += 1
             stream = (record.namespace, record.partition, record.origin)
             if not self._is_held(image, stream, record):
-                self._fault("claims", f"{host.name} told {peer} that it has {_named(record)}, key {record.key!r}: not on its disk")
+                self._fault(
+                    "claims",
+                    f"{host.name} told {peer} that it has {_named(record)}, key {record.key!r}: not on its disk",
+                )
 
     def _judge_statement(self, host: Host, message: Statement) -> None:
         self.verify(host)

@@ -131,7 +131,9 @@ class Workload:
             dcs = rng.randint(2, max(2, len(self.world.topology.dc_names)))
             return Ask(namespace, Consistency.QUORUM, ttl_ms=ttl_ms, replicated_to=dcs)
         if rng.random() < 0.05:
-            return Ask(namespace, Consistency.QUORUM, replicas=rng.randint(1, self.world.options.replicas), ttl_ms=ttl_ms)
+            return Ask(
+                namespace, Consistency.QUORUM, replicas=rng.randint(1, self.world.options.replicas), ttl_ms=ttl_ms
+            )
         return Ask(namespace, rng.choice(_WRITE_LEVELS), ttl_ms=ttl_ms)
 
     def _read_ask(self, namespace: str) -> Ask:

@@ -49,9 +49,7 @@ Pairs = list[tuple[bytes, bytes]]
 _Block = tuple[int, int, bytes]
 
 
-def write_checkpoint(
-    disk: Disk, meta: bytes, tables: Mapping[int, Mapping[bytes, bytes]], segment: int
-) -> None:
+def write_checkpoint(disk: Disk, meta: bytes, tables: Mapping[int, Mapping[bytes, bytes]], segment: int) -> None:
     """Write a checkpoint after which recovery begins at log segment `segment`; then remove the older ones.
 
     `tables` must not change meanwhile. Raises DiskFull or StorageError; the older checkpoint then stands as
@@ -69,9 +67,7 @@ def write_checkpoint(
             disk.append(temporary, piece)
         disk.sync(temporary)
     except BaseException:
-        with suppress(
-            StorageError
-        ):  # the first error is the one to tell; what is left is removed the next time
+        with suppress(StorageError):  # the first error is the one to tell; what is left is removed the next time
             disk.remove(temporary)
         raise
     disk.rename(temporary, _path(number))
@@ -154,9 +150,7 @@ def _pack_pairs(pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
 
 def _encode_block(compressor: zstandard.ZstdCompressor, kind: int, namespace: int, raw: bytes) -> bytes:
     if len(raw) > BLOCK_BYTES_MAX:
-        raise StorageError(
-            f"a pair of {len(raw)} bytes is too large for a checkpoint: at most {BLOCK_BYTES_MAX}"
-        )
+        raise StorageError(f"a pair of {len(raw)} bytes is too large for a checkpoint: at most {BLOCK_BYTES_MAX}")
     packed = compressor.compress(raw)
     body = _BLOCK_BODY.pack(kind, 0, 0, len(raw), namespace) + packed
     return _BLOCK_PREFIX.pack(len(packed), crc32(body)) + body
@@ -202,9 +196,7 @@ def _blocks(disk: Disk, name: str) -> Iterator[_Block]:
         raise _damaged(name, offset, "something stands behind its end block")
 
 
-def _unpack(
-    decompressor: zstandard.ZstdDecompressor, packed: bytes, raw_length: int, name: str, offset: int
-) -> bytes:
+def _unpack(decompressor: zstandard.ZstdDecompressor, packed: bytes, raw_length: int, name: str, offset: int) -> bytes:
     # The frame states its size, and zstandard allocates that much at once: so it is looked at first.
     try:
         if raw_length <= BLOCK_BYTES_MAX and zstandard.frame_content_size(packed) == raw_length:

@@ -38,9 +38,7 @@ class Engine(Protocol):
     def remove(self, namespace: int, key: bytes) -> None:
         """Take a key away (collection of a tombstone). No error where it is not there."""
 
-    def scan(
-        self, namespace: int, start: bytes = b"", stop: bytes | None = None
-    ) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, namespace: int, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < stop, in key order; what is put meanwhile may be seen or not."""
 
     def freeze(self) -> dict[int, Table]:
@@ -81,9 +79,7 @@ class MemoryEngine:
         if table.pop(key, None) is not None and (order := self._orders.get(namespace)) is not None:
             order.discard(key)
 
-    def scan(
-        self, namespace: int, start: bytes = b"", stop: bytes | None = None
-    ) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, namespace: int, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         # In steps, each looked up anew, so that puts and other scans may go on in between.
         is_start_wanted = True
         while namespace in self._tables:

@@ -67,9 +67,7 @@ class Log:
     def __init__(self, disk: Disk, segment_bytes: int, first_segment: int, found: Found) -> None:
         self._disk = disk
         self._segment_bytes = segment_bytes
-        self._frame_bytes_max = min(
-            FRAME_BYTES_MAX + FRAME_HEADER_BYTES, segment_bytes - SEGMENT_HEADER_BYTES
-        )
+        self._frame_bytes_max = min(FRAME_BYTES_MAX + FRAME_HEADER_BYTES, segment_bytes - SEGMENT_HEADER_BYTES)
         self._first_segment = first_segment
         self._lock = threading.Lock()
         self._preparing = threading.Lock()
@@ -112,9 +110,7 @@ class Log:
         length = len(payload)
         frame_bytes = FRAME_HEADER_BYTES + length
         if not length or frame_bytes > self._frame_bytes_max:
-            raise ValueError(
-                f"a frame of {length} bytes: must be 1 to {self._frame_bytes_max - FRAME_HEADER_BYTES}"
-            )
+            raise ValueError(f"a frame of {length} bytes: must be 1 to {self._frame_bytes_max - FRAME_HEADER_BYTES}")
         if self._sequence - self._synced >= UNSYNCED_FRAMES_MAX:
             self.sync()
         active = self._active
@@ -194,9 +190,7 @@ class Log:
         self._check()
         found = self._segments.get(segment)
         if found is None or offset < SEGMENT_HEADER_BYTES or offset + length > found.end:
-            raise StorageError(
-                f"the log does not hold {length} bytes at {offset} of segment {segment} (any more)"
-            )
+            raise StorageError(f"the log does not hold {length} bytes at {offset} of segment {segment} (any more)")
         return read_whole(self._disk, found.name, offset, length)
 
     def replay(self, first_segment: int | None = None) -> Iterator[tuple[int, int, bytes]]:

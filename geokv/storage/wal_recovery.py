@@ -126,9 +126,7 @@ def _numbers(disk: Disk, first_segment: int) -> list[int]:
 
 def _refuse_missing(number: int, first_segment: int) -> NoReturn:
     why = f"recovery needs all from {first_segment} on" if first_segment else "no checkpoint says it may be"
-    raise CorruptLog(
-        f"{segment_name(number)} is missing, and {why}. {WHAT_TO_DO}", path=segment_name(number), offset=0
-    )
+    raise CorruptLog(f"{segment_name(number)} is missing, and {why}. {WHAT_TO_DO}", path=segment_name(number), offset=0)
 
 
 def _walk_start(disk: Disk, numbers: list[int], first: int) -> int:
@@ -230,9 +228,7 @@ class _Walk:
         start = 0 if self._hole or self._blank else self._walk_frames(number, image)
         if start >= written:
             return None
-        self._hole = self._hole or _Place(
-            self._blank or number, 0 if self._blank else start, self.next_sequence
-        )
+        self._hole = self._hole or _Place(self._blank or number, 0 if self._blank else start, self.next_sequence)
         self._refuse_what_was_synced(number, image, start, written, self._hole)
         return number, start, written
 
@@ -252,9 +248,7 @@ class _Walk:
         self.used.append(Segment(number, start, len(image), first_sequence))
         return start
 
-    def _refuse_what_was_synced(
-        self, number: int, image: bytes, start: int, written: int, hole: _Place
-    ) -> None:
+    def _refuse_what_was_synced(self, number: int, image: bytes, start: int, written: int, hole: _Place) -> None:
         for frame in _survivors(image, start, written, number, hole.sequence):
             # Header and first frame of a segment are one write, and one sector: no tear leaves the frame
             # alone.

@@ -39,9 +39,7 @@ def _cells(draw: st.DrawFn) -> bytes:
     identity = hash((version, origin.incarnation, len(origin.dc), len(origin.node), number))
     is_tombstone = identity % 3 == 0
     value = b"" if is_tombstone else bytes([identity % 251]) * (identity % 5)
-    return encode_lww(
-        version, origin.packed(), number, is_tombstone, identity % 2 * 1000, identity % 7, value
-    )
+    return encode_lww(version, origin.packed(), number, is_tombstone, identity % 2 * 1000, identity % 7, value)
 
 
 @given(cells=st.lists(_cells(), min_size=3, max_size=3), policy=st.sampled_from(POLICIES))
@@ -70,9 +68,7 @@ def test_the_later_one_wins_by_version_then_dc_then_node_then_dot(first: bytes, 
 
 @given(
     version=st.integers(0, VERSION_MAX),
-    origin=st.builds(
-        Origin, st.text("abc-9", min_size=1), st.text("abc-9", min_size=1), st.integers(0, 2**64 - 1)
-    ),
+    origin=st.builds(Origin, st.text("abc-9", min_size=1), st.text("abc-9", min_size=1), st.integers(0, 2**64 - 1)),
     number=st.integers(0, 2**64 - 1),
     is_tombstone=st.booleans(),
     deadline_ms=st.integers(0, 2**48),

@@ -19,15 +19,13 @@ from geokv.errors import InvalidRequest, RecordError
 DCS = ["ap", "eu", "us"]
 
 
-def made(
-    number: int, name: str = "carts", hlc: int = 10, dc: str = "eu", **settings: Any
-) -> NamespaceDefinition:
+def made(number: int, name: str = "carts", hlc: int = 10, dc: str = "eu", **settings: Any) -> NamespaceDefinition:
     return define(number, name, settings, DCS, hlc, dc)
 
 
 @st.composite
 def definitions(draw: st.DrawFn) -> NamespaceDefinition:
-    """Definitions of few ids and names, so that they meet: created once per id, then altered or deleted anywhere."""
+    """Definitions of few ids and names, so that they meet, altered and deleted anywhere."""
     number = draw(st.integers(2, 6))
     dc = DCS[number % 2]
     one = made(number, ["a", "b"][number % 2], 10 + number % 3, dc)
@@ -71,18 +69,14 @@ def test_fields_of_a_newer_version_are_kept() -> None:
     assert again["links"] == [["eu", "us", False]] and again["ttl_ms"] == 5
 
 
-@pytest.mark.parametrize(
-    "wrong", [b"", b"\xc1", b"\x80", b"\x93\x01\x02\x03", made(7).encode()[:-1], bytes(70_000)]
-)
+@pytest.mark.parametrize("wrong", [b"", b"\xc1", b"\x80", b"\x93\x01\x02\x03", made(7).encode()[:-1], bytes(70_000)])
 def test_bytes_that_are_no_definition_are_refused(wrong: bytes) -> None:
     """RecordError, whatever comes."""
     with pytest.raises(RecordError):
         decode(wrong)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("id", 0), ("id", "x"), ("name", "A B"), ("altered_hlc", -1), ("dcs", 5)]
-)
+@pytest.mark.parametrize(("field", "value"), [("id", 0), ("id", "x"), ("name", "A B"), ("altered_hlc", -1), ("dcs", 5)])
 def test_a_definition_with_a_senseless_field_is_refused(field: str, value: object) -> None:
     """What merging and naming rest on is checked when it is read."""
     tree = msgpack.unpackb(made(7).encode())
@@ -91,7 +85,7 @@ def test_a_definition_with_a_senseless_field_is_refused(field: str, value: objec
 
 
 def test_the_earlier_keeps_its_name() -> None:
-    """The later one is reached as name@dc, two of one datacenter with their id besides, and status can list them."""
+    """The later is reached as name@dc, two of one datacenter with their id; conflicts() lists them."""
     first, second = made(70, hlc=10, dc="us"), made(9, hlc=11, dc="eu")
     catalog = Catalog([second, first])
     assert catalog.resolve("carts") == first and catalog.resolve("carts@eu") == second
@@ -112,9 +106,7 @@ def test_same_instant_is_decided_by_datacenter_then_id() -> None:
 def test_every_cluster_is_born_with_default() -> None:
     """Id 1, lww, everywhere; it can be altered, not deleted."""
     catalog = Catalog()
-    assert (
-        catalog.resolve("default") == BORN and BORN.id == 1 and BORN.policy == "lww" and BORN.created_hlc == 0
-    )
+    assert catalog.resolve("default") == BORN and BORN.id == 1 and BORN.policy == "lww" and BORN.created_hlc == 0
     assert BORN.is_held_by("eu") and BORN.replicas_in("eu", 3) == 3
     altered = BORN.altered({"ttl_ms": 9}, 5, "eu")
     assert catalog.merged(altered).resolve("default") == altered and altered.version == 2
@@ -132,8 +124,7 @@ def test_a_merge_that_changes_nothing_is_the_same_catalog() -> None:
     """So that a caller can tell by identity."""
     catalog = Catalog([made(5)])
     assert (
-        catalog.merged(made(5)) is catalog
-        and catalog.merged(made(5).altered({"ttl_ms": 1}, 90, "us")) is not catalog
+        catalog.merged(made(5)) is catalog and catalog.merged(made(5).altered({"ttl_ms": 1}, 90, "us")) is not catalog
     )
 
 

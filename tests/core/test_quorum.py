@@ -23,9 +23,7 @@ def test_each_level_asks_for_its_number(level: Consistency, replicas: int) -> No
     if expected is not None:
         assert needed(level, 0, replicas) == expected
         return
-    with pytest.raises(
-        InvalidRequest, match=f"level TWO needs 2 replicas, but this namespace has {replicas}"
-    ):
+    with pytest.raises(InvalidRequest, match=f"level TWO needs 2 replicas, but this namespace has {replicas}"):
         needed(level, 0, replicas)
 
 

@@ -1,5 +1,7 @@
 """The record: what is encoded is decoded, and nothing else is taken for one."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,3 +132,9 @@ def test_the_second_record_is_named_by_its_place() -> None:
 def test_no_records_are_an_empty_list() -> None:
     """An empty buffer holds no record; an operation id that nobody gave is sixteen zeros."""
     assert decode_records(b"") == [] and bytes(16) == NO_OPERATION
+
+
+def test_the_format_page_shows_these_bytes() -> None:
+    """The worked example of the page is the one that is tested here."""
+    page = Path(__file__).parents[2] / "docs" / "formats" / "record.md"
+    assert GOLDEN.hex() in page.read_text(encoding="utf-8").replace("\n", "")

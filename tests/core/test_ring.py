@@ -142,10 +142,7 @@ def _no_racks(count: int) -> list[Member]:
 
 
 def _weighted(count: int) -> list[Member]:
-    return [
-        Member(f"node-{index}", f"rack-{index % 3}", (0.5, 1.0, 2.0)[index // 3 % 3])
-        for index in range(count)
-    ]
+    return [Member(f"node-{index}", f"rack-{index % 3}", (0.5, 1.0, 2.0)[index // 3 % 3]) for index in range(count)]
 
 
 def _weighted_no_racks(count: int) -> list[Member]:

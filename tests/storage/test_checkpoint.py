@@ -56,9 +56,7 @@ def test_large_tables_are_streamed_in_bounded_blocks() -> None:
     assert _read(disk) == (9, meta, {1: table, 2: {b"k": b"c"}})
     found = read_checkpoint(disk)
     assert found is not None
-    pieces = [
-        sum(len(key) + len(cell) for key, cell in pairs) for namespace, pairs in found[2] if namespace == 1
-    ]
+    pieces = [sum(len(key) + len(cell) for key, cell in pairs) for namespace, pairs in found[2] if namespace == 1]
     assert len(pieces) >= 4 and max(pieces) < 4 * BLOCK_BYTES
 
 
@@ -69,9 +67,7 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_one(seed: int) -> None:
     disk = CrashDisk(rng)
     write_checkpoint(disk, b"old", {1: {b"k": b"old"}}, 1)
     call = rng.choice(["append", "sync", "rename", "sync_dir", "remove"])
-    disk.fail(
-        call, rng.choice([errno.EIO, errno.ENOSPC]), after=rng.randint(0, 2), written=rng.randint(0, 40)
-    )
+    disk.fail(call, rng.choice([errno.EIO, errno.ENOSPC]), after=rng.randint(0, 2), written=rng.randint(0, 40))
     is_written = True
     try:
         write_checkpoint(disk, b"new", {1: {b"k": b"new"}}, 2)

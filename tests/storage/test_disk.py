@@ -130,9 +130,7 @@ def test_a_closed_disk_refuses(tmp_path: Path) -> None:
         disk.read_at("a", 0, 1)
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc, which is not there"
-)
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc, which is not there")
 def test_open_files_are_bounded_and_unsynced_ones_stay_open(tmp_path: Path) -> None:
     """Many files share few descriptors, but none with unsynced writes is closed before its sync."""
     disk = RealDisk(tmp_path)
@@ -172,9 +170,7 @@ def test_a_short_write_is_carried_on_until_its_error(tmp_path: Path) -> None:
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
     command = [sys.executable, "-c", script, str(tmp_path)]
-    first, second, third = subprocess.run(
-        command, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    first, second, third = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert first.startswith("StorageError writing") and first.endswith("File too large")
     assert second.startswith("StorageError allocating") and third == "1000 False"
 
@@ -183,14 +179,10 @@ def test_a_short_write_is_carried_on_until_its_error(tmp_path: Path) -> None:
 
 
 @given(
-    writes=st.lists(
-        st.tuples(st.integers(0, 4000), st.binary(min_size=1, max_size=1500), st.booleans()), max_size=12
-    ),
+    writes=st.lists(st.tuples(st.integers(0, 4000), st.binary(min_size=1, max_size=1500), st.booleans()), max_size=12),
     seed=st.integers(0, 2**32),
 )
-def test_a_power_cut_changes_only_what_was_not_synced(
-    writes: list[tuple[int, bytes, bool]], seed: int
-) -> None:
+def test_a_power_cut_changes_only_what_was_not_synced(writes: list[tuple[int, bytes, bool]], seed: int) -> None:
     """Each byte after a crash is the synced one, or one of those written since."""
     disk = CrashDisk()
     disk.append("a", b"")

@@ -37,9 +37,7 @@ def _replayed(log: Log) -> list[bytes]:
 
 
 @given(steps=_STEPS, seed=st.integers(0, 2**32))
-def test_every_crash_leaves_an_exact_prefix_with_all_that_was_synced(
-    steps: list[tuple[str, bytes]], seed: int
-) -> None:
+def test_every_crash_leaves_an_exact_prefix_with_all_that_was_synced(steps: list[tuple[str, bytes]], seed: int) -> None:
     """Whatever was appended, synced, cut, killed and failed: replay is a prefix that holds all synced."""
     rng = random.Random(seed)
     disk = CrashDisk(random.Random(seed))
@@ -90,9 +88,7 @@ def test_a_crash_during_recovery_loses_nothing_more(seed: int, cuts: int) -> Non
     for _ in range(cuts):
         disk = disk.crash_clone(rng)
         call = rng.choice(["write_at", "sync", "sync_dir", "read_at", "remove", "list"])
-        disk.fail(
-            call, rng.choice([errno.EIO, errno.ENOSPC]), after=rng.randint(0, 2), written=rng.randint(0, 600)
-        )
+        disk.fail(call, rng.choice([errno.EIO, errno.ENOSPC]), after=rng.randint(0, 2), written=rng.randint(0, 600))
         try:
             Log.open(disk, SEGMENT)
         except StorageError:
@@ -174,7 +170,7 @@ def test_trimming_survives_a_crash_at_any_point(seed: int) -> None:
 
 
 def test_a_first_segment_of_which_nothing_was_synced_keeps_the_sequence() -> None:
-    """Where no frame of the checkpoint's segment reached the disk, the count of frames goes on all the same."""
+    """Where no frame of the checkpoint's segment reached the disk, the frames are counted on."""
     disk = CrashDisk()
     log = Log.open(disk, SEGMENT)
     log.append(b"a" * 1500)

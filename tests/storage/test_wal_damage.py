@@ -156,19 +156,23 @@ def test_two_segments_that_changed_places_are_refused() -> None:
         Log.open(disk, SEGMENT)
 
 
+def _opening_error(disk: CrashDisk) -> StorageError | None:
+    try:
+        Log.open(disk, SEGMENT)
+    except StorageError as error:
+        return error
+    return None
+
+
 def test_a_read_error_is_never_taken_for_a_torn_tail() -> None:
     """EIO, and a read that comes back short, stop the opening; nothing is cut, and later all is there."""
     disk, payloads, places = _small_log()
     reads = 0
-    while True:
-        disk.fail("read_at", errno.EIO, after=reads)
-        try:
-            Log.open(disk, SEGMENT)
-        except StorageError as error:
-            assert not isinstance(error, CorruptLog) and "Input/output error" in str(error)
-        else:
-            break
+    disk.fail("read_at", errno.EIO)
+    while (error := _opening_error(disk)) is not None:
+        assert type(error) is StorageError and "Input/output error" in str(error)
         reads += 1
+        disk.fail("read_at", errno.EIO, after=reads)
     disk.heal()
     assert reads >= places[-1].segment
     for written in (0, 20, 700):

@@ -105,9 +105,7 @@ class Call:
         self.operations = operations
         self.started_us = started_us
         self.deadline_us = deadline_us  # the whole call is given up
-        self.expires_us = (
-            min([operation.deadline_us for operation in operations]) if operations else deadline_us
-        )
+        self.expires_us = min([operation.deadline_us for operation in operations]) if operations else deadline_us
         self.wake_us = NEVER  # for which a timer is set
         self.has_leavers = False
         self.is_over = False

@@ -87,9 +87,7 @@ class Bootstrap:
         self._next += 1
         if address not in self._calls:
             deadline_us = desk.now_us + desk.settings.bootstrap_timeout_us
-            self._calls[address] = desk.start(
-                None, address, None, [], RingAsk(desk.settings.dc), deadline_us
-            )
+            self._calls[address] = desk.start(None, address, None, [], RingAsk(desk.settings.dc), deadline_us)
         if self._next < len(addresses):
             desk.at(desk.now_us + desk.settings.bootstrap_stagger_us, self._stagger, (self._epoch, self._next))
 

@@ -118,4 +118,3 @@ class Desk:
         """Doubled per failure up to the limit, less up to half at random, so that clients do not come back in step."""
         full = min(limit_us, base_us << min(failures, 16))
         return round(full * (1 - self.rng.random() / 2))
-

@@ -48,7 +48,17 @@ from geokv.protocol.client.outcomes import (
 )
 from geokv.protocol.client.settings import MS, OPERATIONS_MAX, ClientSettings
 from geokv.protocol.effects import Woken
-from geokv.protocol.requests import AdminReply, AdminRequest, Detail, Outcome, ReadBatch, ReadReply, Reply, WriteBatch, WriteReply
+from geokv.protocol.requests import (
+    AdminReply,
+    AdminRequest,
+    Detail,
+    Outcome,
+    ReadBatch,
+    ReadReply,
+    Reply,
+    WriteBatch,
+    WriteReply,
+)
 
 _ANSWER_MARGIN_US_MAX: Final = 250 * MS  # of a caller's time, kept back for the way of the answer
 _READ_ATTEMPT_US_MIN: Final = 250 * MS
@@ -242,9 +252,7 @@ class ClientMachine:
             self._route(waiting)
 
     def _is_ready(self) -> bool:
-        return self.datacenters.is_known and any(
-            node.has_answered for node in self.datacenters.current().live
-        )
+        return self.datacenters.is_known and any(node.has_answered for node in self.datacenters.current().live)
 
     def _await_ready(self, operation: Operation) -> None:
         if self._is_ready():
@@ -357,9 +365,7 @@ class ClientMachine:
     def _expire(self, call: Call) -> bool:
         """Tell those whose own time has passed; the call goes on for the others. True: there are none, it is over."""
         now_us = self._desk.now_us
-        late = [
-            operation for operation in call.operations if not operation.is_done and operation.deadline_us <= now_us
-        ]
+        late = [operation for operation in call.operations if not operation.is_done and operation.deadline_us <= now_us]
         call.has_leavers = True
         self._desk.note("client.expired", len(late))
         self._tell_each(late, [error_of_deadline(operation, was_sent=True) for operation in late])
@@ -417,7 +423,7 @@ class ClientMachine:
         reply, node = event.reply, call.node
         self._desk.end(call)
         if node is not None:
-            node.round_trip_us = min(self._desk.now_us - call.started_us, node.round_trip_us + node.round_trip_us // 64)
+            node.note_round_trip(self._desk.now_us - call.started_us, self._desk.now_us)
         if isinstance(reply, RingTold):
             self._told(call, reply)
             return

@@ -10,18 +10,23 @@ with a node that is up. The table follows every change of a node.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from geokv.core.ring import Member, Ring
 from geokv.errors import InvalidRequest
 from geokv.protocol.client.batching import NEVER, Call, Group
 from geokv.protocol.client.messages import RingMember, RingTold
 from geokv.protocol.client.operations import Options
+from geokv.protocol.client.settings import S
+
+ROUND_TRIP_WINDOW_US: Final = 10 * S
 
 
 class NodeState:
     """One node, as far as this client can tell."""
 
     __slots__ = (
+        "_window",
         "address",
         "again_us",
         "calls",
@@ -48,7 +53,16 @@ class NodeState:
         self.probe: Call | None = None
         self.again_us = 0  # how long until it is probed again, while it is down
         self.reason = ""
-        self.round_trip_us = 1 << 20  # the shortest of late; rises slowly, so that a longer way is noticed
+        self.round_trip_us = NEVER  # the shortest of the last ten seconds or so: the way alone, without the work
+        self._window = (NEVER, -NEVER)  # shortest since, when it began
+
+    def note_round_trip(self, took_us: int, now_us: int) -> None:
+        shortest_us, since_us = self._window
+        if now_us - since_us > ROUND_TRIP_WINDOW_US:
+            self.round_trip_us = min(shortest_us, took_us)
+            shortest_us, since_us = NEVER, now_us
+        self._window = (min(shortest_us, took_us), since_us)
+        self.round_trip_us = min(self.round_trip_us, took_us)
 
 
 class DatacenterState:

@@ -59,9 +59,7 @@ def _partial(operation: Operation, detail: Detail) -> GeokvError:
     message = detail.message or (
         f"written on {detail.achieved} of the {detail.required} replicas asked for; it may still spread"
     )
-    return Partial(
-        message, required=detail.required, achieved=detail.achieved, replicas=tuple(detail.replicas)
-    )
+    return Partial(message, required=detail.required, achieved=detail.achieved, replicas=tuple(detail.replicas))
 
 
 def _overloaded(operation: Operation, detail: Detail) -> GeokvError:
@@ -71,9 +69,7 @@ def _overloaded(operation: Operation, detail: Detail) -> GeokvError:
 
 
 def _deadline(operation: Operation, detail: Detail) -> GeokvError:
-    return DeadlineExceeded(
-        detail.message or "the time given has passed", may_have_happened=not may_repeat(operation)
-    )
+    return DeadlineExceeded(detail.message or "the time given has passed", may_have_happened=not may_repeat(operation))
 
 
 _BUILD: Final[dict[int, Build]] = {
@@ -128,9 +124,7 @@ def error_of_deadline(operation: Operation, was_sent: bool) -> GeokvError:
     if was_sent:
         may_have_happened = not may_repeat(operation)
         doubt = "; the write may have been done" if may_have_happened else ""
-        return DeadlineExceeded(
-            f"no answer within {seconds:g} s{doubt}", may_have_happened=may_have_happened
-        )
+        return DeadlineExceeded(f"no answer within {seconds:g} s{doubt}", may_have_happened=may_have_happened)
     trouble = operation.trouble
     if trouble is not None and trouble.failure is not None:
         last = trouble.failure

@@ -24,7 +24,7 @@ class ClientSettings:
     # come back costs more than small batches do, several may be under way.
     calls_near_max: int = 2
     worth_a_call: int = 64
-    far_us: int = 5 * MS
+    far_us: int = 20 * MS
     calls_far_max: int = 8
     # Nodes pause for 100 ms without being dead (a collection, a slow disk), so a silence is asked about only after five times
     # that, and the question gets time for the longest way round the planet.

@@ -53,9 +53,7 @@ def _fill_closings(column: Any, closings: list[_Closing]) -> None:
 
 
 def _take_closings(column: Iterable[Any], count: int) -> list[_Closing]:
-    return [
-        (checks.origin(entry.origin), checks.partition(entry.partition, count), entry.value) for entry in column
-    ]
+    return [(checks.origin(entry.origin), checks.partition(entry.partition, count), entry.value) for entry in column]
 
 
 def _take_pairs(origins: Iterable[bytes], partitions: Iterable[int], count: int) -> list[tuple[bytes, int]]:

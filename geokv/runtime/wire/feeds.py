@@ -93,9 +93,7 @@ def fill_feed_ack(message: Any, value: FeedAck) -> None:
 
 def take_feed_ack(message: Any, count: int) -> FeedAck:
     covered = take_heads(message.covered, count)
-    return FeedAck(
-        message.feed, message.synced, message.quorum, covered, message.sent_us, message.echo_us
-    )
+    return FeedAck(message.feed, message.synced, message.quorum, covered, message.sent_us, message.echo_us)
 
 
 def fill_feed_close(message: Any, value: FeedClose) -> None:

@@ -115,9 +115,7 @@ def take_write_reply(message: kv_pb2.WriteReply) -> WriteReply:
     versions, replicas, dcs = list(message.versions), list(message.replicas), list(message.dcs)
     checks.same_length("write reply", len(outcomes), versions=versions, replicas=replicas, dcs=dcs)
     details = _details(message.details, len(outcomes))
-    return WriteReply(
-        outcomes, versions, replicas, dcs, message.coordinator, message.hlc, message.elapsed_us, details
-    )
+    return WriteReply(outcomes, versions, replicas, dcs, message.coordinator, message.hlc, message.elapsed_us, details)
 
 
 def encode_write_reply(reply: WriteReply, ring_version: int = 0) -> bytes:
@@ -189,9 +187,7 @@ def take_read_reply(message: kv_pb2.ReadReply) -> ReadReply:
     outcomes = _outcomes(message.outcomes)
     values: list[bytes | None] = list(message.values)
     versions, replicas, found = list(message.versions), list(message.replicas), message.found
-    checks.same_length(
-        "read reply", len(outcomes), values=values, versions=versions, replicas=replicas, found=found
-    )
+    checks.same_length("read reply", len(outcomes), values=values, versions=versions, replicas=replicas, found=found)
     if b"\0" in found or found.strip(b"\1"):
         is_found = checks.flags(found, "read reply")
         values = [value if there else None for value, there in zip(values, is_found, strict=True)]
@@ -232,9 +228,7 @@ def decode_admin_request(payload: bytes) -> AdminRequest:
 
 def encode_admin_reply(reply: AdminReply) -> bytes:
     body = _to_json(reply.body) if reply.body else b""
-    return admin_pb2.AdminReply(
-        outcome=reply.outcome, body_json=body, message=reply.message
-    ).SerializeToString()
+    return admin_pb2.AdminReply(outcome=reply.outcome, body_json=body, message=reply.message).SerializeToString()
 
 
 def decode_admin_reply(payload: bytes) -> AdminReply:
@@ -283,14 +277,10 @@ def encode_ring_reply(ring: RingSeen) -> bytes:
         partitions=ring.partitions,
         version=ring.version,
         answered_by=ring.answered_by,
-        datacenters=[
-            admin_pb2.RingDatacenter(name=name, replicas=count) for name, count in ring.replicas.items()
-        ],
+        datacenters=[admin_pb2.RingDatacenter(name=name, replicas=count) for name, count in ring.replicas.items()],
     )
     for node in ring.nodes:
-        message.nodes.add(
-            name=node.name, dc=node.dc, rack=node.rack, weight=node.weight, address=node.address
-        )
+        message.nodes.add(name=node.name, dc=node.dc, rack=node.rack, weight=node.weight, address=node.address)
     return message.SerializeToString()
 
 
