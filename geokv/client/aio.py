@@ -49,6 +49,8 @@ class AsyncConnection:
         """The host, where there is none yet; raises ClientClosed where there will be none any more."""
         if self.closed_because:
             raise ClientClosed(self.closed_because)
+        if reason := lifetime.why_not_here():
+            raise ClientClosed(reason)
         if self.host is None:
             self.host = Host(self.settings, self._on_event)
         return self.host
@@ -57,7 +59,6 @@ class AsyncConnection:
         """This is a child process now. What belongs to the parent is not touched: not closed, not even collected."""
         lifetime.keep_for_ever(self.host)
         self.host = None
-        self.closed_because = lifetime.FORKED
 
     async def close(self) -> None:
         host, self.host = self.host, None

@@ -1,7 +1,8 @@
 """The ends of clients that nobody closed properly: a fork, and being forgotten.
 
-After a fork the child has the parent's sockets but none of its threads, so a call would wait for ever. Every client of the parent
-is therefore marked in the child, and what it holds is neither used nor collected there.
+After a fork the child has the parent's sockets but none of its threads, so a call would wait for ever. Every client of the
+parent is therefore marked in the child, and what it holds is neither used nor collected there. gRPC itself is dead there too
+where it ran in the parent, so that a new client says so at once.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 CLOSED: Final = "the client is closed; make a new one"
-FORKED: Final = (
-    "this client belongs to the process that this one was forked from; make a new one here"
-    " (best in a process that was spawned, not forked: multiprocessing.get_context('spawn'))"
+FORKED: Final = "this client belongs to the process that this one was forked from; make a new one in this process"
+NO_GRPC: Final = (
+    "a client was connected before this process was forked, and gRPC does not survive that: start such processes by"
+    " spawn (multiprocessing.get_context('spawn')), or fork before the first client connects"
 )
 
 
 class Forkable(Protocol):
+    closed_because: str
+
     def forked(self) -> None: ...
 
 
@@ -29,14 +33,28 @@ def remember(client: Forkable) -> None:
     _clients.add(client)
 
 
-def keep_for_ever(what: object) -> None:
-    if what is not None:
-        _kept.append(what)
+def keep_for_ever(connected: object) -> None:
+    """What a connected client of the parent held: in this child it is neither used nor collected."""
+    if connected is not None:
+        _kept.append(connected)
+
+
+def why_not_here() -> str:
+    """Why no client can connect in this process, or nothing."""
+    return NO_GRPC if _kept else ""
+
+
+def why_forked() -> str:
+    """What a client of the parent says in this child."""
+    return f"{FORKED}. But {NO_GRPC}" if _kept else FORKED
 
 
 def _in_child() -> None:
-    for client in list(_clients):
+    clients = list(_clients)
+    for client in clients:
         client.forked()
+    for client in clients:
+        client.closed_because = why_forked()
 
 
 def close_forgotten(connection: Any) -> None:

@@ -148,6 +148,8 @@ class ThreadConnection:
     def open(self) -> LoopThread:
         if self.closed_because:
             raise ClientClosed(self.closed_because)
+        if reason := lifetime.why_not_here():
+            raise ClientClosed(reason)
         with self._lock:
             if self.runner is None:
                 if self.closed_because:
@@ -159,7 +161,6 @@ class ThreadConnection:
         lifetime.keep_for_ever(self.runner)
         self._lock = threading.Lock()
         self.runner = None
-        self.closed_because = lifetime.FORKED
 
     def close(self, should_wait: bool = True, because: str = lifetime.CLOSED) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ random bits, see `draw_incarnation`).
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from typing import NamedTuple
 
 NAME_BYTES_MAX = 31
@@ -32,6 +33,7 @@ class Origin(NamedTuple):
         return f"{self.dc}/{self.node}/{self.incarnation:016x}"
 
 
+@lru_cache(maxsize=8192)
 def unpack_origin(packed: bytes) -> Origin:
     """Inverse of `Origin.packed`. Raises ValueError when the bytes are not a packed origin."""
     dc, _, rest = packed.partition(b"\0")

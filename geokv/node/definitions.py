@@ -33,7 +33,6 @@ class Definitions:
         self._members = members
         self._datacenters = datacenters
         self._restored: dict[bytes, ItemState] = {}
-        self._slots: dict[tuple[str, int], bytes] = {}
         self._agreement: Agreement | None = None
         self.catalog_machine = CatalogMachine(context.dc, datacenters, context.rng, self._propose_slot)
         self._waiting: dict[int, Outcome] = {}
@@ -63,8 +62,6 @@ class Definitions:
         return self._restore(body[0], body[1], body[2])
 
     def _restore(self, dc: str, slot: int, value: bytes) -> list[NamespaceDefinition]:
-        if dc != self._context.dc:
-            self._slots[dc, slot] = value
         self.catalog_machine.restore(dc, slot, value)
         return [output.definition for output in self.catalog_machine.take() if isinstance(output, Changed)]
 
@@ -74,8 +71,8 @@ class Definitions:
         return [list(state) for state in self._agreement.state()]
 
     def carried_slots(self) -> list[Any]:
-        """Definitions carried from other datacenters, as a checkpoint keeps them."""
-        return [[dc, slot, value] for (dc, slot), value in sorted(self._slots.items())]
+        """All definition slots, as a checkpoint keeps them."""
+        return [list(slot) for slot in self.catalog_machine.slots()]
 
     # --- running ------------------------------------------------------------------------------------------------------------------
 
@@ -172,7 +169,6 @@ class Definitions:
             case Decided(ticket=ticket, values=values):
                 self.on_decided(ticket, values)
             case Keep(dc=dc, slot=slot, value=value):
-                self._slots[dc, slot] = value
                 self._log(control.SLOT, [dc, slot, value], None)
             case Changed(definition=definition):
                 self.on_defined(definition)

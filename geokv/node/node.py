@@ -543,7 +543,7 @@ class Node:
         machines.write.tick()
         machines.read.tick()
         machines.forwarder.tick()
-        machines.sender.tick()
+        machines.sender.tick(is_heartbeat)
         machines.receiver.tick(is_heartbeat)
         machines.definitions.tick()
         if is_heartbeat:

@@ -106,6 +106,7 @@ class FeedReceiver:
         self._live_signature: tuple[bool, ...] = ()
         self._wanted: dict[str, tuple[int, ...]] = {}
         self._neighbours = sorted({n for owners in placement.owners for n in owners} - {context.node})
+        self._due_us: int | None = None
         self.lag_counts = [0] * (len(LAG_BUCKETS_MS) + 1)
         self.lag_ms_max = 0
         self.received_records = 0
@@ -170,7 +171,7 @@ class FeedReceiver:
         self._context.note(f"feed.reopened.{why}")
         for link in self.links():
             if peer is None or link.peer == peer:
-                link.retry_at_us = min(link.retry_at_us or self._context.now_us, self._context.now_us)
+                self._retry_in(link, 0)
 
     def connected(self, peer: str) -> None:
         """A stream to `peer` stands (anew): what was open on the old one is gone."""
@@ -178,7 +179,7 @@ class FeedReceiver:
             self._decide()
             self._open_shipping(peer)
         elif peer in self._catching_up:
-            self._catching_up[peer].retry_at_us = self._context.now_us
+            self._retry_in(self._catching_up[peer], 0)
 
     # --- batches ----------------------------------------------------------------------------------------------------------------
 
@@ -192,7 +193,7 @@ class FeedReceiver:
         link = self._link(peer, message.feed)
         if link is not None:
             self._context.note("feed.refused")
-            link.retry_at_us = self._context.now_us + RETRY_US
+            self._retry_in(link, RETRY_US)
 
     def batch(self, peer: str, message: FeedBatch) -> None:
         """One batch, or a heartbeat."""
@@ -201,7 +202,7 @@ class FeedReceiver:
             return
         if message.sequence > link.expected:
             self._context.note("feed.gap")
-            link.retry_at_us = self._context.now_us
+            self._retry_in(link, 0)
             return
         link.heard_us = self._context.now_us
         taken = self._take(link, message)
@@ -230,10 +231,10 @@ class FeedReceiver:
         except RecordError as error:
             context.note("feed.malformed")
             context.log("warning", f"a batch from {link.peer} is refused: {error}")
-            link.retry_at_us = context.now_us + RETRY_US
+            self._retry_in(link, RETRY_US)
             return None
         if taken.reason:
-            link.retry_at_us = context.now_us + RETRY_US
+            self._retry_in(link, RETRY_US)
             return None
         if link.own_only and taken.fresh:
             self._count_lag(taken)
@@ -260,6 +261,16 @@ class FeedReceiver:
     def _ack_soon(self, link: Incoming) -> None:
         if link.ack_at_us is None:
             link.ack_at_us = self._context.now_us + ACK_LINGER_US
+            self._wake_by(link.ack_at_us)
+
+    def _retry_in(self, link: Incoming, delay_us: int) -> None:
+        """Open `link` anew after a while (sooner, if that was planned already)."""
+        at_us = self._context.now_us + delay_us
+        link.retry_at_us = at_us if link.retry_at_us is None else min(link.retry_at_us, at_us)
+        self._wake_by(link.retry_at_us)
+
+    def _wake_by(self, at_us: int) -> None:
+        self._due_us = at_us if self._due_us is None else min(self._due_us, at_us)
 
     # --- to the co-owners ---------------------------------------------------------------------------------------------------------
 
@@ -381,9 +392,7 @@ class FeedReceiver:
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
     def wake_at_us(self) -> int | None:
-        wakes = [link.ack_at_us for link in self.links() if link.ack_at_us is not None]
-        wakes += [link.retry_at_us for link in self.links() if link.retry_at_us is not None]
-        return min(wakes, default=None)
+        return self._due_us
 
     def tick(self, is_heartbeat: bool) -> None:
         """Acknowledge, and open anew what is due; at heartbeats look after silence and missing records."""
@@ -394,11 +403,18 @@ class FeedReceiver:
             self._catch_up()
             for peer in sorted(self._remote):
                 self._keep_shipping(peer, now_us)
+        if self._due_us is None or self._due_us > now_us:
+            return
+        self._due_us = None
         for link in self.links():
             if link.retry_at_us is not None and link.retry_at_us <= now_us:
                 self._retry(link)
             elif link.ack_at_us is not None and link.ack_at_us <= now_us:
                 self._ack(link)
+        for link in self.links():
+            for at_us in (link.retry_at_us, link.ack_at_us):
+                if at_us is not None:
+                    self._wake_by(at_us)
 
     def _keep_shipping(self, peer: str, now_us: int) -> None:
         link = self._shipping.get(peer)

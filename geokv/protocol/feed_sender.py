@@ -101,6 +101,7 @@ class FeedSender:
         self._live: list[list[Feed]] = [[] for _ in range(context.partitions)]
         self._by_token: dict[int, Feed] = {}
         self._compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True, write_content_size=True)
+        self._due_us: int | None = None
         self.raw_bytes = 0
         self.wire_bytes = 0
         self.records = 0
@@ -221,6 +222,8 @@ class FeedSender:
             self._flush(feed)
         if feed.pending and feed.flush_at_us is None:
             feed.flush_at_us = self._context.now_us + LINGER_US
+            if self._due_us is None or feed.flush_at_us < self._due_us:
+                self._due_us = feed.flush_at_us
 
     # --- from the log -------------------------------------------------------------------------------------------------------------
 
@@ -411,22 +414,30 @@ class FeedSender:
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
     def wake_at_us(self) -> int | None:
-        wakes = [feed.flush_at_us for feed in self if feed.flush_at_us is not None]
-        wakes += [feed.last_sent_us + HEARTBEAT_US for feed in self]
-        return min(wakes, default=None)
+        """When a batch is due; heartbeats go with the node's own."""
+        return self._due_us
 
-    def tick(self) -> None:
+    def tick(self, is_heartbeat: bool) -> None:
+        """Send what is due; at the node's heartbeat also those of the feeds, and go on where a stream is behind."""
         now_us = self._context.now_us
-        for feed in list(self):
-            if feed.flush_at_us is not None and feed.flush_at_us <= now_us:
-                while feed.pending:
-                    self._flush(feed)
-            if now_us - feed.last_sent_us >= HEARTBEAT_US:
-                if self._context.commit.first_unsynced_hlc() is None:
-                    self._context.clock.stamp(self._context.wall_ms)
-                self._flush(feed)
-            if feed.behind:
-                self._pump(feed)
+        if self._due_us is not None and self._due_us <= now_us:
+            self._due_us = None
+            for feed in list(self):
+                if feed.flush_at_us is not None and feed.flush_at_us <= now_us:
+                    while feed.pending:
+                        self._flush(feed)
+            self._due_us = min((f.flush_at_us for f in self if f.flush_at_us is not None), default=None)
+        if is_heartbeat:
+            for feed in list(self):
+                self._beat(feed)
+
+    def _beat(self, feed: Feed) -> None:
+        if self._context.now_us - feed.last_sent_us >= HEARTBEAT_US:
+            if self._context.commit.first_unsynced_hlc() is None:
+                self._context.clock.stamp(self._context.wall_ms)
+            self._flush(feed)
+        if feed.behind:
+            self._pump(feed)
 
 
 def heads_of(pairs: Iterable[tuple[Stream, int]]) -> list[StreamHeads]:

@@ -129,7 +129,7 @@ class Server:
             health.set_serving(not host.why_not_serving)
             if host.why_not_serving != reason:
                 reason = host.why_not_serving
-                _log.log(logging.ERROR if reason else logging.INFO, "%s", reason or "serving again")
+                _log.log(logging.WARNING if reason else logging.INFO, "%s", reason or "serving")
             await asyncio.sleep(HEALTH_S)
 
     async def _until_stopped(self, host: Host) -> None:

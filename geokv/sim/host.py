@@ -185,6 +185,7 @@ class Host:
         self._calls: dict[int, Callable[[Reply | None], None]] = {}
         self._next_call = 0
         self._wake: Timer | None = None
+        self._node_wake_us: int | None = None
         self._wall_read_us = 0
         self._started_us = 0
         self._back_off_us = BACK_OFF_US[0]
@@ -373,11 +374,12 @@ class Host:
         if self._calls.pop(call, None) is not None:
             self.deliver(CallGone(call))
 
-    def _read_wall(self) -> None:
+    def _read_wall(self, is_last: bool = True) -> None:
         self._wall_read_us = self._schedule.now_us
-        self._handle(WallClockRead(self.clocks.wall_us()))
+        self._handle(WallClockRead(self.clocks.wall_us()), is_last)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: Event, is_last: bool = True) -> None:
+        """Give the node an event and do what it wants. `is_last`: no other event follows at once, so look at the time."""
         node = self.node
         if node is None:
             return
@@ -402,12 +404,13 @@ class Host:
                 observer.saw_performed(self, effect)
             if self.boot != boot:
                 return
-        self._arm(node)
+        if is_last:
+            self._arm(node)
 
     def _arm(self, node: Machine) -> None:
         """See to it that the node is woken in time, and reads the wall clock at least each 100 ms."""
         due_us = self._wall_read_us + WALL_CLOCK_US
-        wake_us = node.wake_at_us()
+        wake_us = self._node_wake_us = node.wake_at_us()
         if wake_us is not None:
             due_us = min(due_us, max(self.clocks.true_us(wake_us), self._schedule.now_us + 1))
         if self._wake is not None:
@@ -422,13 +425,12 @@ class Host:
         self._wake = None
         if self.is_paused:
             return
-        wake_us = self.node.wake_at_us()
-        is_due = wake_us is not None and wake_us <= self.clocks.monotonic_us()
+        is_due = self._node_wake_us is not None and self._node_wake_us <= self.clocks.monotonic_us()
         if is_due or self._schedule.now_us - self._wall_read_us >= WALL_CLOCK_US:
-            self._read_wall()
-        if is_due and boot == self.boot:
-            self._handle(Woken())
-        if boot == self.boot and self.node is not None:
+            self._read_wall(is_last=not is_due)
+            if is_due and boot == self.boot:
+                self._handle(Woken())
+        else:
             self._arm(self.node)
 
     # --- effects ------------------------------------------------------------------------------------------------------------

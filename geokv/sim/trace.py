@@ -7,37 +7,51 @@ on hashing or on addresses in memory. Two runs with equal digests did the same.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final
 from zlib import crc32
 
 from geokv.sim.schedule import Schedule
 
 TAIL_LINES: Final = 4_000
 _FLUSH_LINES: Final = 512
-_FIELDS: dict[type, tuple[str, ...]] = {}
+_DESCRIBERS: dict[type, Callable[[Any], str]] = {}
+_PLAIN: Final = frozenset(("int", "str", "bool", "float", "int | None", "Ballot", "Consistency"))
 
 
 def described(value: object) -> str:
     """A message, event or effect in a few characters: its class, its plain fields, checksums of its bytes, lengths of its lists."""
     kind = type(value)
-    names = _FIELDS.get(kind)
-    if names is None:
-        names = tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
-        _FIELDS[kind] = names
-    parts = [kind.__name__]
-    for name in names:
-        content = getattr(value, name)
-        if content.__class__ is bytes:
-            parts.append(f"{name}={len(content)}:{crc32(content):x}")
-        elif isinstance(content, int | str | None):
-            parts.append(f"{name}={content!s}")
-        elif isinstance(content, list | tuple | dict):
-            parts.append(f"{name}=[{len(content)}]")
-        else:
-            parts.append(f"{name}={type(content).__name__}")
-    return " ".join(parts)
+    describe = _DESCRIBERS.get(kind)
+    if describe is None:
+        describe = _DESCRIBERS[kind] = _describer(kind)
+    return describe(value)
+
+
+def _describer(kind: type) -> Callable[[Any], str]:
+    """What describes instances of a dataclass; it is made once, since it runs for everything that happens."""
+    name = kind.__name__
+    if not is_dataclass(kind):
+        return lambda value: name
+    types = {field.name: str(field.type) for field in fields(kind)}
+    plain = [field for field, text in types.items() if text in _PLAIN]
+    raw = [field for field, text in types.items() if text.startswith("bytes")]
+    sized = [field for field, text in types.items() if text.startswith(("list", "dict", "tuple"))]
+    get = attrgetter(*plain) if plain else lambda value: ""
+
+    def describe(value: Any) -> str:
+        parts = [name, str(get(value))]
+        for field in raw:
+            content = getattr(value, field)
+            parts.append("-" if content is None else f"{len(content)}:{crc32(content):x}")
+        for field in sized:
+            parts.append(str(len(getattr(value, field))))
+        return " ".join(parts)
+
+    return describe
 
 
 class Trace:

@@ -236,6 +236,11 @@ def test_one_value_per_item_whatever_happens(count: int, samples) -> None:  # ty
         assert {"agreement.refused", "agreement.asked_while_fresh", "agreement.member"} <= notes
 
 
+def test_two_replaced_disks_that_copy_from_each_other_both_come_in() -> None:
+    """A source that lost its own disk after it had answered is asked again (this storm once stood still for ever)."""
+    storm(5, 2735)
+
+
 class AnswersBeforeItPersists(Agreement):
     """Planted: the acceptor's answer does not wait for its disk."""
 

@@ -563,8 +563,10 @@ class ClientMachine:
                     delay_us = 0
                 elif now_us - trouble.since_us >= settings.give_up_us:
                     return False
-        elif trouble.attempts == 1:
-            delay_us = 0  # that node is out of the way now; another one may do
+        else:
+            trouble.turn += 1
+            if trouble.attempts == 1:
+                delay_us = 0  # that node is out of the way now; another one may do
         if now_us + delay_us >= operation.deadline_us:
             return False
         desk.note("client.retry")

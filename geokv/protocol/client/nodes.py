@@ -53,7 +53,8 @@ class NodeState:
         self.probe: Call | None = None
         self.again_us = 0  # how long until it is probed again, while it is down
         self.reason = ""
-        self.round_trip_us = NEVER  # the shortest of the last ten seconds or so: the way alone, without the work
+        # The shortest of the last ten seconds or so: the way alone, without the work. 0: not known.
+        self.round_trip_us = 0
         self._window = (NEVER, -NEVER)  # shortest since, when it began
 
     def note_round_trip(self, took_us: int, now_us: int) -> None:
@@ -62,7 +63,7 @@ class NodeState:
             self.round_trip_us = min(shortest_us, took_us)
             shortest_us, since_us = NEVER, now_us
         self._window = (min(shortest_us, took_us), since_us)
-        self.round_trip_us = min(self.round_trip_us, took_us)
+        self.round_trip_us = min(self.round_trip_us or NEVER, took_us)
 
 
 class DatacenterState:

@@ -6,7 +6,7 @@ from geokv.core.limits import BATCH_BYTES_MAX, BATCH_ITEMS_MAX
 from geokv.core.quorum import Consistency
 from geokv.core.ring import Member, Ring
 from geokv.errors import Overloaded
-from geokv.protocol.client.messages import Failure, OperationsAbandoned
+from geokv.protocol.client.messages import Failure, OperationsAbandoned, RingMember
 from geokv.protocol.client.operations import Kind
 from geokv.protocol.client.settings import MS, OPERATIONS_MAX, S
 from geokv.protocol.requests import ReadBatch
@@ -146,7 +146,7 @@ def test_a_newer_ring_is_asked_for_and_used() -> None:
     world = warm(World({"eu": 3}))
     world.run(2 * S)
     world.sizes = {"eu": 4}
-    world.members.append(world.members[0]._replace(name="eu-4", address="eu-4:1") if hasattr(world.members[0], "_replace") else type(world.members[0])("eu-4", "eu", "d", 1.0, "eu-4:1"))
+    world.members.append(RingMember("eu-4", "eu", "d", 1.0, "eu-4:1"))
     world.ring_version = 6
     world.run_until_told(*world.put("a"))
     world.run(10 * MS)
@@ -226,4 +226,7 @@ def test_answers_that_are_too_large_are_asked_for_in_halves() -> None:
     operations = world.get(*[f"k{index}" for index in range(1000)])
     world.run_until_told(*operations)
     assert all(world.result(operation) == ("ok", "eu") for operation in operations)
-    assert max(len(effect.request.keys) for effect in world.batches(ReadBatch)[4:]) <= 100
+    sizes = [len(effect.request.keys) for effect in world.batches(ReadBatch)]
+    assert sizes[0] == 1000 and len(sizes) < 40
+    world.run_until_told(*world.get(*[f"n{index}" for index in range(1000)]))
+    assert max(len(effect.request.keys) for effect in world.batches(ReadBatch)[len(sizes) :]) <= 100

@@ -1,7 +1,10 @@
 """What is repeated, what never is, and what the caller is told."""
 
+import random
+
 import pytest
 
+from geokv.core.ring import key_hash
 from geokv.errors import (
     Ambiguous,
     ClientClosed,
@@ -290,7 +293,7 @@ def test_every_operation_is_told_exactly_once_whatever_fails() -> None:
     """300 operations against nodes that fail in every way at random: each is told once (the world checks it), by its deadline."""
     for seed in range(20):
         world = World({"eu": 3, "us": 2}, seed=seed, failover=("us",))
-        rng = __import__("random").Random(seed)
+        rng = random.Random(seed)
         choices = [None, None, silent, *(fails(failure) for failure in Failure), answers(Outcome.UNAVAILABLE)]
         operations = []
         for _ in range(30):
@@ -317,8 +320,6 @@ def test_every_operation_is_told_exactly_once_whatever_fails() -> None:
 def _first_owner(world: World, key: str) -> str:
     """The node that is asked first for a key."""
     datacenters = world.machine.datacenters
-    from geokv.core.ring import key_hash
-
     node = datacenters.current().first[key_hash(key.encode()) >> datacenters.shift]
     assert node is not None
     return node.name

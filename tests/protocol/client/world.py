@@ -167,6 +167,8 @@ class World:
             self.run(1 * MS)
 
     def handle(self, event: Event) -> None:
+        if isinstance(event, CallReturned | CallFailed):
+            self.under_way.pop(event.call, None)
         for effect in self.machine.handle(event, self.now_us):
             match effect:
                 case SendBatch():
