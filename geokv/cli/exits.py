@@ -75,5 +75,5 @@ def advice_for(error: GeokvError) -> str:
     if isinstance(error, DeadlineExceeded):
         return "nothing was written; try again, or give more time with --timeout"
     if isinstance(error, Unavailable):
-        return "nothing was written; is the cluster up? `geokv status` shows who is"
+        return "`geokv status` shows which nodes are up"
     return ""

@@ -3,6 +3,8 @@
 `AsyncClient` is itself the handle of the namespace `default`.
 """
 
+# ruff: noqa: ASYNC109 (a timeout covers retries inside the machine; asyncio.timeout would only cut the waiting short)
+
 from __future__ import annotations
 
 import asyncio
@@ -127,10 +129,10 @@ class AsyncNamespace(Handle):
     ) -> PutResult:
         """Write `value` under `key`.
 
-        `consistency` is a level or its name (None: the namespace's), `w` an explicit number of replicas instead. `ttl`: seconds
-        until the key is gone by itself. `replicated_to`: datacenters in all that must hold it before the answer; where they do not
-        in time, the outcome is PENDING. `context` of an earlier result orders this write after it. `timeout` covers the whole
-        call with its retries (None: the client's).
+        `consistency` is a level or its name (None: the namespace's), `w` an explicit number of replicas instead.
+        `ttl`: seconds until the key is gone by itself. `replicated_to`: datacenters in all that must hold it before
+        the answer; where they do not in time, the outcome is PENDING. `context` of an earlier result orders this write
+        after it. `timeout` covers the whole call with its retries (None: the client's).
 
         Raises Unavailable (nothing was written), Partial (on fewer replicas than asked), Ambiguous and DeadlineExceeded
         (`.may_have_happened`), Overloaded, NamespaceNotFound, InvalidRequest.
@@ -166,9 +168,9 @@ class AsyncNamespace(Handle):
     ) -> GetResult:
         """Read `key`. `got.found` tells absent from empty; `got.value` of an absent key is None.
 
-        `consistency` is a level or its name (None: the namespace's), `r` an explicit number of replicas instead. `repair="before"`
-        answers only what a quorum holds, so that what was seen once is seen ever after. `timeout` covers the whole call with
-        its retries (None: the client's).
+        `consistency` is a level or its name (None: the namespace's), `r` an explicit number of replicas instead.
+        `repair="before"` answers only what a quorum holds, so that what was seen once is seen ever after. `timeout`
+        covers the whole call with its retries (None: the client's).
 
         Raises Unavailable, DeadlineExceeded, Stale, Overloaded, NamespaceNotFound, InvalidRequest.
         """
@@ -229,8 +231,9 @@ class AsyncNamespace(Handle):
     ) -> Results:
         """Write many: a mapping or (key, value) pairs. One result per item, in their order; see `Results`.
 
-        It is not atomic: each item has its own result or error (`results[i].error`, `results.raise_first()`), and readers may see
-        some before others. Long lists are cut at 1,024 items or 1 MiB per call. A key that occurs twice gets its last value.
+        It is not atomic: each item has its own result or error (`results[i].error`, `results.raise_first()`), and
+        readers may see some before others. Long lists are cut at 1,024 items or 1 MiB per call. A key that occurs
+        twice gets its last value.
         """
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, ttl, replicated_to, False, timeout_us)
@@ -267,7 +270,9 @@ class AsyncNamespace(Handle):
         replicated_to: int | None = None,
         timeout: Seconds | None = None,
     ) -> Results:
-        """Delete many keys. One result per key, in their order, each with its own error; see `Results`. It is not atomic."""
+        """Delete many keys. One result per key, in their order, each with its own error; see `Results`. It is not
+        atomic.
+        """
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, None, replicated_to, False, timeout_us)
         items: list[Item] = [(options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)]
@@ -281,7 +286,9 @@ class AsyncNamespace(Handle):
         replicated_to: int | None = None,
         timeout: Seconds | None = None,
     ) -> AsyncBatch:
-        """Begin a batch: add to it with put, delete and get, then `send()` it, or use it in a `with` block. It is not atomic."""
+        """Begin a batch: add to it with put, delete and get, then `send()` it, or use it in a `with` block. It is not
+        atomic.
+        """
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         return AsyncBatch(
             self,
@@ -318,11 +325,11 @@ class AsyncBatch(BatchBuilder):
 class AsyncClient(AsyncNamespace):
     """A client of a geokv cluster. It is itself the handle of the namespace `default`.
 
-    `addresses`: one "host:port", several, or None for the environment's GEOKV_NODES; any node will do, they are only asked for
-    the ring. `dc`: the datacenter that this client is in and uses first (empty: that of the node that answers).
-    `failover`: the datacenters to use, in this order, while it cannot be used; after `failback_after` healthy seconds
-    the client returns. `timeout`: seconds for a whole call where a call does not state its own. `on_event` is called with a
-    ClientEvent for "failover", "failback", "node_down" and "node_up"; it must not block.
+    `addresses`: one "host:port", several, or None for the environment's GEOKV_NODES; any node will do, they are only
+    asked for the ring. `dc`: the datacenter that this client is in and uses first (empty: that of the node that
+    answers). `failover`: the datacenters to use, in this order, while it cannot be used; after `failback_after`
+    healthy seconds the client returns. `timeout`: seconds for a whole call where a call does not state its own.
+    `on_event` is called with a ClientEvent for "failover", "failback", "node_down" and "node_up"; it must not block.
 
     It connects on first use. Close it, or use it in a `with` block.
     """
@@ -347,11 +354,15 @@ class AsyncClient(AsyncNamespace):
         super().__init__(connection, None, "default", None, arguments.timeout_us(timeout))
 
     def namespace(self, name: str, *, codec: Codec | str | None = None) -> AsyncNamespace:
-        """The handle of a namespace. `codec="json"`, or any object with encode and decode, lets its values be more than bytes."""
+        """The handle of a namespace. `codec="json"`, or any object with encode and decode, lets its values be more
+        than bytes.
+        """
         return AsyncNamespace(self._connection, self, name, codec, self._timeout_us)
 
     async def wait_ready(self, timeout: Seconds | None = None) -> None:
-        """Connect now: return when a node of the datacenter in use has answered. Raises Unavailable or DeadlineExceeded."""
+        """Connect now: return when a node of the datacenter in use has answered. Raises Unavailable or
+        DeadlineExceeded.
+        """
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         await self._connection.ask(READY, None, timeout_us)
 
@@ -367,8 +378,8 @@ class AsyncClient(AsyncNamespace):
     ) -> AsyncNamespace:
         """Create a namespace and return its handle.
 
-        `exist_ok`: one of this name with the same policy will do. `settings` are those of `geokv namespace create` (`ttl` in
-        seconds). Raises NamespaceExists, InvalidRequest, Unavailable.
+        `exist_ok`: one of this name with the same policy will do. `settings` are those of `geokv namespace create`
+        (`ttl` in seconds). Raises NamespaceExists, InvalidRequest, Unavailable.
         """
         handle = self.namespace(name, codec=codec)
         await self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)

@@ -1,7 +1,7 @@
 """From what callers pass to what the machine takes: keys, values, times, levels, addresses.
 
-Wrong types are TypeErrors that say what to pass; wrong values are InvalidRequest. Both are raised in the caller's own frame,
-before anything is sent.
+Wrong types are TypeErrors that say what to pass; wrong values are InvalidRequest. Both are raised in the
+caller's own frame, before anything is sent.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def write_options(
     has_contexts: bool,
     timeout: int,
 ) -> Options:
-    """What writes of one kind share. Where the node itself waits for other datacenters, the timeout is part of it."""
+    """What writes of one kind share. Where the node itself waits for other datacenters, the timeout is part
+    of it.
+    """
     level, copies = level_of(consistency), _count(replicated_to, "replicated_to")
     waits = timeout if copies or level is Consistency.EACH_QUORUM else 0
     return table.get(Kind.WRITE, namespace, level, _count(w, "w"), ttl_ms(ttl), copies, False, has_contexts, waits)
@@ -187,8 +189,9 @@ def names_of(names: str | Iterable[str], argument: str) -> tuple[str, ...]:
 def pairs_of(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> Iterable[tuple[Key, Any]]:
     if isinstance(items, Mapping):
         return items.items()
-    if items.__class__ in (str, bytes):
-        raise TypeError(f"put_many wants a mapping or (key, value) pairs, not {type(items).__name__}")
+    given: object = items
+    if isinstance(given, str | bytes):
+        raise TypeError(f"put_many wants a mapping or (key, value) pairs, not {type(given).__name__}")
     return items
 
 

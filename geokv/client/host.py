@@ -2,7 +2,8 @@
 
     add(operation) --once per turn of the loop--> machine --effects--> gRPC calls, results, one timer
 
-Invariants: everything here runs on one event loop. Each call is a task of this host; it ends as one event, or is cancelled.
+Invariants: everything here runs on one event loop. Each call is a task of this host; it ends as one event, or is
+cancelled.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class Host:
         self._timer = None
         self._handle(Woken())
 
-    # --- the machine ----------------------------------------------------------------------------------------------------
+    # --- the machine
+    # ----------------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
         for effect in self.machine.handle(event, now_us()):
@@ -172,7 +174,8 @@ class Host:
             except Exception:
                 logger.exception("on_event raised; the client goes on")
 
-    # --- calls ----------------------------------------------------------------------------------------------------------
+    # --- calls
+    # ----------------------------------------------------------------------------------------------------------
 
     async def _call(self, number: int, address: str, request: Request | RingAsk, timeout_s: float) -> None:
         try:
@@ -251,23 +254,16 @@ def _tell(
                     operation.fail(error)
                 else:
                     operation.succeed(_result(reply, index, facts, at_us - operation.started_us))
-    elif reply.__class__ is WriteReply:
-        columns = zip(operations, reply.outcomes, reply.versions, reply.replicas, reply.dcs, strict=True)
-        for operation, outcome, version, replicas, dcs in columns:
-            operation.succeed(  # type: ignore[union-attr]
-                PutResult(outcome, version, replicas, dcs, facts, at_us - operation.started_us)  # type: ignore[union-attr]
-            )
+        return
+    all_of_them = cast("list[Told]", operations)
+    if isinstance(reply, WriteReply):
+        columns = zip(all_of_them, reply.outcomes, reply.versions, reply.replicas, reply.dcs, strict=True)
+        for told, outcome, version, replicas, dcs in columns:
+            told.succeed(PutResult(outcome, version, replicas, dcs, facts, at_us - told.started_us))
     else:
-        for operation, value, version, replicas in zip(
-            operations,
-            reply.values,
-            reply.versions,
-            reply.replicas,
-            strict=True,  # type: ignore[union-attr]
-        ):
-            operation.succeed(  # type: ignore[union-attr]
-                GetResult(value, value is not None, version, replicas, facts, at_us - operation.started_us)  # type: ignore[union-attr]
-            )
+        found = zip(all_of_them, reply.values, reply.versions, reply.replicas, strict=True)
+        for told, value, version, replicas in found:
+            told.succeed(GetResult(value, value is not None, version, replicas, facts, at_us - told.started_us))
 
 
 def _result(reply: WriteReply | ReadReply, index: int, facts: CallFacts, elapsed_us: int) -> PutResult | GetResult:

@@ -1,8 +1,8 @@
 """The ends of clients that nobody closed properly: a fork, and being forgotten.
 
-After a fork the child has the parent's sockets but none of its threads, so a call would wait for ever. Every client of the
-parent is therefore marked in the child, and what it holds is neither used nor collected there. gRPC itself is dead there too
-where it ran in the parent, so that a new client says so at once.
+After a fork the child has the parent's sockets but none of its threads, so a call would wait for ever. Every client of
+the parent is therefore marked in the child, and what it holds is neither used nor collected there. gRPC itself is dead
+there too where it ran in the parent, so that a new client says so at once.
 """
 
 from __future__ import annotations

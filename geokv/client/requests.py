@@ -1,6 +1,7 @@
 """What both kinds of handle have in common: from arguments to operations, and from answers to what callers get.
 
-`Handle` names a namespace with its codec; it interns the options of its calls, so that a plain put costs one dictionary lookup.
+`Handle` names a namespace with its codec; it interns the options of its calls, so that a plain put costs one
+dictionary lookup.
 """
 
 from __future__ import annotations
@@ -91,8 +92,9 @@ def _remember(cache: dict[Any, Options], raw: Any, options: Options) -> None:
 
 
 def waves(items: list[Item]) -> list[list[Item]]:
-    """Cut a long list into pieces that are sent one after the other: no key twice in one piece, so that two puts of a key in
-    one list take effect in the order given, and no piece above what a client may have waiting."""
+    """Cut a long list into pieces that are sent one after the other: no key twice in one piece, so that two puts of a
+    key in one list take effect in the order given, and no piece above what a client may have waiting.
+    """
     pieces: list[list[Item]] = []
     piece: list[Item] = []
     seen: set[bytes] = set()
@@ -108,10 +110,11 @@ def waves(items: list[Item]) -> list[list[Item]]:
 
 
 class BatchBuilder:
-    """Puts, deletes and gets to be sent together by `send()`, or at the end of its `with` block (then `results` has them).
+    """Puts, deletes and gets to be sent together by `send()`, or at the end of its `with` block (then `results` has
+    them).
 
-    Each item has its own result or error, in the order in which they were added. It is not atomic: some may fail, and readers may
-    see some before others.
+    Each item has its own result or error, in the order in which they were added. It is not atomic: some may fail, and
+    readers may see some before others.
     """
 
     def __init__(self, handle: Handle, options: Callable[[Seconds | None], Options], read: Options) -> None:
@@ -150,7 +153,8 @@ class BatchBuilder:
         return self._items
 
 
-# --- administration -----------------------------------------------------------------------------------------------------
+# --- administration
+# -----------------------------------------------------------------------------------------------------
 
 ADMIN: Final = Options(Kind.ADMIN)
 READY: Final = Options(Kind.READY)

@@ -1,7 +1,7 @@
 """What callers get back: the result of a put, delete or get, and the list of results of a call with many items.
 
-The objects are made once per operation, so they are slim: what a whole call has in common stands in one `CallFacts`, and
-`achieved` is put together when it is asked for.
+The objects are made once per operation, so they are slim: what a whole call has in common stands in one `CallFacts`,
+and `achieved` is put together when it is asked for.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ def _level(replicas: int, of: int) -> Consistency:
 
 
 class PutResult:
-    """A put or delete that was done. `outcome` is Outcome.APPLIED, SUPERSEDED (a newer write won) or PENDING (written here; not
-    yet in as many datacenters as asked). `version` orders the writes of a key; `elapsed` is in seconds, with all retries."""
+    """A put or delete that was done. `outcome` is Outcome.APPLIED, SUPERSEDED (a newer write won) or PENDING (written
+    here; not yet in as many datacenters as asked). `version` orders the writes of a key; `elapsed` is in seconds, with
+    all retries.
+    """
 
     __slots__ = ("_dcs", "_elapsed_us", "_facts", "_outcome", "_replicas", "version")
 
@@ -155,7 +157,9 @@ class FailedItem:
 
 
 class Results(Sequence[Any]):
-    """One entry per item, in the order given: a PutResult or GetResult, or a FailedItem. `results[i].error` is None or why."""
+    """One entry per item, in the order given: a PutResult or GetResult, or a FailedItem. `results[i].error` is None or
+    why.
+    """
 
     __slots__ = ("_items",)
 

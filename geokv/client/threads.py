@@ -2,8 +2,8 @@
 
     any thread --append to a list, wake the loop if it is not awake--> loop thread --Host--> machine
 
-A thread that asks hands its operation over and waits for a lock. Only the first of those that arrive while the loop is busy wakes
-it: with 64 threads that is one wake per batch, not one per call.
+A thread that asks hands its operation over and waits for a lock. Only the first of those that arrive while the loop is
+busy wakes it: with 64 threads that is one wake per batch, not one per call.
 
 Documentation of the methods is that of geokv.client.aio.
 """
@@ -46,7 +46,9 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """A thread with an event loop and a Host on it. It knows nothing of its client, so that a forgotten client is collected."""
+    """A thread with an event loop and a Host on it. It knows nothing of its client, so that a forgotten client is
+    collected.
+    """
 
     def __init__(self, settings: ClientSettings, on_event: Callable[[ClientEvent], object] | None) -> None:
         self._settings = settings
@@ -204,9 +206,8 @@ class ThreadConnection:
         try:
             is_told = lock.acquire(True, timeout_us / 1e6 + _GRACE_S)
         finally:
-            if not is_told:  # Ctrl-C, or the thread is gone
-                if runner.thread.is_alive():
-                    runner.abandon(operations)
+            if not is_told and runner.thread.is_alive():  # Ctrl-C, or the thread is stuck
+                runner.abandon(operations)
         if not is_told:
             raise ClientClosed("the client's thread does not answer; make a new client")
 

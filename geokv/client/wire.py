@@ -1,8 +1,8 @@
 """A request's method and bytes, a reply's value, and what a gRPC status means for the machine.
 
-The one hard question is whether a write may have happened when its call failed. Ours says `geokv-not-begun` in the trailing
-metadata where a server turned the call away. Where no connection could be made gRPC says so only in words, which differ by
-version; any other words mean that nobody knows.
+The one hard question is whether a write may have happened when its call failed. Ours says `geokv-not-begun` in the
+trailing metadata where a server turned the call away. Where no connection could be made gRPC says so only in words,
+which differ by version; any other words mean that nobody knows.
 """
 
 from __future__ import annotations

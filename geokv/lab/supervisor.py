@@ -138,16 +138,18 @@ class Supervisor:
 
     def _until_told(self, lab: Lab) -> None:
         gone: set[str] = set()
-        while not self._must_stop and self._directory.path.exists():
+        while self._directory.path.exists():
             for name, node in lab.nodes.items():
                 if name not in gone and not node.is_alive():
                     gone.add(name)
                     _say(f"node {name} has ended; its log is {node.log_path}")
-            time.sleep(STATE_CHECK_S)  # a signal ends the sleep's wait below by the flag
+            time.sleep(STATE_CHECK_S)
 
     def _told_to_stop(self, number: int, _: object) -> None:
-        self._must_stop = True
-        raise _Stop
+        """The first signal ends whatever goes on, also half a start; while it cleans up, others change nothing."""
+        if not self._must_stop:
+            self._must_stop = True
+            raise _Stop
 
 
 class _Stop(BaseException):

@@ -106,6 +106,7 @@ class Assembly:
         tables = self.context.tables
         definition = replace(definition, dcs=definition.dcs or self.config.topology.dc_names)
         if definition.is_deleted:
+            self.context.deleted.add(definition.id)
             if tables.pop(definition.id, None) is not None:
                 self.engine.drop(definition.id)
             return
@@ -127,7 +128,11 @@ class Assembly:
             "runs": recovered.runs[-256:],
             "bound_ms": bound_ms,
             "promised": [[origin, sorted(partitions)] for origin, partitions in context.promised.items()],
-            "closed": [[origin, sorted(partitions)] for origin, partitions in context.closed.items()],
+            # None: in all of this node's partitions
+            "closed": [
+                [origin, None if len(partitions) == len(self.placement.mine) else sorted(partitions)]
+                for origin, partitions in context.closed.items()
+            ],
             "closings": [[origin, partition, value] for (origin, partition), value in closings.known.items()],
             "agreement": self.definitions.agreement_state(),
             "slots": self.definitions.carried_slots(),

@@ -28,7 +28,7 @@ from geokv.node.assembly import Assembly
 from geokv.node.config import NodeConfig
 from geokv.node.recovery import Recovered, restore
 from geokv.protocol import control, messages
-from geokv.protocol.closing import CloseRun
+from geokv.protocol.closing import CloseRun, closing_item
 from geokv.protocol.commit import Entry
 from geokv.protocol.effects import (
     Answer,
@@ -187,6 +187,9 @@ class Node:
         assembly.sender.on_covered = self._covered
         assembly.closings.on_closed = lambda: assembly.receiver.reopen("closing")
         assembly.closings.on_forgotten = self._forgotten
+        assembly.closings.on_over = lambda pairs: assembly.definitions.forget_items(
+            closing_item(origin, partition) for origin, partition in pairs
+        )
         assembly.closings.read_log = self._read_log
         assembly.definitions.on_defined = self._defined
         assembly.definitions.on_decided = self._decided
@@ -277,13 +280,13 @@ class Node:
             why = self.context.is_refusing or "this node is starting"
             self._answer(call, unavailable(request, why, self.config.node))
             return
-        self._keep_bound()
         self.assembly.forwarder.start(request, lambda reply: self._answer(call, reply))
 
     def _answer(self, call: int, reply: Reply) -> None:
         self._effects.append(Answer(call, reply))
 
     def _coordinate(self, batch: WriteBatch | ReadBatch, respond: Callable[[Any], None]) -> None:
+        self.context.clock.observe(batch.seen_hlc, self.context.wall_ms)
         if isinstance(batch, WriteBatch):
             self._keep_bound()
             self.assembly.write.start(batch, respond)

@@ -107,7 +107,7 @@ class _Restoring:
         for closing in meta["closings"]:
             self._closing(closing)
         for origin, partitions in meta["closed"]:
-            self._forgotten([origin, partitions])
+            self._forgotten([origin, self._assembly.placement.mine if partitions is None else partitions])
         self._seen(meta["seen"])
         for namespace, pairs in tables:
             table = self._context.tables.get(namespace)

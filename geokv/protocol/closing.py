@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from geokv.core.origin import unpack_origin
+from geokv.core.record import decode_records
 from geokv.errors import GeokvError, RecordError
 from geokv.protocol import control
 from geokv.protocol.context import Context
@@ -76,6 +77,8 @@ class Closings:
         self.seen: dict[str, tuple[int, int]] = {}  # node -> (newest incarnation, log sequence) it has stated
         self._checked: dict[str, int] = {}  # node -> the run of it whose disk was found to hold what was seen of it
         self.on_closed: Callable[[], None] = lambda: None
+        self._all_mine = set(placement.mine)
+        self.on_over: Callable[[Iterable[Pair]], None] = lambda pairs: None
         self.on_forgotten: Callable[[Stream], None] = lambda stream: None
         self.read_log: Callable[[list[tuple[int, int, int]], Callable[[bytes | None], None]], None] = lambda p, t: t(
             None
@@ -215,19 +218,13 @@ class Closings:
     def filled(self, message: CloseFill, then: Callable[[CloseFilled], None]) -> None:
         """Take in what a closer brings although it was promised not to; `then` once it is synced."""
         try:
-            streams: dict[tuple[int, int, bytes], None] = {}
+            brought = dict.fromkeys((r.namespace, r.partition, r.origin) for r in decode_records(message.records))
 
             def synced() -> None:
-                held = []
-                for namespace, partition, origin in streams:
-                    stream = self._context.tables[namespace].streams.get(partition, origin)
-                    if stream is not None:
-                        held.append(held_of(stream))
-                then(CloseFilled(message.close, held))
+                streams = [self._context.find_stream(*key) for key in brought]
+                then(CloseFilled(message.close, [held_of(stream) for stream in streams if stream is not None]))
 
-            taken = self._intake.take(message.records, synced, is_closing=True)
-            for record in taken.present:
-                streams[record.namespace, record.partition, record.origin] = None
+            self._intake.take(message.records, synced, is_closing=True)
         except RecordError as error:
             self._context.note("close.malformed")
             self._context.log("warning", f"a filling of a closing is refused: {error}")
@@ -292,6 +289,8 @@ class Closings:
             return False
         for namespace, (last, _) in control.unpack(value).items():
             table = self._context.tables.get(namespace)
+            if table is None and namespace in self._context.deleted:
+                continue
             if table is None:
                 return False  # its definition is still on its way
             if last == 0 or self._context.dc not in table.definition.dcs:
@@ -314,11 +313,14 @@ class Closings:
         context.commit.add([(raw, None, 0) for raw in records], sum(map(len, records)), (), None, None)
         for origin, partitions in by_origin.items():
             self.apply_forgotten(origin, partitions)
+            self.on_over([(origin, partition) for partition in partitions])
         context.note("close.forgotten")
 
     def apply_forgotten(self, origin: bytes, partitions: Iterable[int]) -> None:
         context = self._context
         over = context.closed.setdefault(origin, set())
+        if over is self._all_mine:
+            return
         promised = context.promised.get(origin, set())
         for partition in partitions:
             over.add(partition)
@@ -331,6 +333,8 @@ class Closings:
                     self.on_forgotten(stream)
         if not promised:
             context.promised.pop(origin, None)
+        if len(over) == len(self._all_mine):
+            context.closed[origin] = self._all_mine  # one set for all origins that are closed throughout
 
 
 def held_of(stream: Stream) -> StreamHeld:
@@ -543,7 +547,7 @@ class CloseRun:
         """Have `owner` take in the numbers it lacks: from our log if it has them, otherwise get them first."""
         context = self._context
         origin, partition = pair
-        stream = context.tables[namespace].streams.get(partition, origin) if namespace in context.tables else None
+        stream = context.find_stream(namespace, partition, origin)
         chunk = missing[:FILL_NUMBERS_MAX]
         places = [place for n in chunk if stream is not None and stream.has(n) and (place := stream.place(n))]
         if owner != context.node and places:

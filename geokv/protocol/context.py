@@ -6,12 +6,13 @@ Invariants: `effects` is the only way out; `now_us` and `wall_us` are set by the
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from geokv.core.hlc import HybridClock
 from geokv.core.origin import Origin
 from geokv.protocol.effects import Effect, Log, Note, Send
+from geokv.protocol.messages import CloseForget
 
 if TYPE_CHECKING:
     from geokv.protocol.commit import Commit
@@ -52,6 +53,7 @@ class Context:
         self.distrusted = ""  # why this disk cannot be trusted: then peers are not answered either
         self.counters: dict[str, int] = {}
         self.promised: dict[bytes, set[int]] = {}  # origin -> partitions: no more of it is taken
+        self.deleted: set[int] = set()  # ids of namespaces that were deleted: their records are nobody's any more
         self.closed: dict[bytes, set[int]] = {}  # origin -> partitions: closed and covered everywhere, only remembered
         self.on_refused: Callable[[str], None] = lambda reason: None
         self._next_id = rng.getrandbits(31) << 20
@@ -76,6 +78,13 @@ class Context:
     def count(self, name: str, count: int = 1) -> None:
         """Count an everyday event, here only."""
         self.counters[name] = self.counters.get(name, 0) + count
+
+    def tell_forgotten(self, peer: str, pairs: Iterable[tuple[bytes, int]]) -> None:
+        """Tell a peer that still speaks of streams which every replica covers that only their closing is remembered."""
+        gone = [pair for pair in pairs if pair[1] in self.closed.get(pair[0], ())]
+        if gone:
+            self.note("close.told_forgotten")
+            self.send(peer, CloseForget(gone))
 
     def log(self, level: str, text: str) -> None:
         self.effects.append(Log(level, text))

@@ -215,6 +215,7 @@ class FeedReceiver:
                 link.heads[heads.namespace, partition, heads.origin] = number
         if taken.unknown or taken.refused:
             link.is_stuck = True
+        self._context.tell_forgotten(peer, taken.forgotten)
         if link.own_only and message.payload:
             self._relay(link, message.sequence, taken)
         else:
@@ -345,6 +346,7 @@ class FeedReceiver:
     def stated(self, peer: str, frontiers: list[StreamHeads]) -> None:
         """A co-owner's frontiers: note them, and what is missing here."""
         context = self._context
+        forgotten: list[tuple[bytes, int]] = []
         for heads in frontiers:
             table = context.tables.get(heads.namespace)
             if table is None:
@@ -355,6 +357,7 @@ class FeedReceiver:
                     continue
                 stream = context.stream(table, partition, heads.origin)
                 if stream is None:
+                    forgotten.append((heads.origin, partition))
                     continue
                 if number > stream.peers.get(peer, 0):
                     stream.peers[peer] = number
@@ -364,6 +367,7 @@ class FeedReceiver:
                         self._behind[stream] = (peer, number, context.now_us)
                     elif number > known[1] or not context.is_live(known[0]):
                         self._behind[stream] = (peer, max(number, known[1]), known[2])
+        context.tell_forgotten(peer, forgotten)
 
     def _catch_up(self) -> None:
         """Open a feed from whoever has what has been missing for a while; close it once nothing is missing any more."""

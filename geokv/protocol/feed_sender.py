@@ -123,6 +123,7 @@ class FeedSender:
             return
         self.closed(peer, None, message.own_only)
         feed = Feed(peer, message, context.peers[peer].dc)
+        context.tell_forgotten(peer, dict.fromkeys((origin, p) for _, p, origin in feed.stated))
         self._feeds.setdefault(peer, {})[message.own_only] = feed
         for partition in sorted(feed.partitions):
             self._live[partition].append(feed)
@@ -188,7 +189,8 @@ class FeedSender:
                     continue
                 sent = feed.sent.get(stream)
                 if sent is None:
-                    if feed.dc not in self._context.tables[stream.namespace].definition.dcs:
+                    table = self._context.tables.get(stream.namespace)
+                    if table is None or feed.dc not in table.definition.dcs:
                         continue
                     self._add(feed, stream)
                     sent = feed.sent.get(stream)

@@ -29,6 +29,7 @@ class Taken:
     newer: list[tuple[int, int]] = field(default_factory=list)
     refused: dict[bytes, None] = field(default_factory=dict)
     unknown: dict[int, None] = field(default_factory=dict)
+    forgotten: dict[tuple[bytes, int], None] = field(default_factory=dict)
     contiguous: bool = True
     reason: str = ""  # nothing was taken: no room
 
@@ -80,8 +81,9 @@ class Intake:
                 table = all_tables.get(namespace)
                 last_namespace = namespace
                 if table is None:
-                    taken.unknown[namespace] = None
-                    taken.contiguous = False
+                    if namespace not in context.deleted:
+                        taken.unknown[namespace] = None
+                        taken.contiguous = False
                     continue
                 tables[namespace] = table
                 is_lww = table.merge is max
@@ -97,6 +99,7 @@ class Intake:
             if kind == DELTA:
                 stream = partitions[partition].get(origin) or context.stream(table, partition, origin)
                 if stream is None:
+                    taken.forgotten[origin, partition] = None
                     continue
                 if stream.is_refused and not is_closing:
                     taken.refused[origin] = None

@@ -133,8 +133,6 @@ class ReadCoordinator:
             self._finish_if_complete(call)
             return
         call.table = table
-        if batch.seen_hlc:
-            context.clock.observe(batch.seen_hlc, context.wall_ms)
         parts = self._admit(call, table, r)
         call.remaining = len(parts)
         for part in parts:

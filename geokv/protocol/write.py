@@ -137,8 +137,6 @@ class WriteCoordinator:
             self._finish_if_complete(call)
             return
         call.table = table
-        if batch.seen_hlc:
-            context.clock.observe(batch.seen_hlc, context.wall_ms)
         self._check_items(call, table)
         parts = self._admit(call, table, w)
         if parts:

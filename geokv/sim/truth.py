@@ -198,13 +198,11 @@ class Truth:
 
     def _judge_replicated(self, host: Host, peer: str, message: Replicated) -> None:
         records = self._batches.pop((host.name, peer, message.batch), None)
-        if records is None:
-            return
+        if records is None or message.refused or message.unknown:
+            return  # who refuses any of a batch is not counted as having it
         self.verify(host)
         image = self.images[host.name]
         for record in decode_records(records, verify=False):
-            if record.origin in message.refused or record.namespace in message.unknown:
-                continue
             self.checked["claims"] += 1
             stream = (record.namespace, record.partition, record.origin)
             if not self._is_held(image, stream, record):

@@ -1,7 +1,7 @@
 """A small node for the client's tests: real gRPC, a dictionary for a store, and outcomes by script.
 
-`FakeCluster` runs any number of them in one event loop. `FakeNode.script(batch)` may return a reply, raise Abort, or hang;
-without one the node does what a healthy node does.
+`FakeCluster` runs any number of them in one event loop. `FakeNode.script(batch)` may return a reply, raise Abort, or
+hang; without one the node does what a healthy node does.
 """
 
 from __future__ import annotations

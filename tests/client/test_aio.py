@@ -111,10 +111,10 @@ async def test_a_cancelled_caller_leaves_its_batch_mates_untouched(cluster: Fake
         assert (await task).outcome is Outcome.APPLIED
 
 
-async def test_a_caller_that_times_out_leaves_its_batch_mates_untouched(
-    cluster: FakeCluster, kv: AsyncClient
-) -> None:
-    """In one call, the caller with 100 ms learns that time is up, and that the write may have happened; the other is served."""
+async def test_a_caller_that_times_out_leaves_its_batch_mates_untouched(cluster: FakeCluster, kv: AsyncClient) -> None:
+    """In one call, the caller with 100 ms learns that time is up, and that the write may have happened; the
+    other is served.
+    """
     await kv.wait_ready()
     go_on = asyncio.Event()
     for node in cluster.nodes.values():
@@ -158,7 +158,9 @@ async def test_a_cancelled_caller_before_sending_is_not_sent(cluster: FakeCluste
 
 
 async def test_many_keep_their_order_and_have_their_own_errors(cluster: FakeCluster, kv: AsyncClient) -> None:
-    """put_many, get_many and delete_many give one result per item, in order, and raise_first raises the first error."""
+    """put_many, get_many and delete_many give one result per item, in order, and raise_first raises the first
+    error.
+    """
     keys = [f"k{index}" for index in range(3000)]
     results = await kv.put_many((key, key.encode()) for key in keys)
     assert len(results) == 3000 and results.errors == {} and results.raise_first() is results
@@ -217,7 +219,9 @@ async def test_json_values(kv: AsyncClient) -> None:
 
 
 async def test_namespaces_are_administered(kv: AsyncClient) -> None:
-    """Create (twice with exist_ok), list, alter, delete; a taken name and an unknown one are errors by class."""
+    """Create (twice with exist_ok), list, alter, delete; a taken name and an unknown one are errors by
+    class.
+    """
     carts = await kv.create_namespace("carts", policy="lww", ttl=60, read_level="ONE")
     assert carts.name == "carts"
     await kv.create_namespace("carts", exist_ok=True)
@@ -265,7 +269,9 @@ async def test_a_call_turned_away_by_the_server_is_told_from_a_broken_one(
 
 
 async def test_an_overloaded_server_is_asked_again_when_it_said(cluster: FakeCluster, kv: AsyncClient) -> None:
-    """RESOURCE_EXHAUSTED with our mark: Overloaded with its retry_after, where time does not allow to wait."""
+    """RESOURCE_EXHAUSTED with our mark: Overloaded with its retry_after, where time does not allow to
+    wait.
+    """
     await kv.wait_ready()
 
     async def abort(_: object) -> None:
@@ -280,7 +286,9 @@ async def test_an_overloaded_server_is_asked_again_when_it_said(cluster: FakeClu
 
 
 async def test_a_node_that_is_killed_during_a_write_makes_it_ambiguous(cluster: FakeCluster, kv: AsyncClient) -> None:
-    """The connection breaks under a write: Ambiguous; the next write of the same key goes to another owner."""
+    """The connection breaks under a write: Ambiguous; the next write of the same key goes to another
+    owner.
+    """
     await kv.wait_ready()
     owner = cluster.owners(b"k", "eu")[0]
 
@@ -308,7 +316,8 @@ async def test_nobody_listens(cluster: FakeCluster) -> None:
 
 
 async def test_a_black_hole_is_left_and_returned_to(cluster: FakeCluster) -> None:
-    """The own datacenter stops answering: new writes are served by the other within 2.5 s; healed, the client returns.
+    """The own datacenter stops answering: new writes are served by the other within 2.5 s; healed, the client
+    returns.
 
     Over a second: detection takes 1.2 s by design, and it must be seen on real time once."""
     events: list[ClientEvent] = []
@@ -352,22 +361,23 @@ async def test_closing(cluster: FakeCluster) -> None:
 
 
 async def test_a_forgotten_client_warns(cluster: FakeCluster) -> None:
-    """A connected client that is collected unclosed is a ResourceWarning; one that never connected, or was closed, is not."""
+    """A connected client that is collected unclosed is a ResourceWarning; one that never connected, or was
+    closed, is not.
+    """
     kv = AsyncClient(cluster.addresses("eu"))
+    kv.itself = kv  # type: ignore[attr-defined]  # a cycle, so that the collector decides when
     await kv.put("k", b"v")
     host = kv._connection.host
     assert host is not None
+    del kv
     with pytest.warns(ResourceWarning, match="unclosed AsyncClient"):
-        del kv
         gc.collect()
     await until(lambda: host._is_closed and not host._closing, "its connections are closed")
     AsyncClient(cluster.addresses("eu"))
     gc.collect()
 
 
-async def test_a_subscriber_that_raises_harms_nobody(
-    cluster: FakeCluster, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_subscriber_that_raises_harms_nobody(cluster: FakeCluster, caplog: pytest.LogCaptureFixture) -> None:
     """An exception in on_event is logged, and the client goes on."""
 
     def broken(_: ClientEvent) -> None:

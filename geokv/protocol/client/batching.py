@@ -2,11 +2,12 @@
 
     operation --options, key's owner--> Group.pending --at most N calls under way--> Call (one batch) --> node
 
-There is no timer: what arrives while nothing is under way leaves at once, what arrives meanwhile leaves together when the call
-comes back, or when it is worth a call of its own. So batches grow exactly with the load, and a lone caller waits for nobody.
+There is no timer: what arrives while nothing is under way leaves at once, what arrives meanwhile leaves together when
+the call comes back, or when it is worth a call of its own. So batches grow exactly with the load, and a lone caller
+waits for nobody.
 
-Invariants: a call has at most BATCH_ITEMS_MAX operations and BATCH_BYTES_MAX bytes of keys and values, unless one operation
-alone is larger. An operation is in at most one call that is under way.
+Invariants: a call has at most BATCH_ITEMS_MAX operations and BATCH_BYTES_MAX bytes of keys and values, unless one
+operation alone is larger. An operation is in at most one call that is under way.
 """
 
 from __future__ import annotations

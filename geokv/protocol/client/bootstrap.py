@@ -1,8 +1,8 @@
 """How a client finds the cluster: it asks the addresses it was given for the ring, until one tells.
 
-The first address is asked alone; the next one too when there is no answer soon, or at once when nobody listens there. After the
-last one it begins anew, with back-off, for as long as somebody waits. It is used again when every known node is down: the
-cluster may have moved.
+The first address is asked alone; the next one too when there is no answer soon, or at once when nobody listens there.
+After the last one it begins anew, with back-off, for as long as somebody waits. It is used again when every known node
+is down: the cluster may have moved.
 
 Invariants: at most one question per address is under way.
 """

@@ -1,7 +1,7 @@
 """What the parts of one client share: settings, the calls under way, timers, and the list that effects are put on.
 
-Invariants: `now_us` is set by the machine before each event. A call ends exactly once (`end`), and everything that counts calls
-under way is counted there.
+Invariants: `now_us` is set by the machine before each event. A call ends exactly once (`end`), and everything that
+counts calls under way is counted there.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Desk:
         self.end(call)
         self.effects.append(CancelCall(call.number))
 
-    # --- time -----------------------------------------------------------------------------------------------------------
+    # --- time
+    # -----------------------------------------------------------------------------------------------------------
 
     def at(self, when_us: int, act: Callable[[Any], None], subject: Any) -> None:
         """Call `act(subject)` at `when_us`. It cannot be taken back: `act` looks whether it is still wanted."""

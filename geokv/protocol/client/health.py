@@ -5,8 +5,8 @@
     all nodes of the datacenter are down, or it cannot coordinate    ->  the datacenter is left for the next one
     more than half of its nodes answered for 5 s                     ->  returned to; the time doubles after a relapse
 
-So a datacenter that becomes a black hole is left about 1.2 s after the first call into it, and one that refuses connections
-at once.
+So a datacenter that becomes a black hole is left about 1.2 s after the first call into it, and one that refuses
+connections at once.
 
 Invariants: a probe asks for the ring, so each brings the newest one. At most one probe per node is under way.
 """
@@ -22,7 +22,9 @@ from geokv.protocol.client.nodes import Datacenters, DatacenterState, NodeState
 
 
 class Health:
-    """`on_lost(nodes)`: take back what waits for these, they are not used now. `on_found()`: more can be done than before."""
+    """`on_lost(nodes)`: take back what waits for these, they are not used now. `on_found()`: more can be done than
+    before.
+    """
 
     def __init__(
         self,
@@ -36,7 +38,8 @@ class Health:
         self._on_lost = on_lost
         self._on_found = on_found
 
-    # --- nodes ----------------------------------------------------------------------------------------------------------
+    # --- nodes
+    # ----------------------------------------------------------------------------------------------------------
 
     def answered(self, node: NodeState) -> None:
         """Any reply of the node: it is up."""
@@ -91,7 +94,8 @@ class Health:
         if not node.is_up and self._datacenters.nodes.get(node.name) is node:
             self.probe(node)
 
-    # --- datacenters ------------------------------------------------------------------------------------------------------
+    # --- datacenters
+    # ------------------------------------------------------------------------------------------------------
 
     def note_trouble(self, dc: DatacenterState) -> None:
         """A node answered that no owner can coordinate. Several in a row over some time: the datacenter is left."""

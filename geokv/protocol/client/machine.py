@@ -3,9 +3,9 @@
     OperationsAdded -> route (partition, ring) -> group (node, options) -> SendBatch
     CallReturned / CallFailed -> Resolve for what is decided, a retry for what was not numbered, the group's next batch
 
-Invariants: every operation added is resolved exactly once, by its deadline plus the host's delay, unless it was abandoned. An
-operation is repeated only when nothing was numbered or when it is a read. A caller that gives up changes nothing for those that
-travel with it. Every request carries the highest HLC that this client was told.
+Invariants: every operation added is resolved exactly once, by its deadline plus the host's delay, unless it was
+abandoned. An operation is repeated only when nothing was numbered or when it is a read. A caller that gives up changes
+nothing for those that travel with it. Every request carries the highest HLC that this client was told.
 
 Not here: sockets and what callers see (geokv.client), who is up (health), how batches are cut (batching).
 """
@@ -120,7 +120,8 @@ class ClientMachine:
         effects, desk.effects = desk.effects, []
         return effects
 
-    # --- operations in ----------------------------------------------------------------------------------------------------
+    # --- operations in
+    # ----------------------------------------------------------------------------------------------------
 
     def _add(self, operations: list[Operation]) -> None:
         number = self._next_operation
@@ -206,7 +207,8 @@ class ClientMachine:
                 return node
         return None
 
-    # --- operations that wait without a node ------------------------------------------------------------------------------
+    # --- operations that wait without a node
+    # ------------------------------------------------------------------------------
 
     def _strand(self, operations: list[Operation]) -> None:
         self._stranded.extend(operations)
@@ -272,7 +274,8 @@ class ClientMachine:
         for operation in waiting:
             self._resolve([operation], AdminReply(Outcome.APPLIED), {}, self.datacenters.current())
 
-    # --- calls out --------------------------------------------------------------------------------------------------------
+    # --- calls out
+    # --------------------------------------------------------------------------------------------------------
 
     def _flush(self, group: Group) -> None:
         """Send what may go; set a timer for what must wait."""
@@ -330,7 +333,8 @@ class ClientMachine:
         request = AdminRequest(asked.verb, asked.arguments, timeout_ms)
         self._desk.start(node, node.address, None, [operation], request, now_us + left_us)
 
-    # --- a call under way ---------------------------------------------------------------------------------------------------
+    # --- a call under way
+    # ---------------------------------------------------------------------------------------------------
 
     def _watch(self, call: Call) -> None:
         """Look at the call again when something about it may be due."""
@@ -413,7 +417,8 @@ class ClientMachine:
                     call.has_leavers = True
                     self._is_deserted(call)
 
-    # --- calls back ---------------------------------------------------------------------------------------------------------
+    # --- calls back
+    # ---------------------------------------------------------------------------------------------------------
 
     def _returned(self, event: CallReturned) -> None:
         call = self._desk.calls.get(event.call)
@@ -542,10 +547,13 @@ class ClientMachine:
         if told:
             self._tell_each(told, errors)
 
-    # --- trying again -------------------------------------------------------------------------------------------------------
+    # --- trying again
+    # -------------------------------------------------------------------------------------------------------
 
     def _try_again(self, operation: Operation, error: GeokvError, outcome: int | None) -> bool:
-        """Plan another attempt; False where there is no time or no sense in it. `outcome` is None where a call failed."""
+        """Plan another attempt; False where there is no time or no sense in it. `outcome` is None where a call
+        failed.
+        """
         desk, settings = self._desk, self.settings
         now_us = desk.now_us
         trouble = operation.trouble
@@ -590,7 +598,9 @@ class ClientMachine:
             self._route([operation])
 
     def _take_back(self, nodes: Iterable[NodeState]) -> None:
-        """These nodes are not used now: what waits for them goes elsewhere, reads under way too; writes get a last chance."""
+        """These nodes are not used now: what waits for them goes elsewhere, reads under way too; writes get a last
+        chance.
+        """
         again: list[Operation] = []
         for node in nodes:
             for group in node.groups.values():
@@ -614,7 +624,8 @@ class ClientMachine:
                 call.deadline_us = grace_us
                 self._watch(call)
 
-    # --- the ring -----------------------------------------------------------------------------------------------------------
+    # --- the ring
+    # -----------------------------------------------------------------------------------------------------------
 
     def _told(self, call: Call, told: RingTold) -> None:
         """A node told the ring: it is up, and the ring may be newer than ours."""
@@ -670,7 +681,8 @@ class ClientMachine:
             if not any(call.address == address for call in self._desk.calls.values()):
                 self._desk.effects.append(ForgetAddress(address))
 
-    # --- telling ------------------------------------------------------------------------------------------------------------
+    # --- telling
+    # ------------------------------------------------------------------------------------------------------------
 
     def _resolve(
         self,

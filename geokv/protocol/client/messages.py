@@ -1,7 +1,8 @@
-"""What goes into the client machine (events) and what comes out of it (effects), beside the requests and replies themselves.
+"""What goes into the client machine (events) and what comes out of it (effects), beside the requests and replies
+themselves.
 
-The contract is that of every machine (protocol.effects): a batch is the unit of an event, effects are performed in list order.
-`Woken` and `Note` are those of the nodes.
+The contract is that of every machine (protocol.effects): a batch is the unit of an event, effects are performed in
+list order. `Woken` and `Note` are those of the nodes.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ Event = OperationsAdded | OperationsAbandoned | CallReturned | CallFailed | Clos
 
 @dataclass(slots=True)
 class SendBatch:
-    """Call the node at `address`. Ends as CallReturned or CallFailed with the same `call`, unless it is cancelled before.
+    """Call the node at `address`. Ends as CallReturned or CallFailed with the same `call`, unless it is cancelled
+    before.
 
     The machine keeps the time itself; `timeout_us` is for the transport, so that nothing outlives its use.
     """
@@ -160,8 +162,8 @@ class ForgetAddress:
 class ClientEvent:
     """Something that a subscriber may want to know: kind is "failover", "failback", "node_down" or "node_up".
 
-    `dc` is the datacenter concerned (for failover and failback: the one that is used from now on), `from_dc` the one that was
-    left, `node` the node concerned.
+    `dc` is the datacenter concerned (for failover and failback: the one that is used from now on), `from_dc` the one
+    that was left, `node` the node concerned.
     """
 
     kind: str

@@ -1,10 +1,10 @@
 """What the client knows of nodes and datacenters: the cached ring, who is up, and which datacenter is used.
 
-Each datacenter has a table from partition to the node that is asked first: the first owner that is up, else any node that is
-up (it forwards, and may know better than this client who owns what), else None.
+Each datacenter has a table from partition to the node that is asked first: the first owner that is up, else any node
+that is up (it forwards, and may know better than this client who owns what), else None.
 
-Invariants: `Datacenters.current` is the first datacenter of the stated order that was not left; where all were left, the first
-with a node that is up. The table follows every change of a node.
+Invariants: `Datacenters.current` is the first datacenter of the stated order that was not left; where all were left,
+the first with a node that is up. The table follows every change of a node.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a caller asked for, as the client machine sees it: an operation, and the options that it shares with others.
 
-Operations with the same options to the same node may travel in one call. Options are interned (one object per combination, see
-`OptionsTable`), so that finding an operation's batch is one dictionary lookup by identity.
+Operations with the same options to the same node may travel in one call. Options are interned (one object per
+combination, see `OptionsTable`), so that finding an operation's batch is one dictionary lookup by identity.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Kind(IntEnum):
 
 @dataclass(slots=True, eq=False)
 class Options:
-    """Everything but key, value and deadline. The fields are those of WriteBatch and ReadBatch; compared by identity."""
+    """Everything but key, value and deadline. The fields are those of WriteBatch and ReadBatch; compared by
+    identity.
+    """
 
     kind: Kind
     namespace: str = ""
@@ -60,8 +62,8 @@ class Trouble:
     """What went wrong with an operation so far; most never have one.
 
     `since_us`: first failure in the datacenter that it is tried in. `turn`: how many nodes answered that they cannot.
-    `dc_index`: the datacenters before this one in the stated order it has given up. `failure`: the last error, where that
-    proves that nothing was numbered.
+    `dc_index`: the datacenters before this one in the stated order it has given up. `failure`: the last error, where
+    that proves that nothing was numbered.
     """
 
     __slots__ = ("attempts", "dc_index", "failure", "since_us", "turn")
@@ -77,9 +79,10 @@ class Trouble:
 class Operation:
     """One put, delete, get or admin request on its way. The host subclasses it and adds whom to tell.
 
-    `value` is None for a delete and a get; an admin operation holds its AdminRequest there. `started_us` and `deadline_us` are
-    of the host's monotonic clock. The machine owns the rest: `number` (with the client's random bytes the operation id, the same
-    in every attempt), `trouble`, and `is_done` (told, or given up, before its call came back).
+    `value` is None for a delete and a get; an admin operation holds its AdminRequest there. `started_us` and
+    `deadline_us` are of the host's monotonic clock. The machine owns the rest: `number` (with the client's random
+    bytes the operation id, the same in every attempt), `trouble`, and `is_done` (told, or given up, before its call
+    came back).
     """
 
     __slots__ = ("context", "deadline_us", "is_done", "key", "number", "options", "started_us", "trouble", "value")

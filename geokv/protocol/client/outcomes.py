@@ -1,7 +1,7 @@
 """From what a node said about an item, or how a call failed, to the error that the caller sees.
 
-Invariants: an error that is `retryable` is made only where nothing was numbered, or for a read. A write whose call broke or ran
-out of time always says `may_have_happened`.
+Invariants: an error that is `retryable` is made only where nothing was numbered, or for a read. A write whose call
+broke or ran out of time always says `may_have_happened`.
 """
 
 from __future__ import annotations

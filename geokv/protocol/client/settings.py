@@ -19,22 +19,23 @@ class ClientSettings:
     dc: str = ""  # empty: that of the node that answers first, seen from outside
     failover: tuple[str, ...] = ()
 
-    # One call of a kind to a node at a time makes the largest batches: at 256 callers 9 µs per operation instead of 11 with
-    # two. A second one leaves beside it when it is worth a call by itself. To a node far away, where waiting for the first to
-    # come back costs more than small batches do, several may be under way.
+    # One call of a kind to a node at a time makes the largest batches: at 256 callers 9 µs per operation instead of 11
+    # with two. A second one leaves beside it when it is worth a call by itself. To a node far away, where waiting for
+    # the first to come back costs more than small batches do, several may be under way.
     calls_near_max: int = 2
     worth_a_call: int = 64
     far_us: int = 20 * MS
     calls_far_max: int = 8
-    # Nodes pause for 100 ms without being dead (a collection, a slow disk), so a silence is asked about only after five times
-    # that, and the question gets time for the longest way round the planet.
+    # Nodes pause for 100 ms without being dead (a collection, a slow disk), so a silence is asked about only after
+    # five times that, and the question gets time for the longest way round the planet.
     silence_us: int = 500 * MS
     probe_timeout_us: int = 700 * MS
     probe_again_us: int = 100 * MS  # a node that is down is asked again, doubling
     probe_again_us_max: int = 1 * S
     # Writes under way to a node that was judged dead wait this long for a late answer, then nobody knows.
     grace_us: int = 1 * S
-    # An operation tries its datacenter for this long before it goes to the next by itself, and gives up after this long.
+    # An operation tries its datacenter for this long before it goes to the next by itself, and gives up after this
+    # long.
     leave_after_us: int = 300 * MS
     leave_after_failures: int = 3
     give_up_us: int = 1 * S
@@ -43,7 +44,8 @@ class ClientSettings:
     failback_us_max: int = 60 * S
     relapse_us: int = 30 * S
     probe_left_us: int = 1 * S
-    # The version of a ring says which, not how new: while nodes differ (a rolling change) the client does not chase each.
+    # The version of a ring says which, not how new: while nodes differ (a rolling change) the client does not chase
+    # each.
     ring_again_us: int = 1 * S
     # Retries: base, doubled, with the jitter taking off up to half.
     backoff_us: int = 25 * MS

@@ -130,7 +130,9 @@ def test_operation_ids_are_unique_and_kept_over_retries() -> None:
 
 
 def test_every_request_carries_the_highest_hlc_told() -> None:
-    """What any node said of its clock is in the next batch to any other, reads included; a lower one later changes nothing."""
+    """What any node said of its clock is in the next batch to any other, reads included; a lower one later changes
+    nothing.
+    """
     world = warm(World())
     world.hlc = 9_000_000
     world.run_until_told(*world.put("a"))

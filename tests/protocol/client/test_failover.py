@@ -24,7 +24,9 @@ def kinds(world: World) -> list[str]:
 
 
 def first_served(world: World, within_us: int, every_us: int = 20 * MS) -> tuple[int, list[Operation]]:
-    """Put every 20 ms until one that was added after the start is served; how long that took, and all that were added."""
+    """Put every 20 ms until one that was added after the start is served; how long that took, and all that were
+    added.
+    """
     started_us = world.now_us
     operations: list[Operation] = []
     while world.now_us - started_us < within_us:
@@ -35,7 +37,8 @@ def first_served(world: World, within_us: int, every_us: int = 20 * MS) -> tuple
     raise AssertionError("not served in time")
 
 
-# --- finding the cluster --------------------------------------------------------------------------------------------------
+# --- finding the cluster
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_next_address_is_asked_when_the_first_is_silent() -> None:
@@ -97,7 +100,7 @@ def test_without_a_datacenter_stated_that_of_the_answering_node_is_used() -> Non
     """dc="" takes the datacenter of the node that told the ring, and asks as one from outside."""
     world = World({"eu": 2, "us": 2}, dc="", addresses=("us-1:1",))
     world.run_until_told(*world.put("a"))
-    assert set(name[:2] for name in world.nodes_asked()) == {"us"}
+    assert {name[:2] for name in world.nodes_asked()} == {"us"}
     assert world.batches(RingAsk)[0].request == RingAsk("")
 
 
@@ -127,7 +130,8 @@ def test_ready_waits_for_a_node_of_the_datacenter_in_use() -> None:
     assert world.result(operation) == ("ok", "eu")
 
 
-# --- nodes ------------------------------------------------------------------------------------------------------------------
+# --- nodes
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_dead_node_is_left_out_and_taken_back() -> None:
@@ -147,7 +151,9 @@ def test_a_dead_node_is_left_out_and_taken_back() -> None:
 
 
 def test_a_silent_node_is_noticed_and_new_writes_go_elsewhere() -> None:
-    """One node of three becomes a black hole: within 1.5 s new writes of its keys are served by others, its reads too."""
+    """One node of three becomes a black hole: within 1.5 s new writes of its keys are served by others, its reads
+    too.
+    """
     world = two()
     world.behaviours["eu-2"] = world.ring_behaviours["eu-2"] = silent
     hung = world.put(*[f"k{index}" for index in range(30)])
@@ -193,7 +199,8 @@ def test_writes_to_a_node_judged_dead_are_answered_if_it_speaks_in_time() -> Non
     assert all(world.result(one) == ("ok", "eu") for one in operations)
 
 
-# --- datacenters ----------------------------------------------------------------------------------------------------------
+# --- datacenters
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_black_hole_is_left_within_two_seconds() -> None:
@@ -229,7 +236,9 @@ def test_reads_under_way_into_a_black_hole_are_served_elsewhere() -> None:
 
 
 def test_a_datacenter_that_refuses_is_left_at_once() -> None:
-    """When all nodes refuse the connection, the very same write is served by the next datacenter within milliseconds."""
+    """When all nodes refuse the connection, the very same write is served by the next datacenter within
+    milliseconds.
+    """
     world = two()
     world.refuse("eu-1", "eu-2", "eu-3")
     (operation,) = world.put("a")

@@ -1,6 +1,7 @@
 """What is repeated, what never is, and what the caller is told."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_what_was_not_numbered_is_repeated_with_growing_pauses(outcome: Outcome)
     world.run_until_told(operation)
     assert world.result(operation) == ("ok", "eu")
     times = [at_us for at_us, effect in world.sent if isinstance(effect.request, WriteBatch)]
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(times)]
     assert len(pauses) >= 3
     assert all(12 * MS <= pause <= 1500 * MS for pause in pauses)
     assert pauses[-1] > pauses[0]
@@ -290,7 +291,9 @@ def test_closing_tells_everybody() -> None:
 
 
 def test_every_operation_is_told_exactly_once_whatever_fails() -> None:
-    """300 operations against nodes that fail in every way at random: each is told once (the world checks it), by its deadline."""
+    """300 operations against nodes that fail in every way at random: each is told once (the world checks it), by its
+    deadline.
+    """
     for seed in range(20):
         world = World({"eu": 3, "us": 2}, seed=seed, failover=("us",))
         rng = random.Random(seed)

@@ -1,4 +1,6 @@
-"""A world in virtual time for the client machine: nodes that answer after a delay, or do not, and callers that note what they get."""
+"""A world in virtual time for the client machine: nodes that answer after a delay, or do not, and callers that note
+what they get.
+"""
 
 from __future__ import annotations
 
@@ -69,8 +71,9 @@ def answers(outcome: Outcome, detail: Detail | None = None) -> Behaviour:
 
 
 class World:
-    """Nodes by name, "eu-1" at address "eu-1:1". `behaviours` replaces what a node does with batches and admin requests,
-    `ring_behaviours` what it does when it is asked for the ring."""
+    """Nodes by name, "eu-1" at address "eu-1:1". `behaviours` replaces what a node does with batches and admin
+    requests, `ring_behaviours` what it does when it is asked for the ring.
+    """
 
     def __init__(
         self, sizes: dict[str, int] | None = None, delay_us: int = 1 * MS, seed: int = 1, **settings: Any
@@ -104,7 +107,8 @@ class World:
         self._queue: list[tuple[int, int, Event]] = []
         self._sequence = 0
 
-    # --- what callers do ------------------------------------------------------------------------------------------------
+    # --- what callers do
+    # ------------------------------------------------------------------------------------------------
 
     def options(self, kind: Kind = Kind.WRITE, namespace: str = "default", **fields: Any) -> Options:
         names = ("level", "replicas", "ttl_ms", "replicated_to", "repair_before", "has_contexts", "timeout_us")
@@ -139,7 +143,8 @@ class World:
     def is_told(self, operation: Operation) -> bool:
         return id(operation) in self.told
 
-    # --- time -----------------------------------------------------------------------------------------------------------
+    # --- time
+    # -----------------------------------------------------------------------------------------------------------
 
     def run(self, for_us: int) -> None:
         """Let time pass, delivering answers and waking the machine exactly when it asked to be woken."""
@@ -185,7 +190,8 @@ class World:
                 case ForgetAddress(address):
                     self.forgotten.append(address)
 
-    # --- nodes ------------------------------------------------------------------------------------------------------------
+    # --- nodes
+    # ------------------------------------------------------------------------------------------------------------
 
     def answer_later(self, event: Event, after_us: int) -> None:
         self._sequence += 1
