@@ -30,7 +30,7 @@ def _rebuild(kind: type[GeokvError], message: str, details: dict[str, Any]) -> G
     return kind(message, **details)
 
 
-# --- the caller must change the request -------------------------------------------------------------------------------
+# --- the caller must change the request -----------------------------------------------------------------------------
 
 
 class InvalidRequest(GeokvError):
@@ -58,7 +58,7 @@ class ClientClosed(GeokvError):
     code = "CLIENT_CLOSED"
 
 
-# --- try again, maybe later or elsewhere ------------------------------------------------------------------------------
+# --- try again, maybe later or elsewhere ----------------------------------------------------------------------------
 
 
 class Unavailable(GeokvError):
@@ -86,7 +86,7 @@ class Stale(GeokvError):
     behind_ms: int = 0
 
 
-# --- the outcome is not what was asked, or not known --------------------------------------------------------------------
+# --- the outcome is not what was asked, or not known ----------------------------------------------------------------
 
 
 class Partial(GeokvError):
@@ -113,7 +113,7 @@ class Ambiguous(GeokvError):
     may_have_happened: bool = True
 
 
-# --- the operator must act --------------------------------------------------------------------------------------------
+# --- the operator must act ------------------------------------------------------------------------------------------
 
 
 class ConfigurationError(GeokvError):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from geokv.client import Client
 
 LAB_DEFAULT = ".geokv-lab"
+COMPOSE = "compose"
+LAB_HELP = '{}; "compose": the containers of docker-compose.geo.yml.'
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,10 @@ class Place:
             return [part for text in self.nodes for part in text.split(",") if part]
         if named := os.environ.get("GEOKV_NODES", ""):
             return [part.strip() for part in named.split(",") if part.strip()]
+        if self.lab == COMPOSE:
+            from geokv.lab.compose import host_addresses
+
+            return host_addresses(self.dc)
         from geokv.lab.state import LabDirectory
 
         directory = LabDirectory(self.lab)
@@ -76,7 +82,7 @@ def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="For the whole call with its retries.",
         ),
         click.option(
-            "--lab", default=LAB_DEFAULT, show_default=True, metavar="DIRECTORY", help="Where to look for a running lab."
+            "--lab", default=LAB_DEFAULT, show_default=True, metavar="DIRECTORY", help=LAB_HELP.format("A running lab")
         ),
     )
     for option in reversed(options):

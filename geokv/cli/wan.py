@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geokv.cli.addresses import LAB_DEFAULT
+from geokv.cli.addresses import COMPOSE, LAB_DEFAULT, LAB_HELP
 from geokv.cli.exits import LabNotFound
 from geokv.cli.output import print_json, print_table
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from geokv.lab.state import LabDirectory, LabState
     from geokv.lab.wan.links import Links
 
-_lab = click.option("--lab", "directory", default=LAB_DEFAULT, show_default=True, metavar="DIRECTORY", help="The lab.")
+_lab = click.option(
+    "--lab", "directory", default=LAB_DEFAULT, show_default=True, metavar="DIRECTORY", help=LAB_HELP.format("The lab")
+)
 _one_way = click.option("--one-way", is_flag=True, help="Only from the first to the second.")
 
 
@@ -30,6 +32,15 @@ def opened(directory: str) -> tuple[LabDirectory, LabState, Links]:
     if state is None:
         raise LabNotFound(f"no lab runs in {place.path}; start one with `geokv lab up`, or name its place")
     return place, state, Links(place.topology(), Proxies(state.proxy_host, state.proxy_port))
+
+
+def found(directory: str) -> Links:
+    """The links of a lab, or of the containers. Raises LabError."""
+    if directory != COMPOSE:
+        return opened(directory)[2]
+    from geokv.lab.compose import host_links
+
+    return host_links()
 
 
 def link_rows(links: Links) -> list[dict[str, Any]]:
@@ -60,8 +71,7 @@ def wan() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def show(directory: str, as_json: bool) -> None:
     """Show every link as the proxies have it now."""
-    _, _, links = opened(directory)
-    rows = link_rows(links)
+    rows = link_rows(found(directory))
     if as_json:
         print_json({"links": rows})
     else:
@@ -154,7 +164,7 @@ def isolate_dc(dc: str, directory: str) -> None:
 
 def _links(directory: str, *dcs: str) -> Links:
     """The links, after a check of the names."""
-    _, _, links = opened(directory)
+    links = found(directory)
     known = links.topology.dc_names
     for dc in dcs:
         if dc not in known:

@@ -392,7 +392,8 @@ class AsyncClient(AsyncNamespace):
 
     async def alter_namespace(self, name: str, *, timeout: Seconds | None = None, **settings: Any) -> dict[str, Any]:
         """Change settings of a namespace (`ttl` in seconds, 0 for none); returns what it is then."""
-        return await self._admin(timeout, name, "namespace_alter", name=name, **settings)
+        body = await self._admin(timeout, name, "namespace_alter", name=name, **settings)
+        return dict(body.get("namespace", {}))
 
     async def delete_namespace(self, name: str, *, timeout: Seconds | None = None) -> None:
         """Delete a namespace with all its keys, in every datacenter and for ever."""

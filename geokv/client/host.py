@@ -87,7 +87,7 @@ class Host:
         self._metadata = tuple(metadata)
         self._is_closed = False
 
-    # --- in -----------------------------------------------------------------------------------------------------------
+    # --- in ---------------------------------------------------------------------------------------------------------
 
     def add(self, operation: Operation) -> None:
         """Everything that is added in one turn of the loop reaches the machine together, at once."""

@@ -408,7 +408,8 @@ class Client(Namespace):
         return list(self._admin(timeout, "", "namespace_list").get("namespaces", []))
 
     def alter_namespace(self, name: str, *, timeout: Seconds | None = None, **settings: Any) -> dict[str, Any]:
-        return self._admin(timeout, name, "namespace_alter", name=name, **settings)
+        body = self._admin(timeout, name, "namespace_alter", name=name, **settings)
+        return dict(body.get("namespace", {}))
 
     def delete_namespace(self, name: str, *, timeout: Seconds | None = None) -> None:
         self._admin(timeout, name, "namespace_delete", name=name)

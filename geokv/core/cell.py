@@ -47,12 +47,7 @@ def encode_lww(
 ) -> bytes:
     flags = (TOMBSTONE if is_tombstone else 0) | (DEADLINE if deadline_ms else 0)
     return (
-        TAG
-        + version.to_bytes(8, "big")
-        + origin
-        + number.to_bytes(8, "big")
-        + _TAIL.pack(flags, deadline_ms, replaced)
-        + value
+        TAG + version.to_bytes(8, "big") + origin + number.to_bytes(8, "big") + _TAIL.pack(flags, deadline_ms, replaced) + value
     )
 
 

@@ -1,7 +1,7 @@
 """The one place where a conflict policy is chosen: how two cells of one key become one.
 
-`merge` is commutative, associative and idempotent for every policy, so the order in which replicas see deltas is harmless.
-Not here: how a delta is made from an operation (`node.update`), and what a reader is shown.
+`merge` is commutative, associative and idempotent for every policy, so the order in which replicas see deltas is
+harmless. Not here: how a delta is made from an operation (`node.update`), and what a reader is shown.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 An HLC strictly rises along a node's log, stays close to the wall clock, and moves past what it is told. A remote stamp
 further ahead than the drift limit is not followed: a clock that is off by minutes drags nobody along.
 
-Invariants: `stamp` never returns a value twice nor one below an earlier one; nothing beyond `bound` is handed out before the
-bound was made durable (the node raises it ahead of time, so a restart starts above everything that was ever stamped).
+Invariants: `stamp` never returns a value twice nor one below an earlier one; nothing beyond `bound` is handed out
+before the bound was made durable (the node raises it ahead of time, so a restart starts above everything that was
+ever stamped).
 
 After Kulkarni et al. 2014. Not here: the LWW version, which may run ahead of the HLC (see `core.cell`).
 """

@@ -1,7 +1,7 @@
 """Making LWW records from a batch of puts and deletes: the hot loop of a coordinator, and nothing else.
 
-Per operation: one stamp, one version above what is stored, one number, one record. Kept in one function without calls in between,
-since at 40,000 operations a second every call is a percent of a core.
+Per operation: one stamp, one version above what is stored, one number, one record. Kept in one function without calls
+in between, since at 40,000 operations a second every call is a percent of a core.
 """
 
 from __future__ import annotations

@@ -168,9 +168,7 @@ def define(
         chosen["interval_ms"] = interval_ms or INTERVAL_MS_DEFAULT
     elif interval_ms:
         raise InvalidRequest('interval_ms is only for durability "interval"; leave it out, or ask for that durability')
-    return NamespaceDefinition(
-        namespace_id, name, **chosen, created_hlc=hlc, created_dc=dc, altered_hlc=hlc, altered_dc=dc
-    )
+    return NamespaceDefinition(namespace_id, name, **chosen, created_hlc=hlc, created_dc=dc, altered_hlc=hlc, altered_dc=dc)
 
 
 def check_name(name: object) -> None:
@@ -337,9 +335,7 @@ class Catalog:
     def check_room(self) -> None:
         """Raises InvalidRequest when no further namespace may be created."""
         if len(self._by_name) >= NAMESPACES_MAX:
-            raise InvalidRequest(
-                f"there are {len(self._by_name)} namespaces, at most {NAMESPACES_MAX}: delete one first"
-            )
+            raise InvalidRequest(f"there are {len(self._by_name)} namespaces, at most {NAMESPACES_MAX}: delete one first")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Catalog) and self.by_id == other.by_id

@@ -4,8 +4,8 @@ Its packed form is `dc NUL node NUL incarnation` with the incarnation as eight b
 sort as (dc, node, incarnation) do; the LWW tie-break rests on it. Packed origins are interned: the same bytes object
 serves as dictionary key on every path.
 
-Invariants: names contain no NUL and at most 31 bytes; an incarnation is never used by two runs (it is drawn from time and
-random bits, see `draw_incarnation`).
+Invariants: names contain no NUL and at most 31 bytes; an incarnation is never used by two runs (it is drawn from time
+and random bits, see `draw_incarnation`).
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@
     12     8    namespace id               56     4    cell's length
     20     8    number                     60          origin, key, cell
 
-Integers are little-endian. Kind DELTA is a numbered delta; CELL is a repaired or transferred cell without a number (it moves
-no frontier and is not shipped); CONTROL is the node's own note to itself in its log (its key names it, its cell is MessagePack).
-Records stand one behind the other, without padding, in a log frame, a replica message and a WAN batch.
+Integers are little-endian. Kind DELTA is a numbered delta; CELL is a repaired or transferred cell without a number
+(it moves no frontier and is not shipped); CONTROL is the node's own note to itself in its log (its key names it, its
+cell is MessagePack). Records stand one behind the other, without padding, in a log frame, a replica message and a WAN
+batch.
 
 Invariants: `decode_records` accepts exactly what `encode_record` made; anything else raises RecordError.
 Format page: docs/formats/record.md.
@@ -86,9 +87,7 @@ def decode_records(buffer: bytes, verify: bool = True) -> list[Record]:
     while offset < end:
         if end - offset < HEADER_BYTES:
             raise RecordError(f"record at byte {offset}: {end - offset} bytes left, a header has {HEADER_BYTES}")
-        length, crc, form, kind, partition, namespace, number, hlc, _, origin_n, _, key_n, cell_n = unpack(
-            buffer, offset
-        )
+        length, crc, form, kind, partition, namespace, number, hlc, _, origin_n, _, key_n, cell_n = unpack(buffer, offset)
         stop = offset + length
         start_key = offset + HEADER_BYTES + origin_n
         start_cell = start_key + key_n

@@ -2,13 +2,13 @@
 
     key --mmh3--> 64-bit hash --top bits--> partition --walk the tokens--> owners (distinct nodes, distinct racks first)
 
-Every node puts `TOKENS_PER_WEIGHT * weight` tokens on the circle of 2^64. A partition's owners are found by walking clockwise
-from its middle: the first N nodes of different racks; where there are fewer racks than replicas, the walk is completed
-with the next nodes of racks already used. Owners for fewer replicas are a prefix of those for more.
+Every node puts `TOKENS_PER_WEIGHT * weight` tokens on the circle of 2^64. A partition's owners are found by walking
+clockwise from its middle: the first N nodes of different racks; where there are fewer racks than replicas, the walk
+is completed with the next nodes of racks already used. Owners for fewer replicas are a prefix of those for more.
 
-Invariants: the partition of a key depends on the key and Q alone, so it is the same in every datacenter. The owners depend on
-names, weights and racks alone, so every node and client computes the same ring. Adding one node to n moves at most
-1/(n+1) + 5 points of the copies (tests/core/test_ring.py).
+Invariants: the partition of a key depends on the key and Q alone, so it is the same in every datacenter. The owners
+depend on names, weights and racks alone, so every node and client computes the same ring. Adding one node to n moves
+at most 1/(n+1) + 5 points of the copies (tests/core/test_ring.py).
 
 After Dynamo (2007), strategy 3: equal partitions, owners by tokens.
 """

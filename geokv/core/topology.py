@@ -179,9 +179,7 @@ class Topology:
         found = self.node(node) if isinstance(node, str) else node
         return found.address_from(viewpoint)
 
-    def with_addresses(
-        self, direct: Mapping[str, str], seen_from: Mapping[str, Mapping[str, str]] | None = None
-    ) -> "Topology":
+    def with_addresses(self, direct: Mapping[str, str], seen_from: Mapping[str, Mapping[str, str]] | None = None) -> "Topology":
         """Return this topology with the addresses of all nodes replaced: node name to address, and to
         viewpoint to address.
         """

@@ -33,10 +33,11 @@ from geokv.core.topology import OUTSIDE, NodeSpec, Topology, clients_of, parse_t
 from geokv.errors import GeokvError, LabError, Unavailable
 
 if TYPE_CHECKING:  # each subcommand imports what it needs: the health check runs every few seconds in every node
+    from geokv.lab.wan.links import Links
     from geokv.lab.wan.proxies import Proxies, ProxyState
 
 PROXY_HOST: Final = "toxiproxy"
-PROXY_API: Final = f"{PROXY_HOST}:8474"
+API_PORT: Final = 8474  # Toxiproxy's own
 PUBLISHED_HOST: Final = "127.0.0.1"
 NODE_PORT: Final = 7100
 # The last three digits of a proxy's port say which node it leads to (datacenter, place in it), the rest who asks.
@@ -92,6 +93,35 @@ def port_of(address: str) -> int:
 def render(topology: Topology, source: str) -> str:
     """The file topology/compose-*.toml for a topology file called `source`."""
     return HEADER.format(source=source) + render_topology(compose_topology(topology))
+
+
+def host_addresses(dc: str = "") -> list[str]:
+    """Where clients on the host begin: near datacenter `dc`, its nodes first, or (no such datacenter) outside."""
+    topology = _on_host()
+    viewpoint = clients_of(dc) if dc in topology.dc_names else OUTSIDE
+    return [topology.address(node, viewpoint) for node in sorted(topology.nodes, key=lambda node: node.dc != dc)]
+
+
+def host_links() -> Links:
+    """The links, as the host changes them. Raises LabError where nothing answers there."""
+    from geokv.lab.wan.links import Links
+    from geokv.lab.wan.proxies import Proxies
+
+    proxies = Proxies(PUBLISHED_HOST, API_PORT)
+    try:
+        proxies.probe()
+    except LabError as error:
+        raise LabError(
+            f"no Toxiproxy answers on {PUBLISHED_HOST}:{API_PORT}; start the containers with "
+            "`docker compose -f docker-compose.geo.yml up`"
+        ) from error
+    return Links(_on_host(), proxies)
+
+
+def _on_host() -> Topology:
+    from geokv.lab.lab import read_topology
+
+    return compose_topology(read_topology(None))
 
 
 # --- links
@@ -151,8 +181,9 @@ def check_health(address: str, timeout_s: float = HEALTH_S_MAX) -> None:
     from geokv.runtime.methods import HEALTH_CHECK
 
     with open_sync_channel(address) as channel:
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(HEALTH_CHECK.path)
         try:
-            answer: bytes = channel.unary_unary(HEALTH_CHECK.path)(b"", timeout=timeout_s)
+            answer = ask(b"", timeout=timeout_s)
         except grpc.RpcError as error:
             raise Unavailable(f"{address} does not answer: {error.details()}") from error
     status = health_pb2.HealthCheckResponse.FromString(answer).status
@@ -182,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     topology.add_argument("file", type=Path)
     links = commands.add_parser("links", help="make the proxies and set the links of a topology")
     links.add_argument("--topology", type=Path, required=True, help="file with the addresses of all viewpoints")
-    links.add_argument("--toxiproxy", default=PROXY_API, help="host:port of the proxy server (%(default)s)")
+    links.add_argument("--toxiproxy", default=f"{PROXY_HOST}:{API_PORT}", help="host:port of the proxy server (%(default)s)")
     health = commands.add_parser("health", help="exit 0 where the node at an address serves")
     health.add_argument("address")
     return parser

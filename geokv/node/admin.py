@@ -1,10 +1,11 @@
 """Administration of one node: verbs with arguments in, trees of plain values out.
 
-    namespace_create name policy dcs write_level read_level ttl_ms value_bytes_max key_bytes_max durability interval_ms exist_ok
+    namespace_create name policy dcs write_level read_level ttl_ms value_bytes_max key_bytes_max durability interval_ms
+    exist_ok
     namespace_list | namespace_show name | namespace_alter name … | namespace_delete name
     status                 this node: itself, its peers, lag per datacenter pair, log, closings, namespaces
     metrics                all counters
-    digest namespace       per partition of this node alone: how many cells it holds and a hash over them (equal replicas: equal hashes)
+    digest namespace       per partition of this node alone: how many cells it holds and a hash over them
     close_node node        close the streams of another node of this datacenter
 
 Every number in `status` is true or older than true, never newer. A figure that is not known is None.
@@ -74,7 +75,7 @@ class Admin:
         except GeokvError as error:
             respond(reply_of(error))
 
-    # --- namespaces ---------------------------------------------------------------------------------------------------------------
+    # --- namespaces -------------------------------------------------------------------------------------------------
 
     def _change(self, request: AdminRequest, respond: Respond, begin: Callable[..., int]) -> None:
         node = self._node
@@ -151,7 +152,7 @@ class Admin:
             "cells_here": len(table.cells) if table is not None else None,
         }
 
-    # --- status -------------------------------------------------------------------------------------------------------------------
+    # --- status -----------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """Everything an operator asks of one node."""
@@ -189,7 +190,7 @@ class Admin:
         }
 
     def lag(self) -> dict[str, dict[str, int | None]]:
-        """Per other DC: what this node originated that the DC's frontier is not known to cover (what would be lost with this DC)."""
+        """Per other DC: what this node originated that its frontier is not known to cover: lost if this DC dies now."""
         node = self._node
         lag: dict[str, dict[str, int | None]] = {}
         for dc in node.config.topology.dc_names:
@@ -215,7 +216,7 @@ class Admin:
                     yield stream
 
     def incoming(self) -> dict[str, dict[str, Any]]:
-        """Per node of another DC: how far behind this node is, on its own clock, and how much the sender has that is not here."""
+        """Per node of another DC: how far behind this node is, on its own clock, and what is announced and not here."""
         node = self._node
         context = node.context
         found: dict[str, dict[str, Any]] = {}
@@ -262,7 +263,7 @@ class Admin:
             for run in self._node.runs
         ]
 
-    # --- metrics --------------------------------------------------------------------------------------------------------------------
+    # --- metrics ----------------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, int | float]:
         """Every counter and gauge of the machines, by name."""
@@ -298,7 +299,7 @@ class Admin:
             found[f"ship.unshipped_bytes.{dc}"] = lag["bytes"] or 0
         return found
 
-    # --- inspection -------------------------------------------------------------------------------------------------------------------
+    # --- inspection -------------------------------------------------------------------------------------------------
 
     def _digest(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         """Order-free sums over this node's own synced cells, per partition: equal replicas answer equally."""

@@ -66,9 +66,7 @@ class Assembly:
         self.peers = Peers(others)
         self.commit = Commit(self.effects, room_bytes, log_sequence)
         clock = HybridClock(0, config.drift_ms_max)
-        self.context = Context(
-            config.cluster, origin, topology.partitions, self.peers, clock, self.commit, self.effects, rng
-        )
+        self.context = Context(config.cluster, origin, topology.partitions, self.peers, clock, self.commit, self.effects, rng)
         self.context.now_us, self.context.wall_us = now_us, wall_us
         self.definitions = Definitions(self.context, self.members, topology.dc_names)
         self.intake = Intake(self.context)
@@ -79,7 +77,7 @@ class Assembly:
         remote = {name: dc for name, dc in others if dc != config.dc}
         self.receiver = FeedReceiver(self.context, self.placement, self.intake, self.replication, remote)
         self.coordinate: Callable[[Any, Callable[[Any], None]], None] = lambda batch, respond: None
-        self.forwarder = Forwarder(self.context, self.placement, lambda batch, respond: self.coordinate(batch, respond))
+        self.forwarder = Forwarder(self.context, self.placement, self._coordinate_later)
         self.closings = Closings(self.context, self.placement, self.intake)
         self.statements = Statements(
             self.context,
@@ -94,7 +92,10 @@ class Assembly:
         )
         self.retention = Retention(self.context, self.placement, self.statements.shipped_everywhere)
 
-    # --- namespaces ---------------------------------------------------------------------------------------------------------------
+    def _coordinate_later(self, batch: Any, respond: Callable[[Any], None]) -> None:
+        self.coordinate(batch, respond)  # the node puts itself there once it is made
+
+    # --- namespaces -------------------------------------------------------------------------------------------------
 
     def table_named(self, name: str) -> Table | None:
         """The table of a live namespace by its name."""
@@ -117,10 +118,10 @@ class Assembly:
         cells = self.engine.create(definition.id)
         tables[definition.id] = Table(definition, self.placement, cells, self.context.partitions)
 
-    # --- checkpoint ---------------------------------------------------------------------------------------------------------------
+    # --- checkpoint -------------------------------------------------------------------------------------------------
 
     def meta(self, recovered: Any, bound_ms: int, segment: int) -> dict[str, Any]:
-        """What a checkpoint remembers besides the cells: everything that control records and frontiers said before `segment`."""
+        """What a checkpoint remembers besides the cells: all that control records and frontiers said before `segment`."""
         context, closings = self.context, self.closings
         return {
             "format": 1,

@@ -40,7 +40,7 @@ class Definitions:
         self.on_defined: Callable[[NamespaceDefinition], None] = lambda definition: None
         self.on_decided: Callable[[int, dict[bytes, bytes]], None] = lambda ticket, values: None
 
-    # --- recovery -----------------------------------------------------------------------------------------------------------------
+    # --- recovery ---------------------------------------------------------------------------------------------------
 
     def born(self) -> list[NamespaceDefinition]:
         """The namespaces that every cluster is born with."""
@@ -74,7 +74,7 @@ class Definitions:
         """All definition slots, as a checkpoint keeps them."""
         return [list(slot) for slot in self.catalog_machine.slots()]
 
-    # --- running ------------------------------------------------------------------------------------------------------------------
+    # --- running ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Recovery is over: take part in agreements."""
@@ -143,7 +143,7 @@ class Definitions:
         """Whether this node takes part in agreements (a new disk first copies from the others)."""
         return self._agreement is not None and self._agreement.is_member
 
-    # --- outputs ------------------------------------------------------------------------------------------------------------------
+    # --- outputs ----------------------------------------------------------------------------------------------------
 
     def perform(self) -> None:
         """Do what the agreement and the catalog want done, until they want nothing more."""

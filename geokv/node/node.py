@@ -4,8 +4,9 @@
                                                         ├──> effects, in order; Persist last (group commit)
     Woken ──> every machine whose time has come ────────┘
 
-A node begins with noting its new incarnation in the log; until that is synced it says nothing to anybody. Then it asks the owners of
-its partitions about what ran before it (protocol.closing), and serves once a majority of its datacenter has not contradicted its disk.
+A node begins with noting its new incarnation in the log; until that is synced it says nothing to anybody. Then it
+asks the owners of its partitions about what ran before it (protocol.closing), and serves once a majority of its
+datacenter has not contradicted its disk.
 
 Invariants: nothing here reads a clock, a socket or a disk. After EndIncarnation nothing more leaves this object.
 
@@ -117,7 +118,7 @@ class Node:
         node._begin()
         return node
 
-    # --- what hosts ask -----------------------------------------------------------------------------------------------------------
+    # --- what hosts ask ---------------------------------------------------------------------------------------------
 
     @property
     def origin(self) -> Origin:
@@ -179,7 +180,7 @@ class Node:
         self._effects.clear()
         return effects
 
-    # --- wiring -------------------------------------------------------------------------------------------------------------------
+    # --- wiring -----------------------------------------------------------------------------------------------------
 
     def _wire(self, assembly: Assembly) -> None:
         assembly.commit.on_landed = self._landed
@@ -233,7 +234,7 @@ class Node:
     def _sender_to(self, peer: str) -> Callable[[object], None]:
         return lambda message: self.context.send(peer, message)
 
-    # --- events -------------------------------------------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------------------------------------
 
     def _dispatch(self, event: Event) -> None:
         kind = type(event)
@@ -293,7 +294,7 @@ class Node:
         else:
             self.assembly.read.start(batch, respond)
 
-    # --- the log ------------------------------------------------------------------------------------------------------------------
+    # --- the log ----------------------------------------------------------------------------------------------------
 
     def _persisted(self, event: Persisted) -> None:
         self.assembly.commit.landed(event.token, event.segment, event.offset, event.room_bytes)
@@ -360,7 +361,7 @@ class Node:
         else:
             self.assembly.retention.built_segment = event.segment
 
-    # --- beginning and ending ---------------------------------------------------------------------------------------------------------
+    # --- beginning and ending ---------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         self._recovered.runs.append(self.incarnation)
@@ -443,7 +444,7 @@ class Node:
         self._effects.append(EndIncarnation(reason))
         self._is_over = True
 
-    # --- peers ------------------------------------------------------------------------------------------------------------------------
+    # --- peers ------------------------------------------------------------------------------------------------------
 
     def _connected(self, peer: str, incarnation: int) -> None:
         if peer not in self.context.peers:
@@ -497,7 +498,7 @@ class Node:
         if message.log_sequence:
             self.assembly.closings.stated(peer, self.context.peers[peer].incarnation, message.log_sequence)
 
-    # --- closing ------------------------------------------------------------------------------------------------------------------------
+    # --- closing ----------------------------------------------------------------------------------------------------
 
     def _on_close_answer(self, peer: str, message: messages.CloseAnswer) -> None:
         for run in self._runs:
@@ -536,7 +537,7 @@ class Node:
             self.assembly.closings.define(definition.id)
             self.assembly.receiver.reopen("definition")
 
-    # --- time --------------------------------------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         if not self._is_started:
@@ -557,7 +558,7 @@ class Node:
         machines.replication.tick()
         for run in self._runs:
             run.tick()
-        self._runs = [run for run in self._runs[:1]] + [run for run in self._runs[1:] if not run.is_done]
+        self._runs = self._runs[:1] + [run for run in self._runs[1:] if not run.is_done]
         self._check_standing()
         self.admin.tick()
         machines.retention.trim()

@@ -3,8 +3,8 @@
     checkpoint:  cells, frontiers, and what control records had said      (segments below its own: only indexed, for cursors)
     frames:      control records and deltas in log order                  (merged again where they were merged before: harmless)
 
-Invariants: after `restore` every frontier covers exactly what the disk holds. Only what is synced is here: whatever the last run had told
-its peers beyond that is found by closing its streams.
+Invariants: after `restore` every frontier covers exactly what the disk holds. Only what is synced is here: whatever
+the last run had told its peers beyond that is found by closing its streams.
 """
 
 from __future__ import annotations
@@ -82,14 +82,12 @@ class _Restoring:
         recovered.open_origins = self._open_origins()
         return recovered
 
-    # --- checkpoint ---------------------------------------------------------------------------------------------------------------
+    # --- checkpoint -------------------------------------------------------------------------------------------------
 
     def _checkpoint(self, meta_bytes: bytes, tables: Iterator[tuple[int, list[tuple[bytes, bytes]]]]) -> None:
         meta = control.unpack(meta_bytes)
         if meta.get("format") != 1:
-            raise StorageError(
-                f"checkpoint of format {meta.get('format')}: this version reads format 1; use a newer geokv"
-            )
+            raise StorageError(f"checkpoint of format {meta.get('format')}: this version reads format 1; use a newer geokv")
         self._from_segment = meta["segment"]
         self._recovered.runs = list(meta["runs"])
         self._recovered.bound_ms = meta["bound_ms"]
@@ -114,15 +112,13 @@ class _Restoring:
             if table is not None:
                 table.cells.update(pairs)
 
-    # --- frames -------------------------------------------------------------------------------------------------------------------
+    # --- frames -----------------------------------------------------------------------------------------------------
 
     def _frame(self, segment: int, offset: int, payload: bytes) -> None:
         try:
             records = decode_records(payload, verify=False)  # the frame's own checksum covers them
         except RecordError as error:
-            raise CorruptLog(
-                f"segment {segment}, frame at byte {offset}: {error}; restore this node or replace it"
-            ) from error
+            raise CorruptLog(f"segment {segment}, frame at byte {offset}: {error}; restore this node or replace it") from error
         last = self._assembly.commit.segment_last[segment]
         is_new = segment >= self._from_segment
         for record in records:
@@ -157,7 +153,7 @@ class _Restoring:
             stored = table.cells.get(record.key)
             table.cells[record.key] = record.cell if stored is None else table.merge(stored, record.cell)
 
-    # --- control records ------------------------------------------------------------------------------------------------------------
+    # --- control records --------------------------------------------------------------------------------------------
 
     def _run_noted(self, body: Any) -> None:
         if body[0] not in self._recovered.runs:
@@ -192,7 +188,7 @@ class _Restoring:
         for node, (incarnation, sequence) in body.items():
             self._assembly.closings.seen[node] = (incarnation, sequence)
 
-    # --- the end ----------------------------------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------------------------
 
     def _settle_streams(self) -> None:
         """What is synced is what was taken; what a promise refuses stays refused until its closing comes."""

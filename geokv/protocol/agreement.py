@@ -180,9 +180,7 @@ class _Entry:
 class Agreement:
     """The agreement machine of one member; see the module's docstring for its wiring."""
 
-    def __init__(
-        self, node: str, members: Sequence[str], rng: Random, is_fresh: bool, state: Iterable[ItemState] = ()
-    ) -> None:
+    def __init__(self, node: str, members: Sequence[str], rng: Random, is_fresh: bool, state: Iterable[ItemState] = ()) -> None:
         """`members` includes `node`. `is_fresh`: the disk may be new; a MEMBER mark tells better."""
         assert node in members and len(set(members)) == len(members)
         self.node = node
@@ -218,7 +216,7 @@ class Agreement:
         if one.chosen:
             self._told.add(one.item)
 
-    # --- asked by the node ----------------------------------------------------------------------------------
+    # --- asked by the node ------------------------------------------------------------------------------------------
 
     def propose(self, items: Mapping[bytes, bytes], now_us: int) -> int:
         """Have each item chosen, with this value unless another one is or gets chosen. Ends as Decided.
@@ -305,7 +303,7 @@ class Agreement:
     def in_flight(self) -> int:
         return len(self._in_flight)
 
-    # --- outputs, and what waits for the disk ---------------------------------------------------------------
+    # --- outputs, and what waits for the disk -----------------------------------------------------------------------
 
     def _note(self, name: str) -> None:
         self._outputs.append(Noted(name))
@@ -360,7 +358,7 @@ class Agreement:
             case _:
                 self._note("agreement.malformed")
 
-    # --- acceptor -------------------------------------------------------------------------------------------
+    # --- acceptor ---------------------------------------------------------------------------------------------------
 
     def _on_prepare(self, peer: str, asked: Prepare) -> None:
         if not self._may_vote(asked.items):
@@ -432,7 +430,7 @@ class Agreement:
         """The lives that we know, as they stand beside a vote."""
         return [mark(node, life) for node, life in self._lives.items()]
 
-    # --- proposer -------------------------------------------------------------------------------------------
+    # --- proposer ---------------------------------------------------------------------------------------------------
 
     def _needs_attempt(self, item: bytes) -> bool:
         return item not in self._in_flight and not self._is_chosen(item)
@@ -590,7 +588,7 @@ class Agreement:
             for peer in peers:
                 self._send(peer, Chosen([item for item, _ in page], [value for _, value in page]))
 
-    # --- what is chosen -------------------------------------------------------------------------------------
+    # --- what is chosen ---------------------------------------------------------------------------------------------
 
     def _learn(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """These stand. Told to the node once that is synced here."""
@@ -636,7 +634,7 @@ class Agreement:
             del self._tickets[ticket]
             self._outputs.append(Decided(ticket, values))
 
-    # --- coming in with a new disk --------------------------------------------------------------------------
+    # --- coming in with a new disk ----------------------------------------------------------------------------------
 
     def _enter(self) -> None:
         """Ask, or ask again, those who owe us an answer."""
@@ -741,9 +739,7 @@ class Agreement:
         current = [peer for peer, life in entry.done.items() if life >= self._lives.get(peer, 0)]
         return len(current) >= self._others_needed
 
-    def _take_page(
-        self, peer: str, entry: _Entry, lives: Mapping[str, int], page: list[ItemState], is_last: bool
-    ) -> None:
+    def _take_page(self, peer: str, entry: _Entry, lives: Mapping[str, int], page: list[ItemState], is_last: bool) -> None:
         if lives.get(self.node, 0) != entry.life:  # it has a new disk itself and forgot us: once more from the start
             entry.after[peer] = mark(self.node, entry.life)
             self._ask_copy(peer, entry)

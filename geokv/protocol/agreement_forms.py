@@ -53,13 +53,9 @@ class ItemState(NamedTuple):
 def check_proposal(items: Mapping[bytes, bytes]) -> None:
     for item, value in items.items():
         if not item or item.startswith(OWN) or len(item) > ITEM_BYTES_MAX:
-            raise InvalidRequest(
-                f"an item's name has 1 to {ITEM_BYTES_MAX} bytes and does not begin with NUL: {item[:80]!r}"
-            )
+            raise InvalidRequest(f"an item's name has 1 to {ITEM_BYTES_MAX} bytes and does not begin with NUL: {item[:80]!r}")
         if len(value) > VALUE_BYTES_MAX:
-            raise InvalidRequest(
-                f"the value of {item!r} has {len(value)} bytes, at most {VALUE_BYTES_MAX}: make it smaller"
-            )
+            raise InvalidRequest(f"the value of {item!r} has {len(value)} bytes, at most {VALUE_BYTES_MAX}: make it smaller")
 
 
 def is_well_formed(peer: str, message: object) -> bool:

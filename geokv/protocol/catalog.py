@@ -137,7 +137,7 @@ class CatalogMachine:
             self._take_slot(name, slot, value)
         self._outputs.clear()
 
-    # --- changes --------------------------------------------------------------------------------------------
+    # --- changes ----------------------------------------------------------------------------------------------------
 
     def create(self, name: str, settings: Mapping[str, object], hlc: int, now_us: int, exist_ok: bool = False) -> int:
         """Create a namespace with any of namespace.SETTINGS. With `exist_ok` an equal one is Ready too.
@@ -248,7 +248,7 @@ class CatalogMachine:
         else:
             change.slot, change.value = slot, value
 
-    # --- slots ----------------------------------------------------------------------------------------------
+    # --- slots ------------------------------------------------------------------------------------------------------
 
     def learned(self, item: bytes, value: bytes, now_us: int) -> None:
         """An item of the agreement is chosen (and synced there, so it needs no Keep)."""
@@ -296,7 +296,7 @@ class CatalogMachine:
         if self.catalog is not before:
             self._outputs.append(Changed(definition))
 
-    # --- carrying -------------------------------------------------------------------------------------------
+    # --- carrying ---------------------------------------------------------------------------------------------------
 
     def heard(self, peer: str, definitions: Mapping[str, int], now_us: int) -> None:
         """A peer says how many slots it knows: ask it for what we lack, once per datacenter and pause."""
@@ -343,7 +343,7 @@ class CatalogMachine:
                 self._ask(peer, page.dc, now_us)  # there may be more; without an answer the next Statement says so
         self._go_on(now_us)
 
-    # --- time and outputs -----------------------------------------------------------------------------------
+    # --- time and outputs -------------------------------------------------------------------------------------------
 
     def tick(self, now_us: int) -> None:
         if self._retry_us is not None and self._retry_us <= now_us:

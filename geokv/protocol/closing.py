@@ -1,7 +1,7 @@
 """Closing the streams of what ran before: the answering side, and the closer.
 
-Every start is a new incarnation; what earlier ones numbered must come to one end on which all replicas agree, or a frontier could wait
-for ever for a number that exists nowhere.
+Every start is a new incarnation; what earlier ones numbered must come to one end on which all replicas agree, or a
+frontier could wait for ever for a number that exists nowhere.
 
     closer                                owners of the partition, in every datacenter
       │ 1 CloseAsk ─────────────────────────> promise (synced) to take no more of the origin
@@ -12,11 +12,13 @@ for ever for a number that exists nowhere.
       │ 4 CloseTell ────────────────────────> log it; the rest comes by catching up
       │ 5 all cover it: CloseForget ────────> only that it is closed is remembered
 
-The value of a closing is MessagePack {namespace id: [last number, [void numbers]]}. An empty value in an answer means: forgotten already.
+The value of a closing is MessagePack {namespace id: [last number, [void numbers]]}. An empty value in an answer means:
+forgotten already.
 
-Invariants: an answer leaves only after the promise, and everything taken before it, is synced. A closing is told only after it
-was agreed. A number is void only if no owner holds it: so nothing that any replica acknowledged can be void. Numbers that some owner
-covers but no log holds cannot be filled from a log; such a closing waits and says so (see `waiting`).
+Invariants: an answer leaves only after the promise, and everything taken before it, is synced. A closing is told only
+after it was agreed. A number is void only if no owner holds it: so nothing that any replica acknowledged can be void.
+Numbers that some owner covers but no log holds cannot be filled from a log; such a closing waits and says so (see
+`waiting`).
 """
 
 from __future__ import annotations
@@ -80,11 +82,9 @@ class Closings:
         self._all_mine = set(placement.mine)
         self.on_over: Callable[[Iterable[Pair]], None] = lambda pairs: None
         self.on_forgotten: Callable[[Stream], None] = lambda stream: None
-        self.read_log: Callable[[list[tuple[int, int, int]], Callable[[bytes | None], None]], None] = lambda p, t: t(
-            None
-        )
+        self.read_log: Callable[[list[tuple[int, int, int]], Callable[[bytes | None], None]], None] = lambda p, t: t(None)
 
-    # --- promises -------------------------------------------------------------------------------------------------------------
+    # --- promises ---------------------------------------------------------------------------------------------------
 
     def asked(self, peer: str, message: CloseAsk, answer: Callable[[object], None]) -> None:
         """Promise, and answer once that is synced."""
@@ -199,7 +199,7 @@ class Closings:
             )
         return ""
 
-    # --- records for the closer ----------------------------------------------------------------------------------------------------
+    # --- records for the closer -------------------------------------------------------------------------------------
 
     def wanted(self, peer: str, message: RecordsWanted) -> None:
         """A closer asks for records from this node's log."""
@@ -229,7 +229,7 @@ class Closings:
             self._context.note("close.malformed")
             self._context.log("warning", f"a filling of a closing is refused: {error}")
 
-    # --- closings that stand -------------------------------------------------------------------------------------------------------
+    # --- closings that stand ----------------------------------------------------------------------------------------
 
     def told(self, message: CloseTell, then: Callable[[CloseTold], None]) -> None:
         """Log the closings, apply them, and say which of them this replica covers."""
@@ -265,7 +265,7 @@ class Closings:
             table = self._context.tables.get(namespace)
             if table is not None:
                 table.streams.make(partition, origin).close(last, voids)
-        for namespace, table in self._context.tables.items():
+        for table in self._context.tables.values():
             stream = table.streams.get(partition, origin)
             if stream is not None and stream.last is None:
                 stream.close(0, ())
@@ -394,7 +394,7 @@ class CloseRun:
         self.waiting = ""
         self.seen_more = ""
 
-    # --- 1: asking -----------------------------------------------------------------------------------------------------------------
+    # --- 1: asking --------------------------------------------------------------------------------------------------
 
     def begin(self, origins: Iterable[bytes]) -> None:
         """Start with the origins that this node's disk knows of."""
@@ -513,7 +513,7 @@ class CloseRun:
                     self._fill(pair, closing)
         self._agree()
 
-    # --- 2: every owner of this DC takes in what any owner has --------------------------------------------------------------------------
+    # --- 2: every owner of this DC takes in what any owner has ------------------------------------------------------
 
     def _present(self, held: dict[str, StreamHeld]) -> tuple[int, set[int], int]:
         """(last number, present numbers above the highest frontier, highest frontier) over all owners."""
@@ -551,9 +551,7 @@ class CloseRun:
         chunk = missing[:FILL_NUMBERS_MAX]
         places = [place for n in chunk if stream is not None and stream.has(n) and (place := stream.place(n))]
         if owner != context.node and places:
-            self._closings.read_log(
-                places, lambda raw: context.send(owner, CloseFill(self.close, raw)) if raw else None
-            )
+            self._closings.read_log(places, lambda raw: context.send(owner, CloseFill(self.close, raw)) if raw else None)
             return
         for holder, has in held.items():
             numbers = [n for n in chunk if (has.log_from <= n <= has.frontier) or n in has.beyond]
@@ -581,7 +579,7 @@ class CloseRun:
                 self._fill(pair, closing)
         self._agree()
 
-    # --- 3: agreement --------------------------------------------------------------------------------------------------------------------
+    # --- 3: agreement -----------------------------------------------------------------------------------------------
 
     def _agree(self) -> None:
         ready = [pair for pair, closing in self._pairs.items() if closing.phase == "agreeing"]
@@ -613,7 +611,7 @@ class CloseRun:
             closing.value = value
             closing.phase = "telling"
 
-    # --- 4 and 5: telling, and forgetting ---------------------------------------------------------------------------------------------------
+    # --- 4 and 5: telling, and forgetting ---------------------------------------------------------------------------
 
     def _tell(self, pairs: list[Pair]) -> None:
         context = self._context

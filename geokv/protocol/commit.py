@@ -2,11 +2,11 @@
 
     waiting  --Persist-->  flying  --Persisted-->  frontiers move, tables land, then the callbacks run
 
-At most one frame is under way. Room in the log is reserved before anything is numbered (`reserve`), so a full disk refuses and
-leaves no hole in a stream.
+At most one frame is under way. Room in the log is reserved before anything is numbered (`reserve`), so a full disk
+refuses and leaves no hole in a stream.
 
-Invariants: callbacks of a group run only after all of its records are synced, in the order in which they were added. A frame
-holds at most FRAME_BYTES_MAX, unless one batch alone is larger (which limits make impossible).
+Invariants: callbacks of a group run only after all of its records are synced, in the order in which they were added.
+A frame holds at most FRAME_BYTES_MAX, unless one batch alone is larger (which limits make impossible).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Commit:
         self.on_landed: Callable[[list[Entry]], None] = lambda entries: None
         self.segment_last: dict[int, dict[Stream, int]] = {}
 
-    # --- before ------------------------------------------------------------------------------------------------------
+    # --- before -----------------------------------------------------------------------------------------------------
 
     def reserve(self, nbytes: int) -> str:
         """Why `nbytes` more cannot be taken; empty where they can. Nothing is numbered before this said yes."""
@@ -109,7 +109,7 @@ class Commit:
         else:
             then()
 
-    # --- the disk ------------------------------------------------------------------------------------------------------
+    # --- the disk ---------------------------------------------------------------------------------------------------
 
     def flush(self, now_us: int) -> None:
         """Hand the waiting group to the disk if it is free and the group is due."""
@@ -134,7 +134,8 @@ class Commit:
     def _split(self, group: Group) -> None:
         """Keep one frame's worth in `group`; the rest waits on, with the callbacks, which need all of it.
 
-        The tables fly whole: their cells land with the first frame only if nothing of them is in the rest, so they wait too.
+        The tables fly whole: their cells land with the first frame only if nothing of them is in the rest, so they
+        wait too.
         """
         rest = Group()
         size = 0

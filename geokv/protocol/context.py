@@ -1,6 +1,7 @@
 """What the machines of one node share: its name, its clocks, its tables, and the list that effects are put on.
 
-Invariants: `effects` is the only way out; `now_us` and `wall_us` are set by the node before each event and never read from a clock.
+Invariants: `effects` is the only way out; `now_us` and `wall_us` are set by the node before each event and never read
+from a clock.
 """
 
 from __future__ import annotations

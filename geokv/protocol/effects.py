@@ -2,9 +2,9 @@
 
     handle(event, now_us) -> list[Effect]        wake_at_us() -> int | None
 
-`now_us` is the host's monotonic clock in microseconds; wall time comes in as the event WallClockRead. Effects are performed in
-list order. Whatever may wait for a disk is an effect that completes through a later event, so nothing can be acknowledged before
-it is durable, and the simulator can crash exactly in between.
+`now_us` is the host's monotonic clock in microseconds; wall time comes in as the event WallClockRead. Effects are
+performed in list order. Whatever may wait for a disk is an effect that completes through a later event, so nothing
+can be acknowledged before it is durable, and the simulator can crash exactly in between.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from geokv.protocol.requests import Reply, Request
 
-# --- events ---------------------------------------------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class WallClockRead:
-    """The wall clock, in microseconds since 1970, as read at `now_us`. Sent at start, then at every wake and at least each 100 ms."""
+    """The wall clock, in microseconds since 1970, read at `now_us`. Sent at start, at every wake, at least each 100 ms."""
 
     wall_us: int
 
@@ -90,7 +90,7 @@ class RoomChanged:
 
 @dataclass(slots=True)
 class LogRead:
-    """A ReadLog effect is done: the records' bytes, one behind the other, in the order asked. None: unreadable, see `reason`."""
+    """A ReadLog effect is done: the records' bytes in the order asked. None: they cannot be read, see `reason`."""
 
     token: int
     records: bytes | None
@@ -126,7 +126,7 @@ Event = (
     | Woken
 )
 
-# --- effects --------------------------------------------------------------------------------------------------------------
+# --- effects --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ class Persist:
 
 @dataclass(slots=True)
 class ReadLog:
-    """Read records from the log: (segment, offset, length) each, at most LOG_READ_BYTES_MAX in all unless one alone is larger."""
+    """Read records from the log: (segment, offset, length) each, LOG_READ_BYTES_MAX in all unless one alone is larger."""
 
     token: int
     places: list[tuple[int, int, int]]
@@ -166,8 +166,8 @@ class ReadLog:
 class Build:
     """Write a checkpoint: `meta` (MessagePack) and the engine's cells, which the host takes from `tables` in pieces.
 
-    `tables` is a frozen view: namespace id -> mapping of key to cell that no one changes any more. After it stands, recovery
-    begins at segment `segment`.
+    `tables` is a frozen view: namespace id -> mapping of key to cell that no one changes any more. After it stands,
+    recovery begins at segment `segment`.
     """
 
     token: int

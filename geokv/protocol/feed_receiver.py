@@ -6,10 +6,11 @@
     FeedBatch ──> intake ──synced──> FeedAck.synced            opens the sender's window
                     └─ Replicate to co-owners ──quorum──> FeedAck.quorum       this DC's frontier
 
-Whatever is in doubt (a batch missing, silence, damage, a new definition, a new closing, a change of who is alive) is answered by opening
-anew with the present frontiers. Nothing else needs to be remembered.
+Whatever is in doubt (a batch missing, silence, damage, a new definition, a new closing, a change of who is alive) is
+answered by opening anew with the present frontiers. Nothing else needs to be remembered.
 
-Invariants: a batch counts as synced only after everything of it is in the own log; frontiers stated are the synced ones.
+Invariants: a batch counts as synced only after everything of it is in the own log; frontiers stated are the synced
+ones.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class FeedReceiver:
     def shipping(self) -> dict[str, Incoming]:
         return self._shipping
 
-    # --- which feeds there should be -----------------------------------------------------------------------------------------
+    # --- which feeds there should be --------------------------------------------------------------------------------
 
     def _decide(self) -> None:
         """Recompute which partitions are received from which remote node when the set of live neighbours has changed."""
@@ -181,7 +182,7 @@ class FeedReceiver:
         elif peer in self._catching_up:
             self._retry_in(self._catching_up[peer], 0)
 
-    # --- batches ----------------------------------------------------------------------------------------------------------------
+    # --- batches ----------------------------------------------------------------------------------------------------
 
     def _link(self, peer: str, feed: int) -> Incoming | None:
         for link in (self._shipping.get(peer), self._catching_up.get(peer)):
@@ -273,7 +274,7 @@ class FeedReceiver:
     def _wake_by(self, at_us: int) -> None:
         self._due_us = at_us if self._due_us is None else min(self._due_us, at_us)
 
-    # --- to the co-owners ---------------------------------------------------------------------------------------------------------
+    # --- to the co-owners -------------------------------------------------------------------------------------------
 
     def _relay(self, link: Incoming, sequence: int, taken: Taken) -> None:
         """Send what came over the WAN on to the co-owners; the batch is on a quorum when all of its parts are."""
@@ -341,7 +342,7 @@ class FeedReceiver:
                             changed.append((stream, number))
         return heads_of(changed)
 
-    # --- catching up inside the datacenter -----------------------------------------------------------------------------------------
+    # --- catching up inside the datacenter --------------------------------------------------------------------------
 
     def stated(self, peer: str, frontiers: list[StreamHeads]) -> None:
         """A co-owner's frontiers: note them, and what is missing here."""
@@ -393,7 +394,7 @@ class FeedReceiver:
             link.told.pop(stream, None)
             link.heads.pop(stream.key, None)
 
-    # --- time -----------------------------------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------------------
 
     def wake_at_us(self) -> int | None:
         return self._due_us
@@ -459,7 +460,8 @@ class FeedReceiver:
 def decompress(payload: bytes, raw_bytes: int) -> bytes:
     """One whole zstd frame of at most WAN_BATCH_RAW_BYTES_MAX bytes. Raises RecordError for anything else.
 
-    Read as a stream up to the limit: the one-call form trusts the size that the frame states, and drops what follows it.
+    Read as a stream up to the limit: the one-call form trusts the size that the frame states, and drops what follows
+    it.
     """
     if raw_bytes > WAN_BATCH_RAW_BYTES_MAX:
         raise RecordError(f"a batch of {raw_bytes} bytes: at most {WAN_BATCH_RAW_BYTES_MAX}")

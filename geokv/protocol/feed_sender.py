@@ -3,14 +3,14 @@
     new record, cursor right behind it, room in the window ──────────────> next batch       (live: no disk)
     otherwise the stream is *behind* ──> places in the log ──ReadLog──> next batch          (from the log)
 
-One machine serves shipping between datacenters (`own_only`: what this node originated, in any of its runs) and catching up inside one
-(everything in the log). The receiver owns the cursor: it opens with its frontiers and opens anew whenever it is in doubt; nothing
-here outlives the connection.
+One machine serves shipping between datacenters (`own_only`: what this node originated, in any of its runs) and
+catching up inside one (everything in the log). The receiver owns the cursor: it opens with its frontiers and opens
+anew whenever it is in doubt; nothing here outlives the connection.
 
-Invariants: in one feed, records of a stream go out in the order of their numbers, each once. In flight are at most FEED_WINDOW_BYTES,
-of which one partition holds at most FEED_PARTITION_BYTES (one record more where it alone is larger), so one blocked partition cannot
-fill the window. Only what the own log has synced is sent. `sent_hlc` promises: nothing this node originates later has an HLC at or
-below it.
+Invariants: in one feed, records of a stream go out in the order of their numbers, each once. In flight are at most
+FEED_WINDOW_BYTES, of which one partition holds at most FEED_PARTITION_BYTES (one record more where it alone is
+larger), so one blocked partition cannot fill the window. Only what the own log has synced is sent. `sent_hlc`
+promises: nothing this node originates later has an HLC at or below it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class FeedSender:
         for feeds in self._feeds.values():
             yield from feeds.values()
 
-    # --- opening and closing -------------------------------------------------------------------------------------------------
+    # --- opening and closing ----------------------------------------------------------------------------------------
 
     def opened(self, peer: str, message: FeedOpen) -> None:
         """A receiver states its frontiers and wants what lies beyond."""
@@ -169,9 +169,9 @@ class FeedSender:
             feed.behind.pop(stream, None)
             feed.sent_hlc_of.pop(stream, None)
 
-    # --- new records -----------------------------------------------------------------------------------------------------------
+    # --- new records ------------------------------------------------------------------------------------------------
 
-    def landed(self, entries: Iterable[Entry]) -> None:
+    def landed(self, entries: Iterable[Entry]) -> None:  # noqa: C901  # one pass over a frame, no call per record
         """Records were synced in the own log: what is live goes into the next batch."""
         live = self._live
         own = self._context.packed
@@ -227,7 +227,7 @@ class FeedSender:
             if self._due_us is None or feed.flush_at_us < self._due_us:
                 self._due_us = feed.flush_at_us
 
-    # --- from the log -------------------------------------------------------------------------------------------------------------
+    # --- from the log -----------------------------------------------------------------------------------------------
 
     def _pump(self, feed: Feed) -> None:
         """Read what the streams that are behind lack, as far as the window allows; one read at a time."""
@@ -313,7 +313,7 @@ class FeedSender:
         self._schedule(feed)
         self._pump(feed)
 
-    # --- sending ----------------------------------------------------------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------------------------
 
     def _flush(self, feed: Feed) -> None:
         """Send up to one batch of what is pending (with nothing pending: a heartbeat)."""
@@ -379,7 +379,7 @@ class FeedSender:
     def _heads(self, feed: Feed) -> list[StreamHeads]:
         return heads_of((stream, stream.frontier) for stream in feed.sent if feed.own_only)
 
-    # --- acknowledgements ---------------------------------------------------------------------------------------------------------
+    # --- acknowledgements -------------------------------------------------------------------------------------------
 
     def acknowledged(self, peer: str, message: FeedAck) -> None:
         """The receiver synced batches, or a quorum of its datacenter did."""
@@ -413,7 +413,7 @@ class FeedSender:
             stream.dcs[dc] = number
             self.on_covered(stream)
 
-    # --- time -----------------------------------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------------------
 
     def wake_at_us(self) -> int | None:
         """When a batch is due; heartbeats go with the node's own."""

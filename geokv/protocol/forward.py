@@ -1,7 +1,7 @@
 """Forwarding: a node that does not own a key hands the operation to the first live owner and passes the answer on.
 
-A batch is cut by owner; what this node owns itself it coordinates itself. One hop only: who gets a forwarded batch and does not own its
-keys answers WRONG_NODE.
+A batch is cut by owner; what this node owns itself it coordinates itself. One hop only: who gets a forwarded batch
+and does not own its keys answers WRONG_NODE.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ class Forwarder:
     def _forward(self, owner: str, share: Batch, split: _Split, indexes: list[int]) -> None:
         context = self._context
         if not context.is_live(owner):
-            self._fail(
-                split, indexes, Outcome.UNAVAILABLE, f"no owner of this key's partition is live (first: {owner})"
-            )
+            self._fail(split, indexes, Outcome.UNAVAILABLE, f"no owner of this key's partition is live (first: {owner})")
             return
         if len(self._open) >= CALLS_MAX:
             self._fail(split, indexes, Outcome.OVERLOADED, f"{len(self._open)} forwarded calls in progress")
@@ -115,13 +113,9 @@ class Forwarder:
         details = {position: Detail(text) for position in range(count)}
         node = self._context.node
         if isinstance(split.batch, WriteBatch):
-            split.put(
-                indexes, WriteReply([outcome] * count, [0] * count, [0] * count, [0] * count, node, 0, 0, details)
-            )
+            split.put(indexes, WriteReply([outcome] * count, [0] * count, [0] * count, [0] * count, node, 0, 0, details))
         else:
-            split.put(
-                indexes, ReadReply([outcome] * count, [None] * count, [0] * count, [0] * count, node, 0, 0, details)
-            )
+            split.put(indexes, ReadReply([outcome] * count, [None] * count, [0] * count, [0] * count, node, 0, 0, details))
 
     def asked(self, peer: str, message: Forward) -> None:
         """Another node forwards a batch: coordinate it."""

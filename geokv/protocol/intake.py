@@ -2,9 +2,9 @@
 
     records --decode--> known? new? not refused? --> table.take + next frame --> after the sync: `then`
 
-What is dropped, and why it is safe: a number that is here already (its delta is merged), one of an origin that this replica promised to
-refuse or that is closed for good (it comes with the closing, or exists nowhere), one whose namespace is not defined here yet
-(it stays in the sender's log and comes again).
+What is dropped, and why it is safe: a number that is here already (its delta is merged), one of an origin that this
+replica promised to refuse or that is closed for good (it comes with the closing, or exists nowhere), one whose
+namespace is not defined here yet (it stays in the sender's log and comes again).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Intake:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def take(
+    def take(  # noqa: C901, PLR0915  # the hot loop: every call in it would be a percent of a core
         self,
         records: bytes,
         then: Callable[[], None],
@@ -50,10 +50,10 @@ class Intake:
     ) -> Taken:
         """Take `records`; `then` runs once everything of them is synced here (also what was here or on its way before).
 
-        `is_closing`: a closer brings them, so a promise does not stand in the way. `may_be_early`: where all of them belong to
-        namespaces with durability "interval", `then` does not wait for the sync. `answer`: filled in with what became of
-        the records, before `then` can run. Raises RecordError for bytes that are no
-        records; then nothing was taken.
+        `is_closing`: a closer brings them, so a promise does not stand in the way. `may_be_early`: where all of them
+        belong to namespaces with durability "interval", `then` does not wait for the sync. `answer`: filled in with
+        what became of the records, before `then` can run. Raises RecordError for bytes that are no records; then
+        nothing was taken.
         """
         context = self._context
         taken = Taken()

@@ -1,8 +1,8 @@
 """What nodes say to each other: one small value per message. proto/geokv/v1/peer.proto and geo.proto are their wire forms.
 
-Each message is ASK (it opens an exchange) or ANSWER (it replies to one). Between datacenters asks travel on the stream that their
-sender dialled and answers come back on it, so a link's faults hit what that side started. Messages may be lost, doubled and
-reordered; every machine lives with that.
+Each message is ASK (it opens an exchange) or ANSWER (it replies to one). Between datacenters asks travel on the
+stream that their sender dialled and answers come back on it, so a link's faults hit what that side started. Messages
+may be lost, doubled and reordered; every machine lives with that.
 
 `records` is always the records' own bytes, one behind the other (core.record), never re-encoded.
 """
@@ -26,7 +26,7 @@ class StreamHeads:
     numbers: list[int]
 
 
-# --- replication inside a datacenter --------------------------------------------------------------------------------------
+# --- replication inside a datacenter --------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -41,8 +41,9 @@ class Replicate:
 class Replicated:
     """ANSWER, once all of the batch is synced. `contiguous`: no stream in it has a gap before these records.
 
-    `newer`: (index of the record, version that this replica holds and that wins over it). `refused`: origins whose records were
-    not taken because this replica promised to take no more of them. `unknown`: namespace ids without a definition here.
+    `newer`: (index of the record, version that this replica holds and that wins over it). `refused`: origins whose
+    records were not taken because this replica promised to take no more of them. `unknown`: namespace ids without a
+    definition here.
     """
 
     batch: int
@@ -94,10 +95,10 @@ class Forwarded:
 class Statement:
     """ASK without an answer, sent at every heartbeat: what this node has synced.
 
-    `log_sequence`: frames synced by this run of this disk. `sent_us`: the sender's monotonic clock; `echo_us`: the newest
-    `sent_us` that it had of the receiver (0: none), so that each end measures with its own clock. `hlc`: sender's clock.
-    `frontiers`: changed ones, or all when `is_full`. `shipped`: of own streams, what every other DC's frontier covers.
-    `definitions`: per DC, how many definition slots the sender knows without a gap.
+    `log_sequence`: frames synced by this run of this disk. `sent_us`: the sender's monotonic clock; `echo_us`: the
+    newest `sent_us` that it had of the receiver (0: none), so that each end measures with its own clock. `hlc`:
+    sender's clock. `frontiers`: changed ones, or all when `is_full`. `shipped`: of own streams, what every other DC's
+    frontier covers. `definitions`: per DC, how many definition slots the sender knows without a gap.
     """
 
     sent_us: int
@@ -111,15 +112,16 @@ class Statement:
     definitions: dict[str, int]
 
 
-# --- feeds: catching up from a co-owner's log, and shipping between datacenters ---------------------------------------------
+# --- feeds: catching up from a co-owner's log, and shipping between datacenters -------------------------------------
 
 
 @dataclass(slots=True)
 class FeedOpen:
     """ASK: send me from your log what lies beyond these frontiers, of these partitions.
 
-    `own_only`: only streams that the sender's node originated (shipping); otherwise all streams (catching up from a co-owner).
-    `feed` is drawn by the receiver and rises; an open with a newer one replaces the older. Streams not named start at 0.
+    `own_only`: only streams that the sender's node originated (shipping); otherwise all streams (catching up from a
+    co-owner). `feed` is drawn by the receiver and rises; an open with a newer one replaces the older. Streams not
+    named start at 0.
     """
 
     feed: int
@@ -132,9 +134,10 @@ class FeedOpen:
 class FeedBatch:
     """ANSWER: records, in order per stream, as one zstd frame with checksum. `sequence` counts 1, 2, 3 … in this feed.
 
-    The heartbeat rides along (and comes alone, with no records, when there is nothing to send): `sent_hlc`: everything that
-    was originated up to here has been sent, but for `behind` (partition -> HLC up to which that one is sent); `heads`: numbers
-    that the sender's own streams have reached (only in heartbeats); `echo_us` as in Statement.
+    The heartbeat rides along (and comes alone, with no records, when there is nothing to send): `sent_hlc`:
+    everything that was originated up to here has been sent, but for `behind` (partition -> HLC up to which that one
+    is sent); `heads`: numbers that the sender's own streams have reached (only in heartbeats); `echo_us` as in
+    Statement.
     """
 
     feed: int
@@ -152,7 +155,8 @@ class FeedBatch:
 class FeedAck:
     """ASK side's progress: batches up to `synced` are in this node's own log, up to `quorum` on a quorum of owners here.
 
-    `covered`: frontiers of this DC (a quorum of owners) for streams of the sender, for what the batch numbers cannot say.
+    `covered`: frontiers of this DC (a quorum of owners) for streams of the sender, for what the batch numbers cannot
+    say.
     """
 
     feed: int
@@ -178,7 +182,7 @@ class FeedRefused:
     reason: str
 
 
-# --- agreement: single-decree Paxos per item, in batches ----------------------------------------------------------------------
+# --- agreement: single-decree Paxos per item, in batches ------------------------------------------------------------
 
 Ballot = tuple[int, str]
 """(round, node that proposes): totally ordered."""
@@ -275,15 +279,16 @@ class Definitions:
     values: list[bytes]
 
 
-# --- closing the streams of what ran before -------------------------------------------------------------------------------------
+# --- closing the streams of what ran before -------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class CloseAsk:
     """ASK: promise to take no more of `origins` (packed; all of one node) in `partitions`, and say what you have of them.
 
-    `current`: the node's present origin, which stays open (b"" when the closer is not the node itself). `log_sequence` and
-    `runs`: what the closer's own disk knows (its newest frame of the last run, and all its runs), for whoever has seen more of it.
+    `current`: the node's present origin, which stays open (b"" when the closer is not the node itself).
+    `log_sequence` and `runs`: what the closer's own disk knows (its newest frame of the last run, and all its runs),
+    for whoever has seen more of it.
     """
 
     close: int
@@ -310,9 +315,12 @@ class StreamHeld:
 
 @dataclass(slots=True)
 class CloseAnswer:
-    """ANSWER, after the promise is synced. `origins`: what was asked plus what else this replica knows as open of that node, for
-    all of which it has promised. `closings`: (origin, partition, value) that it already knows. `seen_more`: why the closer's disk
-    holds less than this peer has seen of it, in words (empty: it does not)."""
+    """ANSWER, after the promise is synced.
+
+    `origins`: what was asked plus what else this replica knows as open of that node, for all of which it has promised.
+    `closings`: (origin, partition, value) that it already knows (empty value: closed and forgotten). `seen_more`: why the
+    closer's disk holds less than this peer has seen of it, in words (empty: it does not).
+    """
 
     close: int
     origins: list[bytes]

@@ -1,7 +1,7 @@
 """Peers: who is connected, who is alive, and what each of them last said about itself.
 
-A peer is live while a stream to it stands and it was heard within `SILENT_US_MAX`. A lost stream counts at once (a killed
-process resets its connections), silence counts after a time that lives with stalls of 100 ms.
+A peer is live while a stream to it stands and it was heard within `SILENT_US_MAX`. A lost stream counts at once (a
+killed process resets its connections), silence counts after a time that lives with stalls of 100 ms.
 
 Not here: phi accrual and gossip; membership is static so far.
 """

@@ -1,7 +1,7 @@
 """Placement: which nodes own a partition, here and in the other datacenters, precomputed for one replica count.
 
-Batches are cut by *owner set*: partitions with the same owners travel together, so in a ring of three nodes with three replicas a
-batch stays whole. Owner sets are numbered per datacenter.
+Batches are cut by *owner set*: partitions with the same owners travel together, so in a ring of three nodes with
+three replicas a batch stays whole. Owner sets are numbered per datacenter.
 
 Not here: how the ring decides (core.ring), and who is alive (protocol.peers).
 """

@@ -5,11 +5,11 @@
                        │ no
                        └─ ask the cells, merge ──> answer ──> repair who was stale      (repair=before: repair, then answer)
 
-A key whose own cell is on its way to the disk waits for that sync: a replica never shows what it has not synced. An owner that stays
-silent is replaced by another one after `ASK_MORE_US`.
+A key whose own cell is on its way to the disk waits for that sync: a replica never shows what it has not synced. An
+owner that stays silent is replaced by another one after `ASK_MORE_US`.
 
-Invariants: with R+W>N the answer merges at least one replica of every write acknowledged before the read began. Repair carries
-cells as they are; it makes no dots.
+Invariants: with R+W>N the answer merges at least one replica of every write acknowledged before the read began.
+Repair carries cells as they are; it makes no dots.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ReadCoordinator:
     def calls(self) -> int:
         return self._calls
 
-    # --- a client's batch -------------------------------------------------------------------------------------------------
+    # --- a client's batch -------------------------------------------------------------------------------------------
 
     def start(self, batch: ReadBatch, respond: Respond) -> None:
         """Coordinate `batch`, all of whose keys this node owns; answers through `respond`, once."""
@@ -196,7 +196,7 @@ class ReadCoordinator:
             call.reply.outcomes[index] = outcome
             call.reply.details[index] = detail
 
-    # --- gathering --------------------------------------------------------------------------------------------------------
+    # --- gathering --------------------------------------------------------------------------------------------------
 
     def _gather(self, part: ReadPart, table: Table) -> None:
         context = self._context
@@ -284,11 +284,9 @@ class ReadCoordinator:
             for peer, records in repairs.items():
                 self._repair(peer, records)
 
-    # --- repair -----------------------------------------------------------------------------------------------------------
+    # --- repair -----------------------------------------------------------------------------------------------------
 
-    def _repairs(
-        self, part: ReadPart, table: Table, own: list[bytes | None], merged: list[bytes | None]
-    ) -> dict[str, bytes]:
+    def _repairs(self, part: ReadPart, table: Table, own: list[bytes | None], merged: list[bytes | None]) -> dict[str, bytes]:
         """Replica (this one included) -> the cells that it lacks, as records without a number."""
         context = self._context
         shift = table.placement.shift
@@ -298,9 +296,7 @@ class ReadCoordinator:
             if cell is None:
                 continue
             key = part.keys[at]
-            record = encode_record(
-                CELL, key_hash(key) >> shift, table.definition.id, 0, 0, NO_OPERATION, b"", key, cell
-            )
+            record = encode_record(CELL, key_hash(key) >> shift, table.definition.id, 0, 0, NO_OPERATION, b"", key, cell)
             if own[at] != cell:
                 lacks.setdefault(context.node, []).append(record)
             for peer in part.digests:
@@ -318,9 +314,7 @@ class ReadCoordinator:
             sent = self._replication.start((peer,), records, lambda _: None)
             self._replication.release(sent)
 
-    def _repair_before(
-        self, part: ReadPart, merged: list[bytes | None], replicas: int, repairs: dict[str, bytes]
-    ) -> None:
+    def _repair_before(self, part: ReadPart, merged: list[bytes | None], replicas: int, repairs: dict[str, bytes]) -> None:
         """Answer only when all who were asked hold what the answer says."""
         waits = set(repairs)
 
@@ -334,11 +328,9 @@ class ReadCoordinator:
             if replica == self._context.node:
                 self._intake.take(records, lambda: repaired(self._context.node))
             else:
-                self._replication.start(
-                    (replica,), records, lambda sent: repaired(sent.peers[0]) if sent.acked else None
-                )
+                self._replication.start((replica,), records, lambda sent: repaired(sent.peers[0]) if sent.acked else None)
 
-    # --- answering ---------------------------------------------------------------------------------------------------------
+    # --- answering --------------------------------------------------------------------------------------------------
 
     def _settle(self, part: ReadPart, cells: list[bytes | None], replicas: int) -> None:
         if part.is_done:
@@ -367,7 +359,7 @@ class ReadCoordinator:
         call.reply.elapsed_us = self._context.now_us - call.started_us
         respond(call.reply)
 
-    # --- another coordinator's read ------------------------------------------------------------------------------------------
+    # --- another coordinator's read ---------------------------------------------------------------------------------
 
     def serve(self, peer: str, message: ReadCells) -> None:
         """Answer a co-owner's question for cells or digests."""
@@ -391,7 +383,7 @@ class ReadCoordinator:
             return
         self._context.send(peer, CellsRead(message.query, cells, b""))
 
-    # --- time ---------------------------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------------------
 
     def lost(self, peer: str) -> None:
         """A replica is gone: ask another one in its place at once."""

@@ -3,10 +3,12 @@
     part ──Replicate──> co-owners          part.acked: who has all of it, synced
          <─Replicated──
 
-A *part* is a batch for one owner set. It is kept until everybody acknowledged it or its owner lets it go; to a peer whose stream broke it
-is sent again when the stream stands (numbers make that harmless). What is let go unacknowledged is caught up from the logs.
+A *part* is a batch for one owner set. It is kept until everybody acknowledged it or its owner lets it go; to a peer
+whose stream broke it is sent again when the stream stands (numbers make that harmless). What is let go unacknowledged
+is caught up from the logs.
 
-Invariants: `acked` holds only peers that said so for this batch, without a gap before it and without refusing any of it.
+Invariants: `acked` holds only peers that said so for this batch, without a gap before it and without refusing any of
+it.
 """
 
 from __future__ import annotations
@@ -70,9 +72,7 @@ class Replication:
     def is_full(self) -> bool:
         return len(self._pending) >= PENDING_PARTS_MAX
 
-    def start(
-        self, peers: tuple[str, ...], records: bytes, on_change: Callable[[Part], None], is_relay: bool = False
-    ) -> Part:
+    def start(self, peers: tuple[str, ...], records: bytes, on_change: Callable[[Part], None], is_relay: bool = False) -> Part:
         """Send `records` to `peers`; `on_change` runs at every acknowledgement, until `release`.
 
         `is_relay`: given up after KEEP_US even if somebody waits (the frontiers tell it in the end).

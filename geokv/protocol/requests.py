@@ -1,6 +1,7 @@
 """What clients ask of a node and what it answers, as columns: a batch is one object, an operation is one entry in its lists.
 
-The wire form is proto/geokv/v1/kv.proto; runtime, server and client translate. Here are only the values that the machines see.
+The wire form is proto/geokv/v1/kv.proto; runtime, server and client translate. Here are only the values that the
+machines see.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ class Detail:
 class WriteBatch:
     """Puts and deletes of one namespace with the same options. `values[i]` is None for a delete.
 
-    `ttl_ms`: 0 takes the namespace's, -1 means none. `w`: explicit replica count, 0 takes the level. `operations`: 16 bytes
-    per item, or empty. `contexts`: per item, or empty. `timeout_ms`: what is left of the caller's time. `replicated_to`: how many
-    DCs in all (this one included) must hold the write before the answer; 0: as the level says.
+    `ttl_ms`: 0 takes the namespace's, -1 means none. `w`: explicit replica count, 0 takes the level. `operations`: 16
+    bytes per item, or empty. `contexts`: per item, or empty. `timeout_ms`: what is left of the caller's time.
+    `replicated_to`: how many DCs in all (this one included) must hold the write before the answer; 0: as the level
+    says.
     """
 
     namespace: str

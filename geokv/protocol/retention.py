@@ -1,8 +1,8 @@
 """Retention: how long log segments live, and when the log is so long that writes are refused.
 
-A segment may go when a checkpoint stands for all of it, every co-owner here covers its records, and, for records that this datacenter
-originated, so does the frontier of every other DC that holds the namespace. Until fencing exists, nobody stops waiting: past the
-budget writes are refused, naming who holds the log up.
+A segment may go when a checkpoint stands for all of it, every co-owner here covers its records, and, for records that
+this datacenter originated, so does the frontier of every other DC that holds the namespace. Until fencing exists,
+nobody stops waiting: past the budget writes are refused, naming who holds the log up.
 
 Invariants: a segment is never removed while somebody may still ask for a record in it.
 """
@@ -77,11 +77,7 @@ class Retention:
         table = context.tables.get(stream.namespace)
         if table is None or table.streams.get(stream.partition, stream.origin) is not stream:
             return []  # deleted, or closed and covered by everybody
-        needs = [
-            (node, stream.peers.get(node, 0))
-            for node in self._placement.owners[stream.partition]
-            if node != context.node
-        ]
+        needs = [(node, stream.peers.get(node, 0)) for node in self._placement.owners[stream.partition] if node != context.node]
         origin = unpack_origin(stream.origin)
         if origin.dc != context.dc:
             return needs

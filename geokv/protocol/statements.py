@@ -1,11 +1,11 @@
 """Statements: at every heartbeat each node tells its peers what it has synced, and hears what they have.
 
-To co-owners: frontiers that changed (all of them now and then, so a lost statement heals), what of the own streams every other
-datacenter covers, clocks, and how many definitions are known. To other datacenters: clocks and definitions only; frontiers go there
-with the feeds.
+To co-owners: frontiers that changed (all of them now and then, so a lost statement heals), what of the own streams
+every other datacenter covers, clocks, and how many definitions are known. To other datacenters: clocks and
+definitions only; frontiers go there with the feeds.
 
-Invariants: a stated frontier is synced here. Statements are only heard from live streams, so what is noted of a peer is true or older
-than true.
+Invariants: a stated frontier is synced here. Statements are only heard from live streams, so what is noted of a peer
+is true or older than true.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ class Statements:
                     context.send(peer, self._statement(peer, False, [], []))
         return True
 
-    def _statement(
-        self, peer: str, is_full: bool, frontiers: list[StreamHeads], shipped: list[StreamHeads]
-    ) -> Statement:
+    def _statement(self, peer: str, is_full: bool, frontiers: list[StreamHeads], shipped: list[StreamHeads]) -> Statement:
         context = self._context
         return Statement(
             context.now_us,

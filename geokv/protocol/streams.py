@@ -6,8 +6,8 @@ A stream is the records of one origin for one partition of one namespace, number
     here        s  s  s  s  s  r  r     r        s: synced     r: taken in, on its way to the disk
     frontier = 5     received = 7     beyond = {9}
 
-Numbers enter at `take` (before the disk) and move the frontier at `synced`. A closed stream has a last number; its void numbers
-exist nowhere and count as present.
+Numbers enter at `take` (before the disk) and move the frontier at `synced`. A closed stream has a last number; its
+void numbers exist nowhere and count as present.
 
 Invariants: frontier <= received; a number is taken at most once, so replay, duplicates and repair cannot move anything
 twice; `frontier` covers only what is synced here.
@@ -64,7 +64,7 @@ class Stream:
         self.dcs: dict[str, int] = {}
         self.shipped = 0
 
-    # --- taking in ------------------------------------------------------------------------------------------------
+    # --- taking in --------------------------------------------------------------------------------------------------
 
     def take(self, number: int) -> bool:
         """Whether `number` is new here and may be taken in now."""

@@ -2,9 +2,9 @@
 
     get:   waiting  ->  flying  ->  cells          (newest first; each is already merged over what stands behind it)
 
-`waiting` collects what arrived since the last frame was handed to the disk, `flying` is what that frame holds. When it is synced,
-`flying` goes into `cells` in one update. So what is shown to readers (`cells`) is what is durable, and crash safety needs no
-bookkeeping per operation.
+`waiting` collects what arrived since the last frame was handed to the disk, `flying` is what that frame holds. When
+it is synced, `flying` goes into `cells` in one update. So what is shown to readers (`cells`) is what is durable, and
+crash safety needs no bookkeeping per operation.
 
 Invariants: `cells` holds only what is synced (namespaces with durability "interval" excepted: see `is_interval`).
 """

@@ -7,11 +7,12 @@
                     ├─ Persist in the own log         at once; always among the W
                     └─ W replicas have it synced ──> EACH_QUORUM: and the other DCs' frontiers cover it ──> answer
 
-A replica that holds a newer version says so with its acknowledgement; then the coordinator stamps once more above it, and only
-where that loses too is the outcome SUPERSEDED.
+A replica that holds a newer version says so with its acknowledgement; then the coordinator stamps once more above it,
+and only where that loses too is the outcome SUPERSEDED.
 
-Invariants: an outcome below INVALID is given only when the coordinator's own log and W-1 others have synced the record (durability
-"interval": have taken it). UNAVAILABLE, OVERLOADED, INVALID and NOT_FOUND mean that nothing was numbered.
+Invariants: an outcome below INVALID is given only when the coordinator's own log and W-1 others have synced the
+record (durability "interval": have taken it). UNAVAILABLE, OVERLOADED, INVALID and NOT_FOUND mean that nothing was
+numbered.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class WriteCoordinator:
     def calls(self) -> int:
         return self._calls
 
-    # --- a batch comes in ------------------------------------------------------------------------------------------------
+    # --- a batch comes in -------------------------------------------------------------------------------------------
 
     def start(self, batch: WriteBatch, respond: Respond) -> None:
         """Coordinate `batch`, all of whose keys this node owns; answers through `respond`, once."""
@@ -162,9 +163,7 @@ class WriteCoordinator:
         if len(batch.values) != count:
             raise InvalidRequest(f"{count} keys with {len(batch.values)} values")
         if (batch.operations and len(batch.operations) != count) or (batch.contexts and len(batch.contexts) != count):
-            raise InvalidRequest(
-                f"{count} keys with {len(batch.operations)} operations, {len(batch.contexts)} contexts"
-            )
+            raise InvalidRequest(f"{count} keys with {len(batch.operations)} operations, {len(batch.contexts)} contexts")
         if not 0 < batch.timeout_ms <= TIMEOUT_MS_MAX:
             raise InvalidRequest(f"timeout of {batch.timeout_ms} ms: between 1 and {TIMEOUT_MS_MAX}")
         if batch.ttl_ms < -1:
@@ -222,9 +221,7 @@ class WriteCoordinator:
             if outcomes[index] == UNSET:
                 partition = key_hash(key) >> shift
                 if not placement.is_mine[partition]:
-                    self._refuse(
-                        call, (index,), Outcome.WRONG_NODE, f"{context.node} does not own this key's partition"
-                    )
+                    self._refuse(call, (index,), Outcome.WRONG_NODE, f"{context.node} does not own this key's partition")
                     continue
                 by_set.setdefault(set_of[partition], []).append(index)
                 nbytes += record_bytes_max(key, values[index], context.packed)
@@ -266,7 +263,7 @@ class WriteCoordinator:
             call.reply.outcomes[index] = outcome
             call.reply.details[index] = detail
 
-    # --- numbering -------------------------------------------------------------------------------------------------------
+    # --- numbering --------------------------------------------------------------------------------------------------
 
     def _write(self, part: WritePart, table: Table, indexes: list[int], above: dict[int, int] | None = None) -> None:
         """Stamp, number and encode the operations of `part`, hand them to the log and to the co-owners.
@@ -339,7 +336,7 @@ class WriteCoordinator:
         else:
             context.commit.add(entries, len(records), (table,), lambda: self._replication.own_synced(sent), None)
 
-    # --- answers come in --------------------------------------------------------------------------------------------------
+    # --- answers come in --------------------------------------------------------------------------------------------
 
     def _progress(self, part: WritePart) -> None:
         sent = part.part
@@ -420,7 +417,7 @@ class WriteCoordinator:
         call.reply.elapsed_us = self._context.now_us - call.started_us
         respond(call.reply)
 
-    # --- other datacenters -------------------------------------------------------------------------------------------------
+    # --- other datacenters ------------------------------------------------------------------------------------------
 
     def _covered_elsewhere(self, part: WritePart, position: int) -> int:
         if len(part.call.table.definition.dcs if part.call.table else ()) < 2:
@@ -464,7 +461,7 @@ class WriteCoordinator:
         else:
             del self._awaiting_dcs[stream]
 
-    # --- time -------------------------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------------------
 
     def wake_at_us(self) -> int | None:
         while self._deadlines and self._deadlines[0][2].respond is None:

@@ -93,7 +93,7 @@ class Calls:
         if host.boot == call.host_boot:
             host.call_gone(host_call)
 
-    # --- at the node -------------------------------------------------------------------------------------------------------
+    # --- at the node ------------------------------------------------------------------------------------------------
 
     def _arrive(self, client: str, call: Call, request: Request | RingAsk) -> None:
         host = self._hosts[call.node]

@@ -130,7 +130,7 @@ def _shown(cell: bytes | None) -> str:
     return f"{value} version={decoded.version:x} origin={decoded.origin!r} number={decoded.number}"
 
 
-# --- from the history ------------------------------------------------------------------------------------------------------
+# --- from the history -----------------------------------------------------------------------------------------------
 
 
 def _by_key(operations: Iterable[Operation]) -> dict[bytes, list[Operation]]:
@@ -248,7 +248,7 @@ def reads_are_written(world: World) -> str:
     return OK
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------------------------
 
 
 def _observed(name: str) -> Callable[[World], str]:

@@ -156,7 +156,7 @@ class _Recorder:
         self.world.trace.add(self.name, "told", f"{operation.index} {operation.outcome.name} {operation.version:x}")
 
 
-# --- the SDK ---------------------------------------------------------------------------------------------------------------
+# --- the SDK --------------------------------------------------------------------------------------------------------
 
 
 class _SdkOperation(Operation):
@@ -183,7 +183,7 @@ class SdkClient(_Recorder):
         self._calls: dict[int, Call] = {}
         self._wake: Timer | None = None
 
-    # --- asking ----------------------------------------------------------------------------------------------------------
+    # --- asking -----------------------------------------------------------------------------------------------------
 
     def write(self, items: Items, ask: Ask = QUORUM, done: Callable[[Batch], None] | None = None) -> Batch:
         batch = Batch(self._began_writes(items, ask), done)
@@ -228,7 +228,7 @@ class SdkClient(_Recorder):
             operations.append(operation)
         self._handle(OperationsAdded(operations))
 
-    # --- hosting -----------------------------------------------------------------------------------------------------------
+    # --- hosting ----------------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
         for effect in self.machine.handle(event, self._clocks.monotonic_us()):
@@ -296,7 +296,7 @@ class SdkClient(_Recorder):
         self._handle(Woken())
 
 
-# --- a plain one -------------------------------------------------------------------------------------------------------------
+# --- a plain one ----------------------------------------------------------------------------------------------------
 
 
 class DirectClient(_Recorder):

@@ -20,9 +20,12 @@ _PPM: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class ClockOptions:
-    """How far the clocks are off. All of it stays inside the drift limit that nodes follow."""
+    """How far the clocks are off. All of it stays inside the drift limit that nodes follow.
 
-    skew_ms_max: int = 200
+    Half of the machines keep good time; the others are off by up to `skew_ms_max` either way.
+    """
+
+    skew_ms_max: int = 3_000
     drift_ppm_max: int = 200
 
 
@@ -33,7 +36,8 @@ class Clocks:
         self._schedule = schedule
         self._drift_ppm = rng.randint(-options.drift_ppm_max, options.drift_ppm_max)
         self._start_us = rng.randrange(1, 10_000_000_000)
-        self._skew_us = rng.randint(-options.skew_ms_max, options.skew_ms_max) * 1_000
+        worst_ms = rng.choice((options.skew_ms_max // 20, options.skew_ms_max))
+        self._skew_us = rng.randint(-worst_ms, worst_ms) * 1_000
         self._frozen_us: int | None = None
         self.error_us_max = abs(self._skew_us)  # the worst that the wall clock was off so far
 

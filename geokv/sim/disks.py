@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from geokv.errors import StorageError
 from geokv.storage.checkpoint import read_checkpoint, write_checkpoint
@@ -19,6 +20,7 @@ from geokv.storage.engine import MemoryEngine
 from geokv.storage.wal import Log
 from geokv.storage.wal_recovery import segment_name
 
+_T = TypeVar("_T")
 Checkpointed = tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]]
 
 
@@ -27,6 +29,13 @@ class StorageOptions:
     """Sizes. Small segments make a short run roll, trim and checkpoint as a long one does."""
 
     segment_bytes: int = 1 << 20
+
+
+class _Unlucky(random.Random):
+    """Decides for a crashing disk that nothing unsynced is kept: the first of its fates is "lost"."""
+
+    def choice(self, fates: Sequence[_T]) -> _T:  # type: ignore[override]
+        return fates[0]
 
 
 class Storage:
@@ -65,10 +74,11 @@ class Storage:
         finally:
             self.disk.heal()
 
-    # --- what befalls it ------------------------------------------------------------------------------------------------
+    # --- what befalls it --------------------------------------------------------------------------------------------
 
-    def lose_power(self) -> None:
-        self.disk = self.disk.crash_clone(self._rng)
+    def lose_power(self, is_all_lost: bool = False) -> None:
+        """A power cut: each unsynced write is lost, kept or torn; with `is_all_lost` every one of them is lost."""
+        self.disk = self.disk.crash_clone(_Unlucky(self._rng.getrandbits(64)) if is_all_lost else self._rng)
 
     def surviving(self) -> Storage:
         """What would be there after a power cut now, as a storage of its own to look at."""
@@ -93,7 +103,7 @@ class Storage:
     def make_room(self) -> None:
         self.disk.capacity_bytes = None
 
-    # --- what is really there -------------------------------------------------------------------------------------------
+    # --- what is really there ---------------------------------------------------------------------------------------
 
     def is_durable(self, segment: int, offset: int, payload: bytes) -> bool:
         """Whether the payload that the log put there would survive a power cut now, whatever that did to unsynced writes."""

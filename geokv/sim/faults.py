@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class FaultOptions:
     """Weights of the menu, and how often and how long it strikes."""
 
-    count: tuple[int, int] = (3, 9)
+    count: tuple[int, int] = (3, 12)
     duration_us: tuple[int, int] = (100 * MS, 4 * SECOND)
 
     kill: float = 2.0  # a process ends (kill -9) and starts again after the duration
@@ -39,8 +39,8 @@ class FaultOptions:
     cut_one_way: float = 1.5  # what one node sends to another is lost, not what comes back
     cut_dcs: float = 1.0  # two datacenters do not reach each other
     isolate_dc: float = 1.0  # a datacenter reaches no other one, its clients with it
-    noise: float = 2.0  # packets are lost, doubled and reordered everywhere
-    clock_step: float = 1.0  # a wall clock is set, by up to `clock_step_ms_max` either way
+    noise: float = 3.0  # packets are lost, doubled and reordered everywhere
+    clock_step: float = 1.5  # a wall clock is set, by up to `clock_step_ms_max` either way
     clock_freeze: float = 1.0  # a wall clock stands still
     failed_append: float = 0.7  # a write to the log fails (EIO)
     failed_sync: float = 0.7  # an fdatasync of the log fails; what it should have synced may be lost
@@ -51,7 +51,7 @@ class FaultOptions:
     clock_step_ms_max: int = 5_000
     loss: float = 0.02
     duplicate: float = 0.02
-    reorder: float = 0.05
+    reorder: float = 0.08
 
 
 _SETTINGS = ("count", "duration_us", "clock_step_ms_max", "loss", "duplicate", "reorder")
@@ -111,7 +111,7 @@ class Faults:
         self.world.trace.add("faults", kind, str(duration_us))
         getattr(self, f"_{kind}")(duration_us)
 
-    # --- whom ----------------------------------------------------------------------------------------------------------------
+    # --- whom -------------------------------------------------------------------------------------------------------
 
     def _host(self) -> Host:
         return self.world.hosts[self._rng.choice(list(self.world.hosts))]
@@ -126,7 +126,7 @@ class Faults:
     def _later(self, duration_us: int, undo: Callable[..., object], *arguments: object) -> None:
         self.world.schedule.after(duration_us, undo, *arguments)
 
-    # --- processes and machines ----------------------------------------------------------------------------------------------
+    # --- processes and machines -------------------------------------------------------------------------------------
 
     def _kill(self, duration_us: int) -> None:
         self._end([self._host()], duration_us, is_power=False)
@@ -157,7 +157,7 @@ class Faults:
     def _end(self, hosts: list[Host], duration_us: int, is_power: bool) -> None:
         for host in hosts:
             if is_power:
-                host.cut_power()
+                host.cut_power(is_all_lost=self._rng.random() < 0.4)
             else:
                 host.kill()
             self._later(duration_us, host.start)
@@ -167,7 +167,7 @@ class Faults:
         host.pause()
         self._later(duration_us, host.go_on)
 
-    # --- the network ---------------------------------------------------------------------------------------------------------
+    # --- the network ------------------------------------------------------------------------------------------------
 
     def _cut_node(self, duration_us: int) -> None:
         name = self._host().name
@@ -204,7 +204,7 @@ class Faults:
         self._noises -= 1
         self.world.network.is_faulty = self._noises > 0
 
-    # --- clocks and disks ----------------------------------------------------------------------------------------------------
+    # --- clocks and disks -------------------------------------------------------------------------------------------
 
     def _clock_step(self, duration_us: int) -> None:
         host = self._host()

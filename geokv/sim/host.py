@@ -204,7 +204,7 @@ class Host:
             EndIncarnation: self._do_end,
         }
 
-    # --- what others ask -----------------------------------------------------------------------------------------------
+    # --- what others ask --------------------------------------------------------------------------------------------
 
     @property
     def is_listening(self) -> bool:
@@ -222,7 +222,7 @@ class Host:
         """Every namespace's cells, as the engine has them now."""
         return self.engine.freeze()
 
-    # --- starting and ending ---------------------------------------------------------------------------------------------
+    # --- starting and ending ----------------------------------------------------------------------------------------
 
     def start(self, delay_us: int | None = None) -> None:
         """Start the process; nothing where it runs already."""
@@ -303,15 +303,15 @@ class Host:
         self._drop_calls(is_told=True)
         self._changed(self.name)
 
-    def cut_power(self) -> None:
-        """The machine is off; what was not synced is lost, kept or torn."""
+    def cut_power(self, is_all_lost: bool = False) -> None:
+        """The machine is off; what was not synced is lost, kept or torn (or surely lost)."""
         if self.node is not None:
             self._drop_node("power cut")
         self.boot += 1
         self.is_paused = False
         self.is_machine_up = False
         self._interrupt_build()
-        self.storage.lose_power()
+        self.storage.lose_power(is_all_lost)
         for observer in self._observers:
             observer.saw_disk(self, "power")
         self._drop_calls(is_told=False)
@@ -345,7 +345,7 @@ class Host:
                 self._handle(event)
         self._changed(self.name)
 
-    # --- events -----------------------------------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------------------------------------
 
     def deliver(self, event: Event) -> None:
         """Give the node an event; one that is paused gets it when it goes on."""
@@ -433,7 +433,7 @@ class Host:
         else:
             self._arm(self.node)
 
-    # --- effects ------------------------------------------------------------------------------------------------------------
+    # --- effects ----------------------------------------------------------------------------------------------------
 
     def _do_send(self, effect: Send) -> None:
         is_sent = self._send(self.name, effect.peer, effect.message)
@@ -539,7 +539,7 @@ class Host:
     def _count(self, name: str, count: int = 1) -> None:
         self._notes[name] = self._notes.get(name, 0) + count
 
-    # --- room in the log ------------------------------------------------------------------------------------------------------
+    # --- room in the log --------------------------------------------------------------------------------------------
 
     def _prepare_if_needed(self) -> None:
         if not self._is_preparing and self.storage.wants_room():

@@ -30,7 +30,7 @@ class NetworkOptions:
     loss: float = 0.0
     duplicate: float = 0.0
     reorder: float = 0.0
-    reorder_us_max: int = 150_000
+    reorder_us_max: int = 1_000_000
 
 
 class Network:
@@ -57,7 +57,7 @@ class Network:
     def dc_of(self, endpoint: str) -> str:
         return self._dc_of[endpoint]
 
-    # --- links -------------------------------------------------------------------------------------------------------
+    # --- links ------------------------------------------------------------------------------------------------------
 
     def base_us(self, source: str, target: str) -> int:
         """The delay between two endpoints without jitter; the same in both directions."""
@@ -116,7 +116,7 @@ class Network:
         self._cuts.clear()
         self.changed()
 
-    # --- packets -----------------------------------------------------------------------------------------------------
+    # --- packets ----------------------------------------------------------------------------------------------------
 
     def carry(
         self, source: str, target: str, payload: object, arrive: Callable[..., object], *arguments: Any

@@ -113,7 +113,7 @@ class Peers:
             for name, is_open in connection.is_open.items()
         )
 
-    # --- what changes ------------------------------------------------------------------------------------------------
+    # --- what changes -----------------------------------------------------------------------------------------------
 
     def check_all(self) -> None:
         for one, other in self._pairs:

@@ -121,7 +121,7 @@ class Truth:
         if len(self.faults[checker]) < FAULTS_KEPT:
             self.faults[checker].append(f"at {self._now_us() / 1e6:.6f} s: {text}")
 
-    # --- watching -------------------------------------------------------------------------------------------------------
+    # --- watching ---------------------------------------------------------------------------------------------------
 
     def saw_event(self, host: Host, event: Event) -> None:
         if event.__class__ is Delivered:
@@ -188,7 +188,7 @@ class Truth:
                 left.append((segment, offset, payload))
         self._unverified[host.name] = left
 
-    # --- judging --------------------------------------------------------------------------------------------------------
+    # --- judging ----------------------------------------------------------------------------------------------------
 
     def _is_held(self, image: Image, stream: StreamKey, record: Record) -> bool:
         if record.number in image.numbers.get(stream, ()):

@@ -88,7 +88,7 @@ class Workload:
 
         client.admin(AdminRequest("namespace_create", {"name": name, "policy": "lww", "exist_ok": True}), told)
 
-    # --- one lane ----------------------------------------------------------------------------------------------------------
+    # --- one lane ---------------------------------------------------------------------------------------------------
 
     def _ask(self, client: SdkClient) -> None:
         if self.is_stopped:
@@ -143,7 +143,7 @@ class Workload:
             return Ask(namespace, Consistency.QUORUM, replicas=rng.randint(1, self.world.options.replicas))
         return Ask(namespace, rng.choice(_READ_LEVELS), repair_before=is_careful)
 
-    # --- the end of a run ---------------------------------------------------------------------------------------------------
+    # --- the end of a run -------------------------------------------------------------------------------------------
 
     def last_round(self) -> list[Batch]:
         """Every client writes to every datacenter and reads back: what must work once all is healed."""

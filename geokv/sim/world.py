@@ -110,7 +110,7 @@ class World:
             self.notes,
         )
 
-    # --- clients ---------------------------------------------------------------------------------------------------------
+    # --- clients ----------------------------------------------------------------------------------------------------
 
     def _ring_told(self, node: str) -> RingTold:
         replicas = {dc.name: dc.replicas for dc in self.topology.datacenters}
@@ -129,7 +129,7 @@ class World:
         self._clients += 1
         return DirectClient(self, f"direct{self._clients}", self.dc_of[node], node)
 
-    # --- time ------------------------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------------------
 
     @property
     def now_us(self) -> int:
@@ -142,7 +142,7 @@ class World:
         """Go on until `condition()` holds; False where it does not within `at_most_us`."""
         return self.schedule.run_while(lambda: not condition(), at_most_us)
 
-    # --- nodes -----------------------------------------------------------------------------------------------------------
+    # --- nodes ------------------------------------------------------------------------------------------------------
 
     def start(self, names: Iterable[str] | None = None) -> None:
         """Start the processes that do not run (of these nodes, or of all)."""

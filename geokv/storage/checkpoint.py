@@ -116,7 +116,7 @@ def _damaged(name: str, offset: int, what: str) -> StorageError:
     )
 
 
-# --- encoding -----------------------------------------------------------------------------------------------
+# --- encoding -------------------------------------------------------------------------------------------------------
 
 
 def _encode(meta: bytes, tables: Mapping[int, Mapping[bytes, bytes]], segment: int) -> Iterator[bytes]:
@@ -156,7 +156,7 @@ def _encode_block(compressor: zstandard.ZstdCompressor, kind: int, namespace: in
     return _BLOCK_PREFIX.pack(len(packed), crc32(body)) + body
 
 
-# --- decoding -----------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------------------------------------
 
 
 def _decode_header(header: bytes, name: str) -> int:

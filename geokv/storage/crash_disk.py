@@ -167,7 +167,7 @@ class CrashDisk:
         self._folders = {""}
         self._faults: list[_Fault] = []
 
-    # --- what a test or the simulator does to it ------------------------------------------------------------
+    # --- what a test or the simulator does to it --------------------------------------------------------------------
 
     def fail(
         self,
@@ -227,7 +227,7 @@ class CrashDisk:
         other._used_bytes = sum(file.length for file in files.values())
         return other
 
-    # --- Disk -----------------------------------------------------------------------------------------------
+    # --- Disk -------------------------------------------------------------------------------------------------------
 
     def append(self, name: str, payload: bytes) -> None:
         file = self._files.get(name) or self._create(name)
@@ -302,7 +302,7 @@ class CrashDisk:
     def free_bytes(self) -> int:
         return (1 << 60 if self.capacity_bytes is None else self.capacity_bytes) - self._used_bytes
 
-    # --- inside ---------------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------------------------
 
     def _called(self, call: str, name: str) -> _Fault | None:
         """Count the call, and raise what was injected into it. Returns the fault where it is a short read."""

@@ -144,7 +144,7 @@ class RealDisk:
                 os.close(self._root_lock)
                 self._root_lock = -1
 
-    # --- one file -------------------------------------------------------------------------------------------
+    # --- one file ---------------------------------------------------------------------------------------------------
 
     def append(self, name: str, payload: bytes) -> None:
         try:
@@ -205,7 +205,7 @@ class RealDisk:
         except OSError as error:
             raise storage_error(error, "allocating", path) from error
 
-    # --- names ----------------------------------------------------------------------------------------------
+    # --- names ------------------------------------------------------------------------------------------------------
 
     def rename(self, old: str, new: str) -> None:
         try:
@@ -253,7 +253,7 @@ class RealDisk:
             raise storage_error(error, "looking at", self.root) from error
         return facts.f_bavail * facts.f_frsize
 
-    # --- descriptors ----------------------------------------------------------------------------------------
+    # --- descriptors ------------------------------------------------------------------------------------------------
 
     def _handle(self, name: str, flags: int = os.O_RDWR) -> _Handle:
         with self._lock:

@@ -98,7 +98,7 @@ class Log:
                 log.prepare()
         return log
 
-    # --- the disk thread ------------------------------------------------------------------------------------
+    # --- the disk thread --------------------------------------------------------------------------------------------
 
     def append(self, payload: bytes) -> tuple[int, int]:
         """Write one frame; returns (segment, offset) of its payload. Durable after the next `sync`.
@@ -164,7 +164,7 @@ class Log:
             self._fail(error)
             raise
 
-    # --- any thread -----------------------------------------------------------------------------------------
+    # --- any thread -------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Make one more spare segment, unless enough stand ready. Slow: writes zeros and syncs them.
@@ -267,7 +267,7 @@ class Log:
         # Rolls add the newest at the end and recovery begins in order, so the dictionary stands in order.
         return list(self._segments.values())
 
-    # --- failure --------------------------------------------------------------------------------------------
+    # --- failure ----------------------------------------------------------------------------------------------------
 
     def _fail(self, error: Exception) -> None:
         self._failure = str(error) or type(error).__name__

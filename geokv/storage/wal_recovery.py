@@ -94,7 +94,7 @@ def recover(disk: Disk, segment_bytes: int, first_segment: int) -> Found:
     return Found(older + walk.used, _fit_spares(disk, spares, segment_bytes), walk.next_sequence - 1)
 
 
-# --- which segments are there -------------------------------------------------------------------------------
+# --- which segments are there ---------------------------------------------------------------------------------------
 
 
 def _numbers(disk: Disk, first_segment: int) -> list[int]:
@@ -194,7 +194,7 @@ def read_whole(disk: Disk, name: str, offset: int, length: int) -> bytes:
     return payload
 
 
-# --- the walk -----------------------------------------------------------------------------------------------
+# --- the walk -------------------------------------------------------------------------------------------------------
 
 
 class _Walk:

@@ -154,7 +154,7 @@ class FakeNode:
                 if name not in names:
                     return AdminReply(Outcome.NOT_FOUND, message=f"no namespace {name!r}")
                 names[name].update(request.arguments)
-                return AdminReply(Outcome.APPLIED, names[name])
+                return AdminReply(Outcome.APPLIED, {"namespace": names[name]})
             case "namespace_delete":
                 names.pop(name, None)
             case "status":

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 import geokv
-from geokv import (AsyncBatch, AsyncClient, AsyncNamespace, Batch, Client, Consistency, InvalidRequest, Namespace from geokv.client import arguments from geokv.client.results import CallFacts, FailedItem, GetResult, PutResult, Results from geokv.errors import GeokvError, Overloaded, Unavailable)
+from geokv import AsyncBatch, AsyncClient, AsyncNamespace, Batch, Client, Consistency, InvalidRequest, Namespace
+from geokv.client import arguments
+from geokv.client.results import CallFacts, FailedItem, GetResult, PutResult, Results
+from geokv.errors import GeokvError, Overloaded, Unavailable
 
 TWINS = [(Client, AsyncClient), (Namespace, AsyncNamespace), (Batch, AsyncBatch)]
-_SAME = {"__aenter__": "__enter__", "__aexit__": "__exit__"}
 
 
 def public(kind: type) -> dict[str, Any]:

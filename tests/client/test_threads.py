@@ -12,7 +12,8 @@ from time import monotonic
 
 import pytest
 
-from geokv import (Client, ClientClosed, Consistency, DeadlineExceeded, InvalidRequest, NamespaceExists, Outcome from tests.client.conftest import ClusterThread)
+from geokv import Client, ClientClosed, Consistency, DeadlineExceeded, InvalidRequest, NamespaceExists, Outcome
+from tests.client.conftest import ClusterThread
 
 
 def test_what_was_put_is_got(cluster_thread: ClusterThread) -> None:

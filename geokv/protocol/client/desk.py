@@ -39,7 +39,7 @@ class Desk:
         self._timers: list[tuple[int, int, Callable[[Any], None], Any]] = []
         self._sequence = 0
 
-    # --- effects ------------------------------------------------------------------------------------------------------
+    # --- effects ----------------------------------------------------------------------------------------------------
 
     def note(self, name: str, count: int = 1) -> None:
         self.effects.append(Note(name, count))

@@ -16,7 +16,7 @@ from geokv.protocol.client.operations import Operation
 from geokv.protocol.effects import Note, Woken
 from geokv.protocol.requests import Reply, Request
 
-# --- the ring, as asked for and as told -------------------------------------------------------------------------------
+# --- the ring, as asked for and as told -----------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class RingTold:
     answered_by: str = ""
 
 
-# --- events -----------------------------------------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------------------------------------
 
 
 class Failure(IntEnum):
@@ -107,7 +107,7 @@ class Closed:
 
 Event = OperationsAdded | OperationsAbandoned | CallReturned | CallFailed | Closed | Woken
 
-# --- effects ----------------------------------------------------------------------------------------------------------
+# --- effects --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ _LEVELS: Final = {int(level): level for level in Consistency}
 _COUNT_MAX: Final = 255  # replicas and datacenters are one byte each on the wire
 
 
-# --- write ------------------------------------------------------------------------------------------------------------
+# --- write ----------------------------------------------------------------------------------------------------------
 
 
 def fill_write_request(message: kv_pb2.WriteRequest, batch: WriteBatch) -> None:
@@ -130,7 +130,7 @@ def decode_write_reply(payload: bytes) -> tuple[WriteReply, int]:
     return take_write_reply(message), message.ring_version
 
 
-# --- read -------------------------------------------------------------------------------------------------------------
+# --- read -----------------------------------------------------------------------------------------------------------
 
 
 def fill_read_request(message: kv_pb2.ReadRequest, batch: ReadBatch) -> None:
@@ -209,7 +209,7 @@ def decode_read_reply(payload: bytes) -> tuple[ReadReply, int]:
     return take_read_reply(message), message.ring_version
 
 
-# --- administration and the ring ----------------------------------------------------------------------------------------
+# --- administration and the ring ------------------------------------------------------------------------------------
 
 
 def encode_admin_request(request: AdminRequest) -> bytes:
@@ -294,7 +294,7 @@ def decode_ring_reply(payload: bytes) -> RingSeen:
     return RingSeen(message.cluster, message.partitions, message.version, message.answered_by, nodes, replicas)
 
 
-# --- parts --------------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------------------------
 
 
 def _check_batch(items: int, size: int) -> None:

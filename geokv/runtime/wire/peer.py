@@ -60,7 +60,7 @@ def decode_hello(payload: bytes) -> Hello:
     return Hello(hello.cluster, hello.dc, hello.node, hello.incarnation, hello.format)
 
 
-# --- hot messages -------------------------------------------------------------------------------------------------------
+# --- hot messages ---------------------------------------------------------------------------------------------------
 
 
 def fill_replicate(message: Any, value: Replicate) -> None:
@@ -123,7 +123,7 @@ def take_cells_read(message: Any, count: int) -> CellsRead:
     return CellsRead(message.query, list(message.cells), digests, message.error)
 
 
-# --- forwarding and statements ------------------------------------------------------------------------------------------
+# --- forwarding and statements --------------------------------------------------------------------------------------
 
 
 def fill_forward(message: Any, value: Forward) -> None:
@@ -193,7 +193,7 @@ def take_statement(message: Any, count: int) -> Statement:
     )
 
 
-# --- the table ------------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------------------------
 
 
 class _Form(NamedTuple):

@@ -85,8 +85,7 @@ def test_power_cut_of_the_coordinator_between_the_peers_sync_and_its_own() -> No
     def only_peers_have_it(_: Host) -> bool:
         return all(key in world.truth.images[name].cells for name in CO_OWNERS)
 
-    cut = When(world, host.cut_power, durable=lambda seen: False)
-    cut._durable = only_peers_have_it
+    When(world, lambda: host.cut_power(is_all_lost=True), durable=only_peers_have_it)
     operation = start_put(world, CLOSER, key, b"kept by the others")
     assert world.run_until(lambda: not host.is_listening, 5 * SECOND), "the coordinator was not cut"
     assert operation.outcome is None
@@ -173,8 +172,7 @@ def test_paused_owner_that_wakes_after_it_answered_with_a_record_in_its_socket()
     world.hosts[CLOSER].extra_sync_us = 5 * SECOND
     operation = write_held_by_one(world, key, owner)
     incarnation = world.hosts[CLOSER].incarnation
-    world.hosts[CLOSER].storage.disk = world.hosts[CLOSER].storage.disk.crash_clone(LoseAll())
-    world.hosts[CLOSER].cut_power()
+    world.hosts[CLOSER].cut_power(is_all_lost=True)
     world.hosts[CLOSER].extra_sync_us = 0
 
     def answered(seen: Host, effect: Any) -> bool:
@@ -196,8 +194,7 @@ def test_owner_that_answered_crashed_and_came_back() -> None:
     key, owner = key_led_by(world, CLOSER), CO_OWNERS[0]
     world.hosts[CLOSER].extra_sync_us = 5 * SECOND
     operation = write_held_by_one(world, key, owner)
-    world.hosts[CLOSER].storage.disk = world.hosts[CLOSER].storage.disk.crash_clone(LoseAll())
-    world.hosts[CLOSER].cut_power()
+    world.hosts[CLOSER].cut_power(is_all_lost=True)
     world.hosts[CLOSER].extra_sync_us = 0
 
     def answered(seen: Host, effect: Any) -> bool:
@@ -237,14 +234,53 @@ def test_coordinator_that_is_refused_while_alive() -> None:
     assert CLOSER in holders(world, last)
 
 
-class LoseAll:
-    """A generator for a power cut that takes all that was not synced."""
+def test_what_one_owner_has_is_on_every_owner_before_the_closing_is_told() -> None:
+    """No last number rests on one disk: the closer first has every owner of its datacenter sync what any of them has."""
+    world = serving_world()
+    key, owner, other = key_led_by(world, CLOSER), *CO_OWNERS
+    host = world.hosts[CLOSER]
+    host.extra_sync_us = 5 * SECOND
+    world.network.hold = lambda source, target, message: target == other and carries(message, key)
+    start_put(world, CLOSER, key, b"on one disk")
+    assert world.run_until(lambda: key in world.truth.images[owner].cells, 1 * SECOND)
+    host.cut_power(is_all_lost=True)
+    world.network.hold = None
+    host.extra_sync_us = 0
+    host.start(100 * MS)
 
-    def choice(self, fates: Any) -> Any:
-        return fates[0]
+    def is_told(_: Host, event: Any) -> bool:
+        return isinstance(event, Delivered) and isinstance(event.message, CloseTell)
 
-    def random(self) -> float:
-        return 0.99
+    have: list[str] = []
+    told = When(
+        world,
+        lambda: have.extend(name for name in (CLOSER, *CO_OWNERS) if key in world.truth.images[name].cells),
+        before_event=is_told,
+    )
+    assert world.run_until(lambda: told.seen, 20 * SECOND), "no closing was told"
+    assert have == [CLOSER, *CO_OWNERS]
+    settle(world)
+    assert value_at(world, "dc3-n3", key) is not None
 
-    def getrandbits(self, bits: int) -> int:
-        return 1
+
+def test_number_that_nobody_has_is_void_and_what_follows_it_is_kept() -> None:
+    """A gap in what the owners hold is closed as void: the record behind it spreads, the missing one is nowhere."""
+    world = serving_world()
+    first = key_led_by(world, CLOSER)
+    partition = world.partition(first)
+    second = next(key for key in (b"next-%d" % n for n in range(5_000)) if world.partition(key) == partition)
+    host = world.hosts[CLOSER]
+    host.extra_sync_us = 5 * SECOND
+    world.network.hold = lambda source, target, message: carries(message, first)
+    start_put(world, CLOSER, first, b"reached nobody")
+    assert world.run_until(lambda: len(world.network.held) == len(CO_OWNERS), 1 * SECOND)
+    start_put(world, CLOSER, second, b"reached the others")
+    assert world.run_until(lambda: all(second in world.truth.images[n].cells for n in CO_OWNERS), 1 * SECOND)
+    host.cut_power(is_all_lost=True)
+    world.network.hold = None
+    host.extra_sync_us = 0
+    host.start(100 * MS)
+    settle(world)
+    assert [name for name in world.hosts if value_at(world, name, first) is not None] == []
+    assert [name for name in world.hosts if value_at(world, name, second) is None] == []
+    assert_closings_agree(world)
