@@ -32,9 +32,10 @@ from geokv.protocol.placement import Placement
 from geokv.protocol.replication import Part, Replication
 from geokv.protocol.streams import Stream
 
-SILENT_US_MAX: Final = 1_500_000
+SILENT_US_MAX: Final = 2_000_000
 RETRY_US: Final = 500_000
 ACK_LINGER_US: Final = 4_000
+HEARTBEAT_ACK_LINGER_US: Final = 300_000
 COVERED_US: Final = 1_000_000
 BEHIND_US: Final = 400_000
 QUORUM_US_MAX: Final = 6_000_000
@@ -220,7 +221,7 @@ class FeedReceiver:
         if link.own_only and message.payload:
             self._relay(link, message.sequence, taken)
         else:
-            self._on_quorum(link, message.sequence)
+            self._on_quorum(link, message.sequence, HEARTBEAT_ACK_LINGER_US)
 
     def _take(self, link: Incoming, message: FeedBatch) -> Taken | None:
         """The batch's records into the log; None where that failed and the feed will be opened anew."""
@@ -258,12 +259,13 @@ class FeedReceiver:
             link.safe_hlc = max(link.safe_hlc, message.sent_hlc)
             link.behind = message.behind
         link.echoed_us = max(link.echoed_us, message.echo_us)
-        self._ack_soon(link)
+        self._ack_soon(link, ACK_LINGER_US if message.payload else HEARTBEAT_ACK_LINGER_US)
 
-    def _ack_soon(self, link: Incoming) -> None:
-        if link.ack_at_us is None:
-            link.ack_at_us = self._context.now_us + ACK_LINGER_US
-            self._wake_by(link.ack_at_us)
+    def _ack_soon(self, link: Incoming, linger_us: int = ACK_LINGER_US) -> None:
+        at_us = self._context.now_us + linger_us
+        if link.ack_at_us is None or at_us < link.ack_at_us:
+            link.ack_at_us = at_us
+            self._wake_by(at_us)
 
     def _retry_in(self, link: Incoming, delay_us: int) -> None:
         """Open `link` anew after a while (sooner, if that was planned already)."""
@@ -310,7 +312,7 @@ class FeedReceiver:
 
         self._context.commit.after_pending(own)
 
-    def _on_quorum(self, link: Incoming, sequence: int) -> None:
+    def _on_quorum(self, link: Incoming, sequence: int, linger_us: int = ACK_LINGER_US) -> None:
         if link.is_stuck:
             return
         link.quorum_done.add(sequence)
@@ -318,7 +320,7 @@ class FeedReceiver:
             link.quorum += 1
             link.quorum_at_us = self._context.now_us
             link.quorum_done.discard(link.quorum)
-        self._ack_soon(link)
+        self._ack_soon(link, linger_us)
 
     def dc_frontier(self, stream: Stream) -> int:
         """Up to which number a quorum of this datacenter's owners has everything, as far as this node was told."""

@@ -35,7 +35,7 @@ from geokv.protocol.messages import FeedAck, FeedBatch, FeedOpen, FeedRefused, S
 from geokv.protocol.streams import Stream
 
 LINGER_US: Final = 10_000
-HEARTBEAT_US: Final = 200_000
+HEARTBEAT_US: Final = 400_000
 HEADS_US: Final = 1_000_000
 UNACKED_BATCHES_MAX: Final = 4096
 ZSTD_LEVEL: Final = 3

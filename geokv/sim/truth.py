@@ -11,8 +11,8 @@ a node or the log says. The `Registry` knows every numbered record that was ever
     Answer(WriteReply)  as many owners' images as stated hold the version, or a later one     -> levels_honest
     a record written    no other record has its stream and number                             -> numbers_unique
 
-A number that no log ever held (void) is required of nobody, and a number counts as held where the image's cell of its key is not
-older than its record (whole cells may stand for records).
+A number of a run that is over and that no image holds is void: it is required of nobody. A number counts as held where the
+image's cell of its key is not older than its record (whole cells may stand for records).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from geokv.core.cell import lww_version
+from geokv.core.origin import unpack_origin
 from geokv.core.record import CONTROL, DELTA, Record, decode_records
 from geokv.errors import RecordError
 from geokv.protocol.effects import Answer, Asked, Delivered, Effect, Event, Persist, Send
@@ -104,7 +105,13 @@ class Registry:
 class Truth:
     """An observer of all hosts; `faults` has what was found, per checker."""
 
-    def __init__(self, now_us: Callable[[], int], dc_of: dict[str, str], quorum_of: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        now_us: Callable[[], int],
+        dc_of: dict[str, str],
+        quorum_of: Callable[[str], int],
+        incarnation_of: Callable[[str], int],
+    ) -> None:
         self.registry = Registry()
         self.images: dict[str, Image] = {name: Image() for name in dc_of}
         self.faults: dict[str, list[str]] = {"claims": [], "levels_honest": [], "numbers_unique": []}
@@ -113,6 +120,7 @@ class Truth:
         self._now_us = now_us
         self._dc_of = dc_of
         self._quorum_of = quorum_of
+        self._incarnation_of = incarnation_of
         self._unverified: dict[str, list[tuple[int, int, bytes]]] = {name: [] for name in dc_of}
         self._batches: dict[tuple[str, str, int], bytes] = {}
         self._asked: dict[tuple[str, int], tuple[int, WriteBatch]] = {}
@@ -227,9 +235,15 @@ class Truth:
         for number in range(above + 1, upto + 1):
             record = known.get(number)
             self.checked["claims"] += 1
-            if record is not None and not self._is_held(image, stream, record):
+            if record is not None and not self._is_held(image, stream, record) and not self._is_void(stream, number):
                 self._fault("claims", f"{host.name} states frontier {upto}, but {_named(record)} is not on its disk")
                 return
+
+    def _is_void(self, stream: StreamKey, number: int) -> bool:
+        """Whether the run that numbered it is over, and no disk holds it."""
+        origin = unpack_origin(stream[2])
+        is_over = self._incarnation_of(origin.node) != origin.incarnation
+        return is_over and not any(number in image.numbers.get(stream, ()) for image in self.images.values())
 
     def _judge_answer(self, host: Host, effect: Answer) -> None:
         asked = self._asked.pop((host.name, effect.call), None)

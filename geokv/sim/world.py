@@ -80,7 +80,12 @@ class World:
         self.network = Network(self.schedule, derived_rng(seed, "network"), replace(self.options.network))
         self.peers = Peers(self.schedule, self.network, derived_rng(seed, "peers"), self.options.peers)
         self.dc_of = {node.name: node.dc for node in self.topology.nodes}
-        self.truth = Truth(lambda: self.schedule.now_us, self.dc_of, lambda _: self.options.replicas // 2 + 1)
+        self.truth = Truth(
+            lambda: self.schedule.now_us,
+            self.dc_of,
+            lambda _: self.options.replicas // 2 + 1,
+            lambda name: self.hosts[name].incarnation,
+        )
         self.observers: list[Observer] = [self.truth]
         recover_one = (recover or real_node)(self.topology)
         self.hosts = {node.name: self._host(node, recover_one) for node in self.topology.nodes}

@@ -92,10 +92,11 @@ class Journal:
 
     def _judge_key(self, key: Key, held: Mapping[str, Found], verdict: Verdict) -> None:
         writes = self.acknowledged.get(key, [])
-        values = {write.value for write in writes} | set(self.unknown.get(key, ()))
+        unknown = set(self.unknown.get(key, ()))
+        values = {write.value for write in writes} | unknown
         by_version: dict[int, set[bytes]] = {}
         for write in writes:
-            by_version.setdefault(write.version, set()).add(write.value)
+            by_version.setdefault(write.version, set(unknown)).add(write.value)
         lost: set[int] = set()
         for found in held.values():
             if found.value is not None and found.value not in values:

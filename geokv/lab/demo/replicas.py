@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Self, TypeVar
 
-from geokv.core.ring import key_hash
 from geokv.errors import GeokvError, Unavailable
 from geokv.lab.ask import NodeConnection
 from geokv.lab.demo.journal import Found, Key
@@ -90,11 +89,6 @@ def are_equal(digests: Mapping[str, Mapping[str, Any] | None], owners: Mapping[i
         if len(seen) > 1:
             return False
     return True
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """Which of the equal slices of the hash space a key is in."""
-    return key_hash(key) >> (64 - (partitions.bit_length() - 1)) if partitions > 1 else 0
 
 
 def _digest(held: Mapping[str, Any] | None, partition: int) -> tuple[object, object]:
