@@ -4,11 +4,13 @@
     {"do": "fill", "records": 100000, "callers": 256}                                   a closed loop, as fast as it goes
         ──> one line of JSON with what was acknowledged, latencies in tenths of a millisecond with how often each occurred
 
-An open loop sends at the offered rate whatever comes back, and a call's latency counts from the moment at which it was due, so a
-stall of the cluster is seen by all calls that it delays. A *probe* is a key that one datacenter writes and the clients of another
-read until it is there: what an application sees, in steps of PROBE_POLL_S. It checks the nodes' own figures of lag from outside.
+An open loop sends at the offered rate whatever comes back, and a call's latency counts from the moment at which it
+was due, so a stall of the cluster is seen by all calls that it delays. A *probe* is a key that one datacenter writes
+and the clients of another read until it is there: what an application sees, in steps of PROBE_POLL_S. It checks the
+nodes' own figures of lag from outside.
 
-Invariants: at most WAITING_MAX calls wait at once; what is held back by that is counted. Ends when its standard input does.
+Invariants: at most WAITING_MAX calls wait at once; what is held back by that is counted. Ends when its standard input
+does.
 """
 
 from __future__ import annotations
@@ -40,34 +42,38 @@ BUCKETS_PER_MS: Final = 10  # latencies are counted in tenths of a millisecond
 PROBE_POLL_S: Final = 0.004
 PROBE_S_MAX: Final = 10.0
 
-_WORDS: Final = tuple(
-    "account address amount archive balance basket battery bicycle blanket bottle branch bridge business camera candle"
-    " carpet castle century chapter charger climate coffee colour comfort company copper cotton counter country courier"
-    " curtain customer delivery deposit diesel discount district doctor dollar engine evening exchange factory family"
-    " feather figure finger forest format freight friend future garden glass harbour history holiday hospital industry"
-    " invoice island jacket journey kitchen ladder language leather letter library machine magazine manager market"
-    " material measure member message minute mirror moment morning mountain museum natural network notebook number"
-    " object office opinion orange order package painting paper parcel partner pattern payment pencil picture pillow"
-    " planet plastic platform pocket postage present process product project quality quarter question receipt refund"
-    " region repair return river school season second secret service silver spring station street student summer supply"
-    " surface system table ticket timber travel uniform valley vehicle village voucher warehouse weather window winter"
-    " without worker yellow".split()
-)
-_NAMES: Final = tuple(
-    "Ada Ahmed Aiko Alvaro Amina Anders Beatriz Chen Dagny Deepa Elif Farid Fatou Goran Hanna Ines Ivo Jamila Kofi Lars"
-    " Leila Lucia Magnus Mei Naveen Noor Olga Pablo Priya Ravi Rosa Samir Sofia Tariq Ulla Vera Wanjiru Yusuf Zofia".split()
-)
-_CITIES: Final = tuple("Accra Bergen Cusco Delhi Essen Fukuoka Ghent Hanoi Izmir Jaipur Kyiv Lagos Malaga Nantes Oslo Pune".split())
+_TEXT: Final = """
+account address amount archive balance basket battery bicycle blanket bottle branch bridge business camera
+candle carpet castle century chapter charger climate coffee colour comfort company copper cotton counter
+country courier curtain customer delivery deposit diesel discount district doctor dollar engine evening
+exchange factory family feather figure finger forest format freight friend future garden glass harbour history
+holiday hospital industry invoice island jacket journey kitchen ladder language leather letter library machine
+magazine manager market material measure member message minute mirror moment morning mountain museum natural
+network notebook number object office opinion orange order package painting paper parcel partner pattern
+payment pencil picture pillow planet plastic platform pocket postage present process product project quality
+quarter question receipt refund region repair return river school season second secret service silver spring
+station street student summer supply surface system table ticket timber travel uniform valley vehicle village
+voucher warehouse weather window winter without worker yellow
+"""
+_PEOPLE: Final = """
+Ada Ahmed Aiko Alvaro Amina Anders Beatriz Chen Dagny Deepa Elif Farid Fatou Goran Hanna Ines Ivo Jamila Kofi
+Lars Leila Lucia Magnus Mei Naveen Noor Olga Pablo Priya Ravi Rosa Samir Sofia Tariq Ulla Vera Wanjiru Yusuf
+Zofia
+"""
+_PLACES: Final = "Accra Bergen Cusco Delhi Essen Fukuoka Ghent Hanoi Izmir Jaipur Kyiv Lagos Malaga Nantes Oslo Pune"
+_WORDS, _NAMES, _CITIES = _TEXT.split(), _PEOPLE.split(), _PLACES.split()
 
 
 def make_value(source: random.Random) -> bytes:
     """One cart of a shop as JSON text of exactly VALUE_BYTES bytes."""
+    month, day, hour, minute = (source.randrange(*bounds) for bounds in ((1, 13), (1, 29), (24,), (60,)))
+    items = [{"sku": f"{source.randrange(10**5):05d}", "n": source.randrange(1, 9)} for _ in range(source.randrange(1, 4))]
     cart = {
         "user": f"u-{source.randrange(10**6):06d}",
         "name": f"{source.choice(_NAMES)} {source.choice(_NAMES)}",
         "city": source.choice(_CITIES),
-        "at": f"2026-{source.randrange(1, 13):02d}-{source.randrange(1, 29):02d}T{source.randrange(24):02d}:{source.randrange(60):02d}Z",
-        "items": [{"sku": f"{source.randrange(10**5):05d}", "n": source.randrange(1, 9)} for _ in range(source.randrange(1, 4))],
+        "at": f"2026-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}Z",
+        "items": items,
         "total": source.randrange(100, 100_000) / 100,
         "note": "",
     }
@@ -215,22 +221,24 @@ class Clients:
         for number, at_s in enumerate(times_s, first):
             await _until(at_s)
             with _counted(tally):
-                await self._client.put(probe_key(self._place, number), str(time.time()), consistency="QUORUM")
+                await self._client.put(probe_key(self._place, number), str(time.time()).encode(), consistency="QUORUM")
 
     async def _see_probes(self, other: int, first: int, times_s: Sequence[float], tally: Tally) -> None:
-        for number, at_s in enumerate(times_s, first):
-            await _until(at_s)
-            with _counted(tally):
-                await self._see(probe_key(other, number), tally)
+        async with asyncio.TaskGroup() as tasks:
+            for number, at_s in enumerate(times_s, first):
+                tasks.create_task(self._see(probe_key(other, number), at_s, tally))
 
-    async def _see(self, key: bytes, tally: Tally) -> None:
+    async def _see(self, key: bytes, from_s: float, tally: Tally) -> None:
+        """Read a key until it is there, and count how long ago it was written then."""
+        await _until(from_s)
         ends_s = time.monotonic() + PROBE_S_MAX
-        while time.monotonic() < ends_s:
-            got = await self._client.get(key, consistency="ONE")
-            if got.value is not None:
-                tally.visible[int((time.time() - float(got.value)) * 1_000 * BUCKETS_PER_MS)] += 1
-                return
-            await asyncio.sleep(PROBE_POLL_S)
+        with _counted(tally):
+            while time.monotonic() < ends_s:
+                got = await self._client.get(key, consistency="ONE")
+                if got.value is not None:
+                    tally.visible[int((time.time() - float(got.value)) * 1_000 * BUCKETS_PER_MS)] += 1
+                    return
+                await asyncio.sleep(PROBE_POLL_S)
         tally.probes_unseen += 1
 
 

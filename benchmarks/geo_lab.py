@@ -1,11 +1,13 @@
-"""The cluster that `benchmarks.geo` measures: a lab of nine nodes, a client process per datacenter, and what can be read of them.
+"""The cluster that `benchmarks.geo` measures: a lab of nine nodes, a client process per datacenter, and what can be read
+of them.
 
-Nodes, proxies and addresses are those of `geokv lab`; only the round trips are set to be equal. Everything here is started by this
-process and ends with it.
+Nodes, proxies and addresses are those of `geokv lab`; only the round trips are set to be equal. Everything here is
+started by this process and ends with it.
 
-Invariants: bytes of the WAN are those that the proxies between the nodes of different datacenters sent, both directions; clients'
-and operators' traffic has proxies of its own and is not in it. The real Toxiproxy counts a connection's bytes when it ends, so
-before they are read those connections are closed, and the reading waits until the nodes have found each other again.
+Invariants: bytes of the WAN are those that the proxies between the nodes of different datacenters sent, both
+directions; clients' and operators' traffic has proxies of its own and is not in it. The real Toxiproxy counts a
+connection's bytes when it ends, so before they are read those connections are closed, and the reading waits until the
+nodes have found each other again.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@
         ...
         cluster.restart("node-2")
 
-As a pytest fixture: put `pytest_plugins = ["geokv.testing"]` into conftest.py and take `geokv_cluster` (one node for the whole
-session; every test that wants keys of its own makes a namespace).
+As a pytest fixture: put `pytest_plugins = ["geokv.testing"]` into conftest.py and take `geokv_cluster` (one node
+for the whole session; every test that wants keys of its own makes a namespace).
 
-All nodes stand in one datacenter `dc1`, with a replica on up to three of them. The directory is temporary, unless one is given; a given
-one is kept, so that a second Cluster on it finds what the first wrote. Where a `with` block ends by an exception, the end of every
-node's log goes to the logger `geokv.testing`.
+All nodes stand in one datacenter `dc1`, with a replica on up to three of them. The directory is temporary, unless
+one is given; a given one is kept, so that a second Cluster on it finds what the first wrote. Where a `with` block
+ends by an exception, the end of every node's log goes to the logger `geokv.testing`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _log = logging.getLogger("geokv.testing")
 class Cluster:
     """`nodes` real nodes, `node-1` and so on, started by `start()` or a `with` block.
 
-    `directory`: where they keep their logs; None: a temporary one, removed at the end. `settings`: flags of `geokv serve` for all
-    nodes, without the dashes.
+    `directory`: where they keep their logs; None: a temporary one, removed at the end. `settings`: flags of `geokv
+    serve` for all nodes, without the dashes.
     """
 
     def __init__(

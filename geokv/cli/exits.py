@@ -69,7 +69,7 @@ def advice_for(error: GeokvError) -> str:
     if isinstance(error, Partial):
         return "it is written on fewer replicas than asked for and may still spread; read the key before you write again"
     if isinstance(error, Ambiguous) or (isinstance(error, DeadlineExceeded) and error.may_have_happened):
-        return "the write may have happened; read the key before you write again"
+        return "read the key before you write again"
     if isinstance(error, Overloaded):
         return f"try again in {error.retry_after:g} s"
     if isinstance(error, DeadlineExceeded):

@@ -39,7 +39,8 @@ def lab() -> None:
 def up(directory: str, topology: str | None, proxies: Any, as_json: bool) -> None:
     """Start a lab, which stays until `geokv lab down`.
 
-    Each node is a process of its own. What is written stays in the directory, so a lab that went down comes up with its values.
+    Each node is a process of its own. What is written stays in the directory, so a lab that went down comes up with
+    its values.
     """
     from geokv.lab.state import LabDirectory
     from geokv.lab.supervisor import bring_up
@@ -136,15 +137,15 @@ def _is_running(pid: int) -> bool:
 @click.option("--lose", metavar="DC", help="The datacenter that is lost; the first of the topology where not given.")
 @click.option("--directory", metavar="PATH", help="Keep everything there; a temporary directory where not given.")
 @click.option("--seconds", type=click.FloatRange(1, 30), default=6.0, show_default=True, help="Length of each phase.")
-@click.option("--rate", type=click.IntRange(1, 5000), default=150, show_default=True, help="Writes a second, per datacenter.")
+@click.option("--rate", type=click.IntRange(1, 5000), default=60, show_default=True, help="Writes a second, per datacenter.")
 @_json
 def demo(
     topology: str | None, proxies: Any, lose: str | None, directory: str | None, seconds: float, rate: int, as_json: bool
 ) -> int:
     """The main job: three datacenters take writes, lose one of them, carry on, and become equal again.
 
-    Clients in every datacenter write and read; one datacenter is lost, for its own clients too, and heals; then every replica is read.
-    Exit code 1 where an acknowledged write was lost or the datacenters differ.
+    Clients in every datacenter write and read; one datacenter is lost, for its own clients too, and heals; then
+    every replica is read. Exit code 1 where an acknowledged write was lost or the datacenters differ.
     """
     from geokv.lab.demo.run import DemoOptions, run_demo
 

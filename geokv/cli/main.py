@@ -1,7 +1,7 @@
 """The command `geokv`: one line on stderr and an exit code for everything that goes wrong.
 
-Invariants: no traceback for anything that a user or an operator can cause. What is not a GeokvError is a fault of this program and
-does show one.
+Invariants: no traceback for anything that a user or an operator can cause. What is not a GeokvError is a fault of
+this program and does show one.
 
 Not here: what the commands do; each has a module of its own, imported when it runs.
 """
@@ -27,7 +27,7 @@ COMMANDS = {
     "namespace": Lazy("geokv.cli.namespace", "namespace", "Create, list, show, alter and delete namespaces."),
     "status": Lazy("geokv.cli.status", "status", "Show the nodes, the ring and the lag between datacenters."),
     "lab": Lazy("geokv.cli.lab", "lab", "Run several datacenters on this machine."),
-    "wan": Lazy("geokv.cli.wan", "wan", "Show and change the links between the datacenters of a lab."),
+    "wan": Lazy("geokv.cli.wan", "wan_group", "Show and change the links between the datacenters of a lab."),
     "sim": Lazy("geokv.cli.sim", "sim", "Run the simulator: a whole cluster from one seed."),
     "bench": Lazy("geokv.cli.bench", "bench", "Put load on a cluster and measure."),
 }

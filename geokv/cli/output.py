@@ -1,7 +1,7 @@
 """Output: tables for people, one JSON document for programs.
 
-Versions are 64 bits wide, more than JSON's readers keep exactly, so they are strings there. A value or key that is not UTF-8 goes as
-base64, under another name, so that nobody mistakes one for the other.
+Versions are 64 bits wide, more than JSON's readers keep exactly, so they are strings there. A value or key that is
+not UTF-8 goes as base64, under another name, so that nobody mistakes one for the other.
 """
 
 from __future__ import annotations

@@ -41,8 +41,9 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 def serve(config: Path | None, **flags: Any) -> None:
     """Run one node until SIGTERM.
 
-    Each setting comes from its flag, else from the environment (the name in brackets), else from the file of --config, else it has its
-    default. When the node serves it writes a line of JSON with its address to standard output; its log goes to standard error.
+    Each setting comes from its flag, else from the environment (the name in brackets), else from the file of
+    --config, else it has its default. When the node serves it writes a line of JSON with its address to standard
+    output; its log goes to standard error.
     """
     settings = read_config({name: value for name, value in flags.items() if value is not None}, os.environ, config)
     from geokv.server.boot import serve as run_node

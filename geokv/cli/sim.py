@@ -14,7 +14,7 @@ from geokv.cli.output import console, print_json, print_table
 OK = "ok"
 
 
-@click.group()
+@click.group(short_help="Run the simulator: a whole cluster from one seed.")
 def sim() -> None:
     """Run the simulator: a whole cluster, its network, disks, clocks and clients, from one seed."""
 

@@ -57,16 +57,16 @@ def show_links(rows: list[dict[str, Any]]) -> None:
     )
 
 
-@click.group()
-def wan() -> None:
+@click.group("wan")
+def wan_group() -> None:
     """Show and change the links between the datacenters of a lab.
 
-    A link is everything between two datacenters, of nodes and of clients. Changes hold at once, in both directions unless --one-way is
-    given.
+    A link is everything between two datacenters, of nodes and of clients. Changes hold at once, in both directions
+    unless --one-way is given.
     """
 
 
-@wan.command("show")
+@wan_group.command("show")
 @_lab
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def show(directory: str, as_json: bool) -> None:
@@ -78,7 +78,7 @@ def show(directory: str, as_json: bool) -> None:
         show_links(rows)
 
 
-@wan.group("set")
+@wan_group.group("set")
 def set_() -> None:
     """Change a link's latency or bandwidth."""
 
@@ -114,7 +114,7 @@ def bandwidth(from_dc: str, to_dc: str, kb_s: str, one_way: bool, directory: str
     click.echo(f"{_pair(from_dc, to_dc, one_way)}: {'no limit' if kb_s == 'none' else f'{kb_s} KB/s'}")
 
 
-@wan.command("cut")
+@wan_group.command("cut")
 @click.argument("from_dc")
 @click.argument("to_dc")
 @click.option("--refuse", is_flag=True, help="Refuse connections, instead of swallowing everything.")
@@ -127,7 +127,7 @@ def cut(from_dc: str, to_dc: str, refuse: bool, one_way: bool, directory: str) -
     click.echo(f"{_pair(from_dc, to_dc, one_way)}: {'refused' if refuse else 'cut'}")
 
 
-@wan.command("heal")
+@wan_group.command("heal")
 @click.argument("from_dc", required=False)
 @click.argument("to_dc", required=False)
 @_lab
@@ -144,7 +144,7 @@ def heal(from_dc: str | None, to_dc: str | None, directory: str) -> None:
     click.echo(f"healed: {' and '.join(names) or 'everything'}")
 
 
-@wan.command("lose-dc")
+@wan_group.command("lose-dc")
 @click.argument("dc")
 @_lab
 def lose_dc(dc: str, directory: str) -> None:
@@ -153,7 +153,7 @@ def lose_dc(dc: str, directory: str) -> None:
     click.echo(f"{dc} is lost; `geokv wan heal {dc}` brings it back")
 
 
-@wan.command("isolate-dc")
+@wan_group.command("isolate-dc")
 @click.argument("dc")
 @_lab
 def isolate_dc(dc: str, directory: str) -> None:

@@ -147,9 +147,7 @@ class AsyncNamespace(Handle):
         options = self._write_options(consistency, w, ttl, replicated_to, context is not None, timeout_us)
         now = now_us()
         future = host.loop.create_future()
-        operation = FutureOperation(
-            options, key, value, now, now + timeout_us, arguments.encode_context(context), future
-        )
+        operation = FutureOperation(options, key, value, now, now + timeout_us, arguments.encode_context(context), future)
         host.add(operation)
         try:
             return await future  # type: ignore[no-any-return]
@@ -209,9 +207,7 @@ class AsyncNamespace(Handle):
         options = self._write_options(consistency, w, None, replicated_to, context is not None, timeout_us)
         now = now_us()
         future = host.loop.create_future()
-        operation = FutureOperation(
-            options, key, None, now, now + timeout_us, arguments.encode_context(context), future
-        )
+        operation = FutureOperation(options, key, None, now, now + timeout_us, arguments.encode_context(context), future)
         host.add(operation)
         try:
             return await future  # type: ignore[no-any-return]
@@ -427,9 +423,7 @@ class AsyncClient(AsyncNamespace):
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         connection = getattr(self, "_connection", None)
         if connection is not None and connection.host is not None:
-            _warn(
-                f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self
-            )
+            _warn(f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self)
             lifetime.close_forgotten(connection)
 
     def __reduce__(self) -> Any:

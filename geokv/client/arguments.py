@@ -53,9 +53,7 @@ def encode_value(value: Any, codec: Codec | None) -> bytes:
             ' for example kv.namespace("...", codec="json")'
         )
     if len(value) > VALUE_BYTES_MAX_MAX:
-        raise InvalidRequest(
-            f"the value has {len(value)} bytes: at most {VALUE_BYTES_MAX_MAX} in any namespace; split it"
-        )
+        raise InvalidRequest(f"the value has {len(value)} bytes: at most {VALUE_BYTES_MAX_MAX} in any namespace; split it")
     return value
 
 
@@ -143,9 +141,7 @@ def write_options(
     return table.get(Kind.WRITE, namespace, level, _count(w, "w"), ttl_ms(ttl), copies, False, has_contexts, waits)
 
 
-def read_options(
-    table: OptionsTable, namespace: str, consistency: Level | None, r: int | None, repair: str | None
-) -> Options:
+def read_options(table: OptionsTable, namespace: str, consistency: Level | None, r: int | None, repair: str | None) -> Options:
     level = level_of(consistency)
     if level is Consistency.EACH_QUORUM:
         raise InvalidRequest("EACH_QUORUM is a level for writes; read with QUORUM, or write with EACH_QUORUM")

@@ -181,9 +181,7 @@ class Host:
         try:
             method, payload = wire.encode(request)
             link = self._links.get(address) or self._open(address)
-            answer = await link.methods[method.path](
-                payload, timeout=timeout_s + _TRANSPORT_SLACK_S, metadata=self._metadata
-            )
+            answer = await link.methods[method.path](payload, timeout=timeout_s + _TRANSPORT_SLACK_S, metadata=self._metadata)
             event: Event = wire.decode(number, method, answer)
         except grpc.aio.AioRpcError as error:
             event = wire.failure_of(number, error)

@@ -341,9 +341,7 @@ class Namespace(Handle):
 class Batch(BatchBuilder):
     __doc__ = BatchBuilder.__doc__
 
-    def __init__(
-        self, handle: Namespace, options: Callable[[Seconds | None], Options], read: Options, timeout_us: int
-    ) -> None:
+    def __init__(self, handle: Namespace, options: Callable[[Seconds | None], Options], read: Options, timeout_us: int) -> None:
         super().__init__(handle, options, read)
         self._connection = handle._connection
         self._timeout_us = timeout_us
@@ -438,9 +436,7 @@ class Client(Namespace):
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         connection = getattr(self, "_connection", None)
         if connection is not None and connection.runner is not None:
-            _warn(
-                f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self
-            )
+            _warn(f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self)
             connection.close(should_wait=False, because="the client was forgotten, and collected")
 
     def __reduce__(self) -> Any:

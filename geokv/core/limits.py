@@ -31,6 +31,7 @@ CALLS_MAX: Final = 4096  # client calls in progress
 CALL_BYTES_MAX: Final = 128 * MIB  # requests of the client calls in progress
 WAITING_BYTES_MAX: Final = 16 * MIB  # appended and not yet handed to the disk
 PENDING_PARTS_MAX: Final = 16384  # batches that wait for their replicas
+PENDING_BYTES_MAX: Final = 64 * MIB  # of these batches; the oldest that no caller waits for are let go first
 PEER_QUEUE_BYTES_MAX: Final = 32 * MIB  # messages to one peer that its stream has not taken
 PEER_WRITE_BYTES_MAX: Final = 1 * MIB  # queued messages that go out as one, unless one alone is larger
 METADATA_BYTES_MAX: Final = 8 * KIB  # of one call

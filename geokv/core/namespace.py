@@ -58,8 +58,9 @@ SETTINGS: Final = (
     "key_bytes_max",
     "durability",
     "interval_ms",
+    "links_off",
 )
-ALTERABLE: Final = ("ttl_ms", "value_bytes_max", "key_bytes_max", "write_level", "read_level", "interval_ms")
+ALTERABLE: Final = ("ttl_ms", "value_bytes_max", "key_bytes_max", "write_level", "read_level", "interval_ms", "links_off")
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 
@@ -69,6 +70,7 @@ class NamespaceDefinition:
     """One namespace, as it was created or last altered.
 
     `dcs` empty: every datacenter of the topology. `replicas`: (dc, copies) pairs, or None for the topology's.
+    `links_off`: (from, to) pairs of datacenters between which it is not shipped for now; the log is kept for later.
     `unknown`: MessagePack of the fields that this version does not know.
     """
 
@@ -84,6 +86,7 @@ class NamespaceDefinition:
     key_bytes_max: int = KEY_BYTES_MAX
     durability: str = "always"
     interval_ms: int = 0
+    links_off: tuple[tuple[str, str], ...] = ()
     created_hlc: int = 0
     created_dc: str = ""
     altered_hlc: int = 0
@@ -103,6 +106,7 @@ class NamespaceDefinition:
         """What a creator chooses, as a tree of plain values."""
         tree: dict[str, object] = {name: getattr(self, name) for name in SETTINGS}
         tree["dcs"] = list(self.dcs)
+        tree["links_off"] = [f"{source}>{target}" for source, target in self.links_off]
         tree["replicas"] = None if self.replicas is None else dict(self.replicas)
         tree["write_level"], tree["read_level"] = self.write_level.name, self.read_level.name
         return tree
@@ -188,6 +192,7 @@ def decode(packed: bytes) -> NamespaceDefinition:
         tree = msgpack.unpackb(packed, strict_map_key=True)
         known = {one.name: tree.pop(one.name) for one in fields(NamespaceDefinition) if one.name in tree}
         known["dcs"] = tuple(known["dcs"])
+        known["links_off"] = tuple((source, target) for source, target in known.get("links_off", ()))
         if known["replicas"] is not None:
             known["replicas"] = tuple((dc, count) for dc, count in known["replicas"])
         known["write_level"], known["read_level"] = (
@@ -262,6 +267,13 @@ def _replicas(name: str, value: object) -> tuple[tuple[str, int], ...] | None:
     return tuple(sorted((str(dc), check(f"replicas in {dc}", count)) for dc, count in value.items()))
 
 
+def _links_off(name: str, value: object) -> tuple[tuple[str, str], ...]:
+    pairs = [tuple(str(one).split(">")) for one in value] if isinstance(value, list | tuple) else [()]
+    if any(len(pair) != 2 or not all(pair) or pair[0] == pair[1] for pair in pairs):
+        raise InvalidRequest(f"{name} = {value!r}: give a list of links, like ['eu-west>us-east']; empty: all are on")
+    return tuple(sorted({(pair[0], pair[1]) for pair in pairs}))
+
+
 def _durability(name: str, value: object) -> str:
     if value not in DURABILITIES:
         raise InvalidRequest(f"unknown {name} {value!r}: choose one of {', '.join(DURABILITIES)}")
@@ -279,6 +291,7 @@ _CHECKS: Final[dict[str, Any]] = {
     "key_bytes_max": _whole(1, KEY_BYTES_MAX),
     "durability": _durability,
     "interval_ms": _whole(0, INTERVAL_MS_MAX),
+    "links_off": _links_off,
 }
 assert set(_CHECKS) == set(SETTINGS) > set(ALTERABLE)
 

@@ -43,6 +43,15 @@ def unpack_origin(packed: bytes) -> Origin:
     return Origin(dc.decode(), node.decode(), int.from_bytes(incarnation, "big"))
 
 
+def is_origin(packed: bytes) -> bool:
+    """Whether these bytes are a packed origin."""
+    try:
+        unpack_origin(packed)
+    except ValueError:
+        return False
+    return True
+
+
 def draw_incarnation(wall_ms: int, rng: random.Random) -> int:
     """64 bits: 44 of wall milliseconds, 20 random. Drawn, never counted on from a disk that may be an old copy."""
     return (wall_ms & ((1 << 44) - 1)) << _RANDOM_BITS | rng.getrandbits(_RANDOM_BITS)

@@ -7,7 +7,7 @@ Not here: retries and failover. Who asks one node wants to know about that one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self
@@ -68,14 +68,14 @@ class NodeConnection:
         self._channel.close()
 
     def _call(self, method: Method, payload: bytes, timeout_s: float) -> bytes:
+        call: Callable[..., bytes] = self._channel.unary_unary(method.path)
         try:
-            answer: bytes = self._channel.unary_unary(method.path)(payload, timeout=timeout_s)
+            answer = call(payload, timeout=timeout_s)
         except grpc.RpcError as error:
             code, text = error.code(), error.details() or ""
             if code is grpc.StatusCode.INVALID_ARGUMENT:
                 raise InvalidRequest(text) from error
-            said = "no answer in time" if code is grpc.StatusCode.DEADLINE_EXCEEDED else text
-            raise Unavailable(f"{self.address} cannot be reached: {said}") from error
+            raise Unavailable(f"{self.address} cannot be reached: {_said(code, text)}") from error
         return answer
 
     def __enter__(self) -> Self:
@@ -83,6 +83,13 @@ class NodeConnection:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _said(code: grpc.StatusCode, text: str) -> str:
+    """gRPC's long words, short."""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED or "timed out" in text:
+        return "no answer in time"
+    return "connection refused" if "Connection refused" in text else f"{code.name.lower()}: {text[:200]}"
 
 
 def ask(

@@ -5,9 +5,9 @@ Every datacenter is a network of its own, and the proxy server is the only conta
     host ── published ports ──┐
                               │
     network eu-west ───── toxiproxy ───── network us-east          eu-west-1 at home:       eu-west-1:7100
-    eu-west-1 -2 -3           │           us-east-1 -2 -3          from us-east:            toxiproxy:12101
-                       network ap-south                            clients near ap-south:   127.0.0.1:23101
-                       ap-south-1 -2 -3                            from outside:            127.0.0.1:7101
+    eu-west-1 -2 -3           │           us-east-1 -2 -3          from us-east:            toxiproxy:22101
+                       network ap-south                            clients near ap-south:   127.0.0.1:11101
+                       ap-south-1 -2 -3                            from outside:            127.0.0.1:8101
 
     python -m geokv.lab.compose topology topology/three-dc.toml    print the same cluster with these addresses
     python -m geokv.lab.compose links --topology FILE              make the proxies that FILE names, set their links
@@ -40,12 +40,13 @@ PROXY_HOST: Final = "toxiproxy"
 API_PORT: Final = 8474  # Toxiproxy's own
 PUBLISHED_HOST: Final = "127.0.0.1"
 NODE_PORT: Final = 7100
-# The last three digits of a proxy's port say which node it leads to (datacenter, place in it), the rest who asks.
+# The last three digits of a proxy's port say which node it leads to (datacenter, place in it), the rest who asks. Those on
+# the host lie apart from the ports that a lab takes (7101 and on, 15000 and on), so that both run side by side.
 NODES_PER_DC_MAX: Final = 99
-DCS_MAX: Final = 6  # all ports stay below 32768, where systems begin to take ports for outgoing connections
-OUTSIDE_PORTS: Final = 7_000
-DC_PORTS: Final = 11_000
-CLIENTS_PORTS: Final = 21_000
+DCS_MAX: Final = 6
+OUTSIDE_PORTS: Final = 8_000
+CLIENTS_PORTS: Final = 9_000
+DC_PORTS: Final = 21_000
 PORTS_PER_VIEW: Final = 1_000
 ANSWER_S_MAX: Final = 60.0
 HEALTH_S_MAX: Final = 4.0
@@ -157,7 +158,7 @@ def _is_complete(wanted: Mapping[str, tuple[int, str]], standing: Mapping[str, P
     )
 
 
-def wait_for(proxies: Proxies, timeout_s: float = ANSWER_S_MAX) -> str:
+def wait_for(proxies: Proxies, timeout_s: float) -> str:
     """Wait until the proxy server answers; its version. Raises LabError with what it said last."""
     deadline_s = time.monotonic() + timeout_s
     while True:
@@ -214,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     links = commands.add_parser("links", help="make the proxies and set the links of a topology")
     links.add_argument("--topology", type=Path, required=True, help="file with the addresses of all viewpoints")
     links.add_argument("--toxiproxy", default=f"{PROXY_HOST}:{API_PORT}", help="host:port of the proxy server (%(default)s)")
+    links.add_argument("--wait-s", type=float, default=ANSWER_S_MAX, help="how long to wait for it (%(default)s)")
     health = commands.add_parser("health", help="exit 0 where the node at an address serves")
     health.add_argument("address")
     return parser
@@ -224,18 +226,18 @@ def _run(options: argparse.Namespace) -> str:
         case "topology":
             return render(_read(options.file), options.file.name)
         case "links":
-            return _set_links(_read(options.topology), options.toxiproxy)
+            return _set_links(_read(options.topology), options.toxiproxy, options.wait_s)
         case _:
             check_health(options.address)
             return ""
 
 
-def _set_links(topology: Topology, toxiproxy: str) -> str:
+def _set_links(topology: Topology, toxiproxy: str, wait_s: float) -> str:
     from geokv.lab.wan.proxies import Proxies
     from geokv.runtime.credentials import split_address
 
     proxies = Proxies(*split_address(toxiproxy))
-    version = wait_for(proxies)
+    version = wait_for(proxies, wait_s)
     done = "made" if set_links(topology, proxies) else "stood already, left as they are"
     count = sum(len(node.seen_from) for node in topology.nodes)
     return f"{count} proxies of Toxiproxy {version} {done}\n"

@@ -1,8 +1,9 @@
 """Free ports for nodes, reserved across processes, so that two labs which start at once never choose the same.
 
-A reservation is an exclusive lock on a small file in the temporary directory, one per port. It goes with the process that holds it, also
-after kill -9. Ports are chosen below the range from which systems take ports for outgoing connections, so nothing else snatches
-one between the choice and the start of its node, or while the node is restarted.
+A reservation is an exclusive lock on a small file in the temporary directory, one per port. It goes with the
+process that holds it, also after kill -9. Ports are chosen below the range from which systems take ports for
+outgoing connections, so nothing else snatches one between the choice and the start of its node, or while the node
+is restarted.
 
 Invariants: a port is given out only when its lock is ours and nothing listens on it.
 """

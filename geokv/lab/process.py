@@ -137,7 +137,8 @@ class NodeProcess:
             "parent-pipe-fd": str(self._pipe.read_fd),
             **self._settings,
         }
-        return [sys.executable, "-m", "geokv", "serve", *(part for name, value in flags.items() for part in (f"--{name}", value))]
+        pairs = [part for name, value in flags.items() for part in (f"--{name}", value)]
+        return [sys.executable, "-m", "geokv", "serve", *pairs]
 
     def _how_it_ended(self) -> str:
         code = None if self._process is None else self._process.poll()

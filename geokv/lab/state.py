@@ -7,8 +7,8 @@
         supervisor.log, wan.log, nodes/NAME.log, nodes/NAME/
         .gitignore        so that none of this is ever committed
 
-Invariants: a lab runs if and only if the lock is held. A state file without a held lock is left over from a supervisor that was killed, and
-means nothing: its children have ended by themselves.
+Invariants: a lab runs if and only if the lock is held. A state file without a held lock is left over from a
+supervisor that was killed, and means nothing: its children have ended by themselves.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
        ^                     │
        └── "ready" or why not ── through a pipe; then `lab up` ends and the supervisor stays
 
-Whatever becomes of the supervisor, also kill -9, its children see their pipe close and end. The kernel lets its lock go, so the next
-`lab up` in the directory just works.
+Whatever becomes of the supervisor, also kill -9, its children see their pipe close and end. The kernel lets its
+lock go, so the next `lab up` in the directory just works.
 """
 
 from __future__ import annotations

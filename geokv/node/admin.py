@@ -80,9 +80,11 @@ class Admin:
     def _change(self, request: AdminRequest, respond: Respond, begin: Callable[..., int]) -> None:
         node = self._node
         definitions = node.assembly.definitions
-        no_room = node.assembly.commit.reserve(64 * 1024)
+        no_room = node.assembly.commit.reserve(64 * 1024, is_control=True)
         if no_room:
             raise Unavailable(no_room)
+        if node.context.distrusted or not node.has_standing:
+            raise Unavailable(node.context.is_refusing or "no majority of this datacenter has answered about this node's disk")
         if not definitions.is_member:
             raise Unavailable(
                 "this node does not take part in agreements yet: its disk is new, and it waits for the other nodes of"
@@ -324,6 +326,8 @@ class Admin:
         name = text_of(arguments, "node")
         if name not in self._node.assembly.members or name == self._node.config.node:
             raise InvalidRequest(f"{name!r} is not another node of {self._node.config.dc}")
+        if self._node.context.distrusted or not self._node.has_standing:
+            raise Unavailable(self._node.is_refusing or "this node does not know yet whether its own disk is complete")
         run = self._node.close_node(name)
         respond(AdminReply(Outcome.APPLIED, {"node": name, "close": run.close}))
 

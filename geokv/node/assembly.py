@@ -13,7 +13,7 @@ from geokv.core.origin import Origin, draw_incarnation
 from geokv.core.ring import Member, Ring
 from geokv.node.config import NodeConfig
 from geokv.node.definitions import Definitions
-from geokv.protocol.closing import Closings
+from geokv.protocol.closing import RUNS_TOLD_MAX, Closings
 from geokv.protocol.commit import Commit
 from geokv.protocol.context import Context
 from geokv.protocol.effects import Effect
@@ -126,7 +126,7 @@ class Assembly:
         return {
             "format": 1,
             "segment": segment,
-            "runs": recovered.runs[-256:],
+            "runs": recovered.runs[-RUNS_TOLD_MAX:],
             "bound_ms": bound_ms,
             "promised": [[origin, sorted(partitions)] for origin, partitions in context.promised.items()],
             # None: in all of this node's partitions

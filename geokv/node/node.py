@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from geokv.core.hlc import hlc_ms
-from geokv.core.limits import HLC_BOUND_AHEAD_MS
+from geokv.core.limits import HLC_BOUND_AHEAD_MS, KIB
 from geokv.core.namespace import NamespaceDefinition
 from geokv.core.origin import Origin
 from geokv.errors import RecordError
@@ -29,7 +29,7 @@ from geokv.node.assembly import Assembly
 from geokv.node.config import NodeConfig
 from geokv.node.recovery import Recovered, restore
 from geokv.protocol import control, messages
-from geokv.protocol.closing import CloseRun, closing_item
+from geokv.protocol.closing import RUNS_TOLD_MAX, CloseRun, closing_item
 from geokv.protocol.commit import Entry
 from geokv.protocol.effects import (
     Answer,
@@ -68,6 +68,7 @@ from geokv.storage.engine import Engine
 Frames = Iterable[tuple[int, int, bytes]]
 Checkpoint = tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]]
 
+AGREEMENT_BYTES_MAX: Final = 64 * KIB  # of notes that one message to the agreement usually leads to, at most
 STARTING: Final = "this node has just started and asks its peers whether its disk is complete"
 
 
@@ -80,8 +81,10 @@ class Node:
         self._recovered = recovered
         self._is_started = False
         self._is_over = False
+        self._has_standing = False
         self._started_us: int | None = None
         self._bound_ms = recovered.bound_ms
+        assembly.context.bound_ms = recovered.bound_ms
         self._build_token = 0
         self._is_building = False
         self._built_bytes = 0
@@ -178,7 +181,8 @@ class Node:
             self.assembly.commit.flush(now_us)
         effects = list(self._effects)
         self._effects.clear()
-        return effects
+        ends = [at for at, effect in enumerate(effects) if isinstance(effect, EndIncarnation)]
+        return effects[: ends[0] + 1] if ends else effects  # what callbacks of the same frame still wanted goes nowhere
 
     # --- wiring -----------------------------------------------------------------------------------------------------
 
@@ -198,7 +202,7 @@ class Node:
 
     def _message_handlers(self) -> dict[type, Callable[[str, Any], None]]:
         m, a = messages, self.assembly
-        definitions = a.definitions.heard
+        definitions = self._on_agreement
         return {
             m.Replicate: self._on_replicate,
             m.Replicated: self._on_replicated,
@@ -212,9 +216,9 @@ class Node:
             m.FeedAck: a.sender.acknowledged,
             m.FeedClose: lambda peer, message: a.sender.closed(peer, message.feed),
             m.FeedRefused: a.receiver.refused,
-            m.Prepare: definitions,
+            m.Prepare: self._on_vote_asked,
             m.Promised: definitions,
-            m.Accept: definitions,
+            m.Accept: self._on_vote_asked,
             m.Accepted: definitions,
             m.Chosen: definitions,
             m.CopyItems: definitions,
@@ -288,11 +292,26 @@ class Node:
 
     def _coordinate(self, batch: WriteBatch | ReadBatch, respond: Callable[[Any], None]) -> None:
         self.context.clock.observe(batch.seen_hlc, self.context.wall_ms)
-        if isinstance(batch, WriteBatch):
-            self._keep_bound()
+        if not isinstance(batch, WriteBatch):
+            self.assembly.read.start(batch, respond)
+            return
+        self._keep_bound()
+        if self._stamps_to_ms() < self.context.bound_ms:
             self.assembly.write.start(batch, respond)
         else:
-            self.assembly.read.start(batch, respond)
+            self._write_later(batch, respond, self.context.now_us + batch.timeout_ms * 1000)
+
+    def _write_later(self, batch: WriteBatch, respond: Callable[[Any], None], until_us: int) -> None:
+        """Start a write once the HLC's bound above its stamps is synced."""
+        self._keep_bound()
+        if self._stamps_to_ms() < self.context.bound_ms or self._bound_ms <= self._stamps_to_ms():
+            self.assembly.write.start(batch, respond)  # or it is refused: there was no room for the bound either
+        elif self.context.now_us >= until_us or self.context.is_refusing:
+            why = self.context.is_refusing or "the log did not sync in time; nothing was numbered"
+            respond(unavailable(batch, why, self.config.node))
+        else:
+            self.context.note("write.waited_for_bound")
+            self.assembly.commit.after_pending(lambda: self._write_later(batch, respond, until_us))
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
@@ -335,10 +354,19 @@ class Node:
     def _keep_bound(self) -> None:
         """Write the HLC's bound ahead of it, so that a restart begins above every stamp that was given."""
         context = self.context
-        ahead_ms = max(context.wall_ms, hlc_ms(context.clock.last))
-        if ahead_ms + HLC_BOUND_AHEAD_MS // 3 >= self._bound_ms:
-            self._bound_ms = ahead_ms + HLC_BOUND_AHEAD_MS
-            self.log_control(control.BOUND, [self._bound_ms])
+        ahead_ms = self._stamps_to_ms()
+        if ahead_ms + HLC_BOUND_AHEAD_MS // 3 < self._bound_ms or context.commit.reserve(4096, is_control=True):
+            return
+        self._bound_ms = bound_ms = ahead_ms + HLC_BOUND_AHEAD_MS
+
+        def synced() -> None:
+            context.bound_ms = max(context.bound_ms, bound_ms)
+
+        self.log_control(control.BOUND, [bound_ms], synced)
+
+    def _stamps_to_ms(self) -> int:
+        """What the next batch is stamped, at most, in milliseconds (its counters may carry once)."""
+        return max(self.context.wall_ms, hlc_ms(self.context.clock.last)) + 1
 
     def _checkpoint_if_due(self) -> None:
         commit = self.assembly.commit
@@ -364,6 +392,7 @@ class Node:
     # --- beginning and ending ---------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
+        self.context.is_refusing = STARTING
         self._recovered.runs.append(self.incarnation)
         self.log_control(control.RUN, [self.incarnation], self._started)
         self._keep_bound()
@@ -373,7 +402,6 @@ class Node:
         context = self.context
         self._is_started = True
         self._started_us = context.now_us
-        context.is_refusing = STARTING
         self.assembly.definitions.start()
         for peer in self.assembly.peers.by_name.values():
             if peer.is_connected:
@@ -384,7 +412,7 @@ class Node:
 
     def _closer(self, node: str, is_self: bool) -> CloseRun:
         machines = self.assembly
-        runs = self._recovered.runs[-256:] if is_self else []
+        runs = self._recovered.runs[-RUNS_TOLD_MAX:] if is_self else []
         run = CloseRun(
             self.context,
             machines.closings,
@@ -404,6 +432,14 @@ class Node:
         run.begin(())
         return run
 
+    @property
+    def has_standing(self) -> bool:
+        """Whether a majority of this datacenter was asked about this disk, and nobody has seen more of it.
+
+        Before that it may be an old copy that has forgotten its votes: it has no voice in the agreement.
+        """
+        return self._has_standing and not self.context.distrusted
+
     def _check_standing(self) -> None:
         """Serve once a majority of this datacenter was asked about this disk; refuse once anybody has seen more of it."""
         context = self.context
@@ -411,12 +447,13 @@ class Node:
         if run.seen_more:
             self._distrust(run.seen_more)
             return
-        if context.is_refusing != STARTING:
-            return
         members = self.assembly.members
         answered = sum(1 for node in members if node in run.answered or node == self.config.node)
+        self._has_standing = answered >= len(members) // 2 + 1
+        if context.is_refusing != STARTING:
+            return
         waited_us = context.now_us - (self._started_us or 0)
-        if answered >= len(members) // 2 + 1:
+        if self._has_standing:
             context.is_refusing = ""
         elif waited_us >= self.config.unchecked_us:
             context.is_refusing = ""
@@ -451,6 +488,10 @@ class Node:
             return
         was_connected = self.context.peers[peer].is_connected
         known = self.context.peers[peer].incarnation
+        if known != incarnation:
+            self.assembly.sender.renewed(peer)
+            if was_connected:
+                self._lost(peer)
         self.assembly.peers.connected(peer, incarnation, self.context.now_us)
         if self._is_started and (not was_connected or known != incarnation):
             self._greet(peer)
@@ -500,6 +541,18 @@ class Node:
 
     # --- closing ----------------------------------------------------------------------------------------------------
 
+    def _on_agreement(self, peer: str, message: object) -> None:
+        if self.assembly.commit.reserve(AGREEMENT_BYTES_MAX, is_control=True):
+            self.context.note("agreement.no_room")  # it is said again
+        else:
+            self.assembly.definitions.heard(peer, message)
+
+    def _on_vote_asked(self, peer: str, message: object) -> None:
+        if self.has_standing:
+            self._on_agreement(peer, message)
+        else:
+            self.context.note("agreement.asked_before_standing")
+
     def _on_close_answer(self, peer: str, message: messages.CloseAnswer) -> None:
         for run in self._runs:
             run.answer(peer, message)
@@ -531,8 +584,15 @@ class Node:
 
     def _defined(self, definition: NamespaceDefinition) -> None:
         """A namespace is usable here, or has changed."""
-        is_new = definition.id not in self.context.tables and not definition.is_deleted
+        table = self.context.tables.get(definition.id)
+        is_new = table is None and not definition.is_deleted
         self.assembly.define(definition)
+        if table is not None and definition.is_deleted:
+            for stream in table.streams:
+                self._forgotten(stream)
+        table = self.context.tables.get(definition.id)
+        if table is not None and not is_new:
+            self.assembly.sender.defined(table)
         if is_new:
             self.assembly.closings.define(definition.id)
             self.assembly.receiver.reopen("definition")
@@ -563,8 +623,8 @@ class Node:
         self.admin.tick()
         machines.retention.trim()
         machines.write.log_refuses = machines.retention.refusal(self.config.log_bytes_max)
-        if not machines.commit.reserve(4096):
-            self._keep_bound()
+        self._keep_bound()
+        if not machines.commit.reserve(4096, is_control=True):
             self._log_seen()
 
     def _log_seen(self) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from geokv.core.limits import LOG_READ_BYTES_MAX
 from geokv.core.origin import unpack_origin
 from geokv.core.record import decode_records
 from geokv.errors import GeokvError, RecordError
@@ -49,6 +50,7 @@ from geokv.protocol.streams import Stream
 ASK_AGAIN_US: Final = 1_000_000
 TELL_AGAIN_US: Final = 2_000_000
 FILL_NUMBERS_MAX: Final = 512
+RUNS_TOLD_MAX: Final = 256  # of its runs, the newest that a closer tells
 ITEM_PREFIX: Final = b"close/"
 PROPOSE_MAX: Final = 256
 BEYOND_MAX: Final = 100_000
@@ -89,7 +91,7 @@ class Closings:
     def asked(self, peer: str, message: CloseAsk, answer: Callable[[object], None]) -> None:
         """Promise, and answer once that is synced."""
         context = self._context
-        if context.distrusted or context.commit.reserve(64 * len(message.partitions) + 4096):
+        if context.distrusted or context.commit.reserve(64 * len(message.partitions) + 4096, is_control=True):
             return
         partitions = [p for p in message.partitions if 0 <= p < context.partitions and self._placement.is_mine[p]]
         origins = self._origins(message, partitions)
@@ -190,7 +192,8 @@ class Closings:
         """Why the asking node's disk holds less than this node has seen of it (empty: it does not)."""
         incarnation, sequence = self.seen.get(message.node, (0, 0))
         current = unpack_origin(message.current).incarnation
-        if incarnation and incarnation != current and incarnation not in message.runs:
+        is_told = len(message.runs) < RUNS_TOLD_MAX or incarnation > min(message.runs)
+        if incarnation and incarnation != current and is_told and incarnation not in message.runs:
             return f"{self._context.node} has seen a run of {message.node} that its disk does not know of"
         if incarnation != current and sequence > message.log_sequence:
             return (
@@ -208,7 +211,7 @@ class Closings:
         stream = table.streams.get(message.partition, message.origin) if table and self._is_partition(message) else None
         if stream is None:
             return
-        places = [place for n in message.numbers[:FILL_NUMBERS_MAX] if stream.has(n) and (place := stream.place(n))]
+        places = fitting(place for n in message.numbers[:FILL_NUMBERS_MAX] if stream.has(n) and (place := stream.place(n)))
         if places:
             self.read_log(places, lambda raw: context.send(peer, CloseFill(message.close, raw)) if raw else None)
 
@@ -240,7 +243,7 @@ class Closings:
             if (origin, partition) not in self.known and partition not in context.closed.get(origin, ())
         ]
         nbytes = sum(map(len, fresh))
-        if fresh and context.commit.reserve(nbytes):
+        if fresh and context.commit.reserve(nbytes, is_control=True):
             return
         for origin, partition, value in message.closings:
             self.apply(origin, partition, value)
@@ -307,7 +310,7 @@ class Closings:
         for pair in pairs:
             if self.is_covered(pair) and pair[1] not in context.closed.get(pair[0], ()):
                 by_origin.setdefault(pair[0], []).append(pair[1])
-        if not by_origin or context.commit.reserve(4096):
+        if not by_origin or context.commit.reserve(4096, is_control=True):
             return
         records = [control.control_record(control.FORGOTTEN, [o, ps]) for o, ps in by_origin.items()]
         context.commit.add([(raw, None, 0) for raw in records], sum(map(len, records)), (), None, None)
@@ -432,6 +435,7 @@ class CloseRun:
         for pair, closing in list(self._pairs.items()):
             if closing.phase == "filling" and context.now_us >= closing.fill_at_us:
                 self._fill(pair, closing)
+        self._agree()
         if context.now_us - self._told_us >= TELL_AGAIN_US:
             self._told_us = context.now_us
             self._tell([pair for pair, closing in self._pairs.items() if closing.phase == "telling"])
@@ -469,12 +473,15 @@ class CloseRun:
         """An owner has promised."""
         if not isinstance(message, CloseAnswer) or message.close != self.close or peer not in self._owners:
             return
-        self.answered.add(peer)
         if message.seen_more:
             self.seen_more = message.seen_more
+            return  # an old copy of a disk closes nothing
+        self.answered.add(peer)
         discovered = [self._discover(origin) for origin in message.origins]
         for origin, partition, value in message.closings:
             self._found(origin, partition, value)
+        # Forgotten elsewhere: so every replica covers it, this one too.
+        self._closings.forget([(origin, partition) for origin, partition, value in message.closings if not value])
         partitions = set(message.partitions)
         for origin in message.origins:
             for partition in partitions:
@@ -526,6 +533,8 @@ class CloseRun:
         closing.fill_at_us = context.now_us + ASK_AGAIN_US
         is_filled = True
         for namespace, held in closing.held.items():
+            if namespace in context.deleted:
+                continue  # nobody takes its records any more
             _, beyond, frontier = self._present(held)
             for owner in self._placement.owners[pair[1]]:
                 has = held.get(owner)
@@ -549,7 +558,7 @@ class CloseRun:
         origin, partition = pair
         stream = context.find_stream(namespace, partition, origin)
         chunk = missing[:FILL_NUMBERS_MAX]
-        places = [place for n in chunk if stream is not None and stream.has(n) and (place := stream.place(n))]
+        places = fitting(place for n in chunk if stream is not None and stream.has(n) and (place := stream.place(n)))
         if owner != context.node and places:
             self._closings.read_log(places, lambda raw: context.send(owner, CloseFill(self.close, raw)) if raw else None)
             return
@@ -653,6 +662,18 @@ class CloseRun:
             if owner != context.node and theirs:
                 context.send(owner, CloseForget(theirs))
         self._closings.forget(pairs)
+
+
+def fitting(places: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """As many of these places in a log as one message may bring; at least one."""
+    taken: list[tuple[int, int, int]] = []
+    nbytes = 0
+    for place in places:
+        nbytes += place[2]
+        if taken and nbytes > LOG_READ_BYTES_MAX:
+            break
+        taken.append(place)
+    return taken
 
 
 def missing_of(has: StreamHeld | None, frontier: int, beyond: set[int]) -> list[int]:

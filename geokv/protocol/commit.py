@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from geokv.core.limits import FRAME_BYTES_MAX, WAITING_BYTES_MAX
+from geokv.core.limits import FRAME_BYTES_MAX, KIB, WAITING_BYTES_MAX
 from geokv.protocol.effects import Effect, Persist
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
@@ -24,6 +24,7 @@ Entry = tuple[bytes, Stream | None, int]
 
 Callback = Callable[[], None]
 FRAME_HEADER_BYTES: Final = 64
+CONTROL_ROOM_BYTES: Final = 256 * KIB  # kept free of data, so that a full log can still take the node's own notes
 
 
 class Group:
@@ -61,10 +62,14 @@ class Commit:
 
     # --- before -----------------------------------------------------------------------------------------------------
 
-    def reserve(self, nbytes: int) -> str:
-        """Why `nbytes` more cannot be taken; empty where they can. Nothing is numbered before this said yes."""
+    def reserve(self, nbytes: int, is_control: bool = False) -> str:
+        """Why `nbytes` more cannot be taken; empty where they can. Nothing is numbered before this said yes.
+
+        `is_control`: a note of the node to itself, for which some room is kept free of data.
+        """
         pending = self.waiting.nbytes + (self.flying.nbytes if self.flying else 0)
-        if pending + nbytes + FRAME_HEADER_BYTES > self.room_bytes:
+        kept_bytes = FRAME_HEADER_BYTES if is_control else CONTROL_ROOM_BYTES
+        if pending + nbytes + kept_bytes > self.room_bytes:
             return f"no room in the log ({self.room_reason or 'the next segment is being prepared'})"
         if pending + nbytes > WAITING_BYTES_MAX:
             return f"{pending} bytes wait for the disk already (limit {WAITING_BYTES_MAX})"

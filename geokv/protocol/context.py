@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from geokv.core.hlc import HybridClock
-from geokv.core.origin import Origin
+from geokv.core.origin import Origin, is_origin
 from geokv.protocol.effects import Effect, Log, Note, Send
 from geokv.protocol.messages import CloseForget
 
@@ -50,6 +50,7 @@ class Context:
         self.tables: dict[int, Table] = {}
         self.now_us = 0
         self.wall_us = 0
+        self.bound_ms = 0  # durable: no run of this node has given or will give a stamp above it before a higher one is
         self.is_refusing = ""  # why clients are not served
         self.distrusted = ""  # why this disk cannot be trusted: then peers are not answered either
         self.counters: dict[str, int] = {}
@@ -94,10 +95,10 @@ class Context:
         return node == self.node or self.peers.is_live(node, self.now_us)
 
     def stream(self, table: Table, partition: int, origin: bytes) -> Stream | None:
-        """The stream of that name, made if it is new; None where its origin is closed for good."""
+        """The stream of that name, made if it is new; None where its origin is closed for good, or is none."""
         stream = table.streams.partitions[partition].get(origin)
         if stream is None:
-            if partition in self.closed.get(origin, ()):
+            if partition in self.closed.get(origin, ()) or not is_origin(origin):
                 return None
             stream = table.streams.make(partition, origin)
             stream.is_refused = partition in self.promised.get(origin, ())

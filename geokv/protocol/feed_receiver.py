@@ -37,6 +37,8 @@ RETRY_US: Final = 500_000
 ACK_LINGER_US: Final = 4_000
 HEARTBEAT_ACK_LINGER_US: Final = 300_000
 COVERED_US: Final = 1_000_000
+TELL_ALL_US: Final = 10_000_000
+WINDOW_BYTES_MAX: Final = 1 << 23  # what a frame may make the reader set aside; level 3 needs a quarter of it
 BEHIND_US: Final = 400_000
 QUORUM_US_MAX: Final = 6_000_000
 LAG_BUCKETS_MS: Final = (5, 10, 20, 30, 40, 50, 60, 80, 100, 125, 150, 200, 250, 300, 400, 500, 1000, 2000, 5000, 10000)
@@ -66,6 +68,7 @@ class Incoming:
         "sent_us",
         "synced",
         "told",
+        "told_all_at_us",
     )
 
     def __init__(self, peer: str, feed: int, own_only: bool, partitions: tuple[int, ...], now_us: int) -> None:
@@ -84,6 +87,7 @@ class Incoming:
         self.ack_at_us: int | None = None
         self.covered_at_us = now_us
         self.told: dict[Stream, int] = {}
+        self.told_all_at_us = now_us
         self.safe_hlc = 0
         self.behind: dict[int, int] = {}
         self.heads: dict[tuple[int, int, bytes], int] = {}
@@ -200,11 +204,15 @@ class FeedReceiver:
     def batch(self, peer: str, message: FeedBatch) -> None:
         """One batch, or a heartbeat."""
         link = self._link(peer, message.feed)
-        if link is None or message.sequence < link.expected:
+        if link is None:
+            self._context.send(peer, FeedClose(message.feed))  # it did not hear that this one is over
+            return
+        if message.sequence < link.expected:
             return
         if message.sequence > link.expected:
-            self._context.note("feed.gap")
-            self._retry_in(link, 0)
+            if link.retry_at_us is None:  # otherwise a batch was refused, and what follows it says nothing new
+                self._context.note("feed.gap")
+                self._retry_in(link, 0)
             return
         link.heard_us = self._context.now_us
         taken = self._take(link, message)
@@ -215,7 +223,7 @@ class FeedReceiver:
         for heads in message.heads:
             for partition, number in zip(heads.partitions, heads.numbers, strict=True):
                 link.heads[heads.namespace, partition, heads.origin] = number
-        if taken.unknown or taken.refused:
+        if not taken.contiguous:
             link.is_stuck = True
         self._context.tell_forgotten(peer, taken.forgotten)
         if link.own_only and message.payload:
@@ -258,7 +266,8 @@ class FeedReceiver:
         if message.sent_hlc:
             link.safe_hlc = max(link.safe_hlc, message.sent_hlc)
             link.behind = message.behind
-        link.echoed_us = max(link.echoed_us, message.echo_us)
+            if not message.behind:
+                link.echoed_us = max(link.echoed_us, message.echo_us)
         self._ack_soon(link, ACK_LINGER_US if message.payload else HEARTBEAT_ACK_LINGER_US)
 
     def _ack_soon(self, link: Incoming, linger_us: int = ACK_LINGER_US) -> None:
@@ -390,7 +399,7 @@ class FeedReceiver:
                 self._catching_up[peer] = self._open(peer, False, tuple(sorted(partitions)))
 
     def forget(self, stream: Stream) -> None:
-        """A closed stream left the frontier tables."""
+        """A stream is gone: closed and covered everywhere, or its namespace was deleted."""
         self._behind.pop(stream, None)
         for link in self._shipping.values():
             link.told.pop(stream, None)
@@ -410,6 +419,9 @@ class FeedReceiver:
             self._catch_up()
             for peer in sorted(self._remote):
                 self._keep_shipping(peer, now_us)
+            for link in self._catching_up.values():
+                if now_us - link.heard_us > SILENT_US_MAX and context.peers[link.peer].is_connected:
+                    self._retry_in(link, 0)
         if self._due_us is None or self._due_us > now_us:
             return
         self._due_us = None
@@ -452,6 +464,9 @@ class FeedReceiver:
         covered: list[StreamHeads] = []
         if link.own_only and context.now_us - link.covered_at_us >= COVERED_US:
             link.covered_at_us = context.now_us
+            if context.now_us - link.told_all_at_us >= TELL_ALL_US:
+                link.told_all_at_us = context.now_us
+                link.told.clear()  # some of it may have been lost
             covered = self._covered(link)
         context.send(
             link.peer,
@@ -465,11 +480,11 @@ def decompress(payload: bytes, raw_bytes: int) -> bytes:
     Read as a stream up to the limit: the one-call form trusts the size that the frame states, and drops what follows
     it.
     """
-    if raw_bytes > WAN_BATCH_RAW_BYTES_MAX:
+    if not 0 <= raw_bytes <= WAN_BATCH_RAW_BYTES_MAX:
         raise RecordError(f"a batch of {raw_bytes} bytes: at most {WAN_BATCH_RAW_BYTES_MAX}")
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+    decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).decompressobj()
     try:
-        with zstandard.ZstdDecompressor().stream_reader(payload, read_across_frames=False) as reader:
+        with zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).stream_reader(payload, read_across_frames=False) as reader:
             raw = reader.read(raw_bytes + 1)
             while len(raw) <= raw_bytes and (more := reader.read(raw_bytes + 1 - len(raw))):
                 raw += more

@@ -21,6 +21,7 @@ from typing import Final
 
 import zstandard
 
+from geokv.core.hlc import hlc_from_ms
 from geokv.core.limits import (
     FEED_PARTITION_BYTES,
     FEED_WINDOW_BYTES,
@@ -33,6 +34,7 @@ from geokv.protocol.context import Context
 from geokv.protocol.effects import ReadLog
 from geokv.protocol.messages import FeedAck, FeedBatch, FeedOpen, FeedRefused, StreamHeads
 from geokv.protocol.streams import Stream
+from geokv.protocol.table import Table
 
 LINGER_US: Final = 10_000
 HEARTBEAT_US: Final = 400_000
@@ -100,6 +102,7 @@ class FeedSender:
         self._feeds: dict[str, dict[bool, Feed]] = {}
         self._live: list[list[Feed]] = [[] for _ in range(context.partitions)]
         self._by_token: dict[int, Feed] = {}
+        self._newest: dict[tuple[str, bool], int] = {}  # the number of the newest feed that a run of a peer has opened
         self._compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True, write_content_size=True)
         self._due_us: int | None = None
         self.raw_bytes = 0
@@ -121,6 +124,10 @@ class FeedSender:
         if any(not 0 <= partition < context.partitions for partition in message.partitions):
             context.send(peer, FeedRefused(message.feed, f"partitions beyond {context.partitions}"))
             return
+        if message.feed <= self._newest.get((peer, message.own_only), -1):
+            context.note("feed.opened_again")  # doubled or late: beginning anew would skip what the receiver has counted
+            return
+        self._newest[peer, message.own_only] = message.feed
         self.closed(peer, None, message.own_only)
         feed = Feed(peer, message, context.peers[peer].dc)
         context.tell_forgotten(peer, dict.fromkeys((origin, p) for _, p, origin in feed.stated))
@@ -128,14 +135,29 @@ class FeedSender:
         for partition in sorted(feed.partitions):
             self._live[partition].append(feed)
         for table in context.tables.values():
-            if feed.dc not in table.definition.dcs:
-                continue
-            for partition in sorted(feed.partitions):
-                for stream in table.streams.partitions[partition].values():
-                    self._add(feed, stream)
+            if self._ships(feed, table):
+                for partition in sorted(feed.partitions):
+                    for stream in table.streams.partitions[partition].values():
+                        self._add(feed, stream)
         feed.last_sent_us = context.now_us - HEARTBEAT_US
         context.count("feed.opened")
         self._pump(feed)
+
+    def _ships(self, feed: Feed, table: Table) -> bool:
+        """Whether a namespace goes over this feed: all within a datacenter, and what its definition lets out of it."""
+        return feed.dc == self._context.dc or feed.dc in table.ships_to(self._context.dc)
+
+    def defined(self, table: Table) -> None:
+        """A definition has changed: what it now lets out goes on from where it was, what it holds back stops."""
+        for feed in self:
+            ships = self._ships(feed, table)
+            for stream in [s for partition in sorted(feed.partitions) for s in table.streams.partitions[partition].values()]:
+                if ships:
+                    self._add(feed, stream)
+                elif stream in feed.sent:
+                    feed.stated[stream.key] = feed.sent.pop(stream)
+                    feed.behind.pop(stream, None)
+            self._pump(feed)
 
     def _add(self, feed: Feed, stream: Stream) -> None:
         """Put a stream under the cursor of `feed` if it belongs there."""
@@ -162,8 +184,14 @@ class FeedSender:
                 for partition in feed.partitions:
                     self._live[partition].remove(feed)
 
+    def renewed(self, peer: str) -> None:
+        """A new run of `peer`: it draws the numbers of its feeds anew."""
+        self.closed(peer, None)
+        self._newest.pop((peer, True), None)
+        self._newest.pop((peer, False), None)
+
     def forget(self, stream: Stream) -> None:
-        """A closed stream left the frontier tables."""
+        """A stream is gone: closed and covered everywhere, or its namespace was deleted."""
         for feed in self:
             feed.sent.pop(stream, None)
             feed.behind.pop(stream, None)
@@ -190,7 +218,7 @@ class FeedSender:
                 sent = feed.sent.get(stream)
                 if sent is None:
                     table = self._context.tables.get(stream.namespace)
-                    if table is None or feed.dc not in table.definition.dcs:
+                    if table is None or not self._ships(feed, table):
                         continue
                     self._add(feed, stream)
                     sent = feed.sent.get(stream)
@@ -264,6 +292,10 @@ class FeedSender:
             if number in stream.voids:
                 number += 1
                 continue
+            if number < stream.first <= stream.frontier:
+                # Trimmed here, since a quorum there covers it: the receiver gets it from its co-owners.
+                self._context.note("feed.trimmed_before")
+                number = stream.first
             place = stream.place(number) if stream.has(number) else None
             if place is None:
                 break
@@ -342,7 +374,7 @@ class FeedSender:
                 nbytes,
                 payload,
                 self._sent_hlc(feed),
-                {s.partition: feed.sent_hlc_of.get(s, 0) for s in feed.behind},
+                self._behind(feed),
                 self._heads(feed) if is_heads_due else [],
                 context.now_us,
                 feed.echo_us,
@@ -374,7 +406,18 @@ class FeedSender:
         if feed.pending:
             return 0
         unsynced = self._context.commit.first_unsynced_hlc()
-        return unsynced - 1 if unsynced is not None else self._context.clock.last
+        if unsynced is not None:
+            return unsynced - 1
+        # A next run of this node begins at the durable bound: no promise beyond it.
+        return min(self._context.clock.last, hlc_from_ms(self._context.bound_ms))
+
+    def _behind(self, feed: Feed) -> dict[int, int]:
+        """Partition -> HLC up to which all of it has been put into `feed`, where that is not everything."""
+        behind: dict[int, int] = {}
+        for stream in feed.behind:
+            hlc = feed.sent_hlc_of.get(stream, 0)
+            behind[stream.partition] = min(hlc, behind.get(stream.partition, hlc))
+        return behind
 
     def _heads(self, feed: Feed) -> list[StreamHeads]:
         return heads_of((stream, stream.frontier) for stream in feed.sent if feed.own_only)

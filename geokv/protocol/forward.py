@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from heapq import heappop, heappush
+from typing import Final
 
 from geokv.core.limits import CALLS_MAX
 from geokv.core.ring import key_hash
@@ -17,6 +18,7 @@ from geokv.protocol.messages import Forward, Forwarded
 from geokv.protocol.placement import Placement
 from geokv.protocol.requests import Detail, Outcome, ReadBatch, ReadReply, WriteBatch, WriteReply
 
+FORWARDS_REMEMBERED_MAX: Final = 16_384
 Batch = WriteBatch | ReadBatch
 BatchReply = WriteReply | ReadReply
 Respond = Callable[[BatchReply], None]
@@ -67,6 +69,7 @@ class Forwarder:
         self._coordinate = coordinate
         self._open: dict[int, tuple[_Split, list[int], str]] = {}
         self._deadlines: list[tuple[int, int]] = []
+        self._taken: dict[tuple[str, int], None] = {}  # forwarded calls that others gave us, oldest first
 
     def start(self, batch: Batch, respond: Respond) -> None:
         """Coordinate or forward every operation of `batch`; answers through `respond`, once."""
@@ -120,7 +123,7 @@ class Forwarder:
     def asked(self, peer: str, message: Forward) -> None:
         """Another node forwards a batch: coordinate it."""
         batch = message.write or message.read
-        if not isinstance(batch, (WriteBatch, ReadBatch)):
+        if not isinstance(batch, (WriteBatch, ReadBatch)) or not self._is_new(peer, message.call):
             return
 
         def answer(reply: BatchReply) -> None:
@@ -128,6 +131,16 @@ class Forwarder:
             self._context.send(peer, Forwarded(message.call, reply if is_write else None, None if is_write else reply))
 
         self._coordinate(batch, answer)
+
+    def _is_new(self, peer: str, call: int) -> bool:
+        """Whether this forwarded call was not here before: done again, an old write would be stamped above newer ones."""
+        if (peer, call) in self._taken:
+            self._context.note("forward.doubled")
+            return False
+        self._taken[peer, call] = None
+        if len(self._taken) > FORWARDS_REMEMBERED_MAX:
+            del self._taken[next(iter(self._taken))]
+        return True
 
     def answered(self, peer: str, message: Forwarded) -> None:
         """The owner's answer to a forwarded batch."""

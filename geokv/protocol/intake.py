@@ -108,6 +108,10 @@ class Intake:
                 if not stream.take(number):
                     if number <= stream.received or number in stream.beyond:
                         present.append(record)
+                        taken.contiguous &= number <= stream.received
+                        held = waiting.get(key) or flying.get(key) or cells.get(key)
+                        if is_lww and held is not None and held > cell:  # the word of it may have been lost
+                            taken.newer.append((index, int.from_bytes(held[1:9], "big")))
                     elif stream.last is None:
                         taken.contiguous = False
                     continue

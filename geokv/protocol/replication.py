@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from geokv.core.limits import PENDING_PARTS_MAX
+from geokv.core.limits import PENDING_BYTES_MAX, PENDING_PARTS_MAX
 from geokv.protocol.context import Context
 from geokv.protocol.messages import Replicate, Replicated
 
@@ -64,6 +64,7 @@ class Replication:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._pending: dict[int, Part] = {}
+        self._pending_bytes = 0
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -83,6 +84,9 @@ class Replication:
         part.is_relay = is_relay
         if peers:
             self._pending[part.batch] = part
+            self._pending_bytes += len(records)
+            if self._pending_bytes > PENDING_BYTES_MAX or len(self._pending) >= PENDING_PARTS_MAX:
+                self._shed()
             message = Replicate(part.batch, records)
             for peer in peers:
                 if context.peers[peer].is_connected:
@@ -104,7 +108,7 @@ class Replication:
         if message.contiguous and not message.refused and not message.unknown and peer not in part.acked:
             part.acked.append(peer)
             if len(part.acked) == len(part.peers):
-                del self._pending[part.batch]
+                self._drop(part)
             if part.on_change is not None:
                 part.on_change(part)
         return part
@@ -112,6 +116,19 @@ class Replication:
     def release(self, part: Part) -> None:
         """Nobody waits for `part` any more; it is still sent again for a while, then left to catching up."""
         part.on_change = None
+
+    def _drop(self, part: Part) -> None:
+        if self._pending.pop(part.batch, None) is not None:
+            self._pending_bytes -= len(part.records)
+
+    def _shed(self) -> None:
+        """Leave the oldest parts that nobody waits for to catching up, until half of what may be kept is left."""
+        for part in list(self._pending.values()):
+            if self._pending_bytes <= PENDING_BYTES_MAX // 2 and len(self._pending) <= PENDING_PARTS_MAX // 2:
+                return
+            if part.on_change is None:
+                self._context.count("replication.shed")
+                self._drop(part)
 
     def reconnected(self, peer: str) -> None:
         """Send again what `peer` has not acknowledged."""
@@ -123,17 +140,17 @@ class Replication:
         """Send again what was not answered for a while, and let go of what nobody waits for."""
         context = self._context
         now_us = context.now_us
-        gone: list[int] = []
+        gone: list[Part] = []
         for part in self._pending.values():
             if now_us - part.sent_us < RESEND_US:
                 continue
             if (part.on_change is None or part.is_relay) and now_us - part.started_us > KEEP_US:
-                gone.append(part.batch)
+                gone.append(part)
                 continue
             part.sent_us = now_us
             for peer in part.peers:
                 if peer not in part.acked and context.is_live(peer):
                     context.note("replication.resent")
                     context.send(peer, Replicate(part.batch, part.records))
-        for batch in gone:
-            del self._pending[batch]
+        for part in gone:
+            self._drop(part)

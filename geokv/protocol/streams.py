@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 BEYOND_MAX: Final = 65_536  # numbers taken ahead of a gap; further ones are refused and come again from a log
+AHEAD_MAX: Final = 1 << 22  # how far ahead: the index of places is as long as that
 
 
 class Stream:
@@ -30,6 +31,7 @@ class Stream:
         "dcs",
         "first",
         "frontier",
+        "is_mixed",
         "is_refused",
         "key",
         "last",
@@ -57,6 +59,7 @@ class Stream:
         self.last: int | None = None
         self.voids: frozenset[int] = frozenset()
         self.is_refused = False
+        self.is_mixed = False  # some number came ahead of others: it may stand in an older segment than they do
         self.first = 1
         self.places: array[int] = array("Q")
         self.sizes: array[int] = array("I")
@@ -69,7 +72,7 @@ class Stream:
     def take(self, number: int) -> bool:
         """Whether `number` is new here and may be taken in now."""
         received = self.received
-        if number == received + 1:
+        if number == received + 1 and self.last is None:
             self.received = number
             if self.beyond:
                 self._absorb()
@@ -78,7 +81,7 @@ class Stream:
             return False
         if self.last is not None and (number > self.last or number in self.voids):
             return False
-        if len(self.beyond) >= BEYOND_MAX:
+        if len(self.beyond) >= BEYOND_MAX or number - received > AHEAD_MAX:
             return False
         self.beyond.add(number)
         self._absorb()
@@ -119,6 +122,7 @@ class Stream:
 
     def _place(self, number: int, place: int, size: int) -> None:
         """Note a place out of order: gaps are zero places until filled."""
+        self.is_mixed = True
         if number < self.first:
             gap = self.first - number - 1
             self.places = array("Q", [place, *([0] * gap)]) + self.places
@@ -161,6 +165,10 @@ class Stream:
             del self.places[:keep]
             del self.sizes[:keep]
             self.first += keep
+        if self.is_mixed:
+            for at, place in enumerate(self.places):
+                if place < limit:
+                    self.sizes[at] = 0
 
     # --- closing ----------------------------------------------------------------------------------------------------
 

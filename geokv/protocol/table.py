@@ -51,6 +51,11 @@ class Table:
         self.merge: Merge = merge_of(definition.policy)
         self.is_interval = definition.durability == "interval"
 
+    def ships_to(self, dc: str) -> list[str]:
+        """The other datacenters that hold this namespace and that `dc` ships it to."""
+        off = self.definition.links_off
+        return [other for other in self.definition.dcs if other != dc and (dc, other) not in off]
+
     def visible(self, key: bytes) -> bytes | None:
         """The newest cell, synced or not: what a coordinator builds upon."""
         found = self.waiting.get(key)

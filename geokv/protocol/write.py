@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Final
 
-from geokv.core.cell import VERSION_MAX
+from geokv.core.cell import VERSION_MAX, lww_version
 from geokv.core.hlc import hlc_from_ms, hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, TIMEOUT_MS_MAX
 from geokv.core.lww import encode_lww_record, record_bytes_max
@@ -98,7 +98,7 @@ class WritePart:
         self.numbers: list[int] = []
         self.streams: list[Stream] = []
         self.part: Part | None = None
-        self.waits_for: set[tuple[int, str]] = set()
+        self.waits_for: dict[int, int] = {}  # position -> how many more datacenters must cover it
         self.lost: set[int] = set()
 
 
@@ -205,7 +205,15 @@ class WriteCoordinator:
         if batch.contexts:
             limit = hlc_from_ms(self._context.wall_ms + self._context.clock.drift_ms_max)
             for index, token in enumerate(batch.contexts):
-                if token and (len(token) != 8 or int.from_bytes(token, "big") > limit):
+                if not token:
+                    continue
+                version = int.from_bytes(token, "big")
+                if len(token) == 8 and version > limit:
+                    stored = table.visible(batch.keys[index])  # a clock may have been far ahead when it was made
+                    limit_here = lww_version(stored) if stored is not None else 0
+                else:
+                    limit_here = limit
+                if len(token) != 8 or version > limit_here:
                     self._refuse(call, (index,), Outcome.INVALID, "this context was not made by this cluster")
 
     def _admit(self, call: WriteCall, table: Table, w: int) -> list[WritePart]:
@@ -358,7 +366,9 @@ class WriteCoordinator:
         if kept:
             part.call.remaining += 1
             self._achieved(self._share(part, kept))
-        if self._context.commit.reserve(4096 * len(lost)):
+        batch, packed = part.call.batch, self._context.packed
+        indexes = [part.indexes[position] for position in lost]
+        if self._context.commit.reserve(sum(record_bytes_max(batch.keys[i], batch.values[i], packed) for i in indexes)):
             part.is_done = True
             again = self._share(part, lost)
             again.lost = set(range(len(lost)))
@@ -385,7 +395,7 @@ class WriteCoordinator:
         call = part.call
         if call.dcs_needed > 1 and call.table is not None:
             self._await_dcs(part, call.table)
-            if part.waits_for:
+            if part.waits_for or part.is_done:
                 return
         self._settle(part)
 
@@ -399,14 +409,29 @@ class WriteCoordinator:
         reply = call.reply
         replicas = sent.replicas
         met = Outcome.PENDING if is_pending else Outcome.APPLIED
+        detail = self._pending_detail(part) if is_pending else None
         for position, index in enumerate(part.indexes):
             reply.outcomes[index] = Outcome.SUPERSEDED if position in part.lost else met
             reply.versions[index] = part.versions[position]
             reply.replicas[index] = replicas
             reply.dcs[index] = 1 + self._covered_elsewhere(part, position)
+            if detail is not None:
+                reply.details[index] = detail
         self._replication.release(sent)
         call.remaining -= 1
         self._finish_if_complete(call)
+
+    def _pending_detail(self, part: WritePart) -> Detail:
+        """Which datacenters are still to cover the write, and why that may take long."""
+        self._stop_waiting(part)
+        table = part.call.table
+        dcs = table.definition.dcs if table is not None else ()
+        lacking = [dc for dc in dcs if any(s.dcs.get(dc, 0) < n for s, n in zip(part.streams, part.numbers, strict=True))]
+        lacking = [dc for dc in lacking if dc != self._context.dc]
+        off = [dc for dc in lacking if table is not None and dc not in table.ships_to(self._context.dc)]
+        why = f" (shipping to {', '.join(off)} is switched off for this namespace)" if off else ""
+        text = f"written here; still to be confirmed by {', '.join(lacking)}{why}"
+        return Detail(text, part.call.dcs_needed, part.call.dcs_needed - len(lacking))
 
     def _finish_if_complete(self, call: WriteCall) -> None:
         if call.remaining or call.respond is None:
@@ -426,40 +451,50 @@ class WriteCoordinator:
         return sum(1 for covered in part.streams[position].dcs.values() if covered >= number)
 
     def _await_dcs(self, part: WritePart, table: Table) -> None:
-        others = [dc for dc in table.definition.dcs if dc != self._context.dc]
+        """Wait, per record, for as many other datacenters as the request wants and do not cover it yet."""
+        others = table.ships_to(self._context.dc)
+        wanted = part.call.dcs_needed - 1
         for position, stream in enumerate(part.streams):
             number = part.numbers[position]
-            for dc in others:
-                if stream.dcs.get(dc, 0) < number:
-                    part.waits_for.add((position, dc))
+            lacking = [dc for dc in others if stream.dcs.get(dc, 0) < number]
+            missing = wanted - self._covered_elsewhere(part, position)
+            if missing > 0:
+                part.waits_for[position] = missing
+                for dc in lacking:
                     self._awaiting_dcs.setdefault(stream, []).append((part, position, dc))
-        self._trim_waits(part)
-
-    def _trim_waits(self, part: WritePart) -> None:
-        """Forget the waits once enough datacenters cover every record of the part."""
-        needed_elsewhere = part.call.dcs_needed - 1
-        if all(self._covered_elsewhere(part, position) >= needed_elsewhere for position in range(len(part.numbers))):
-            part.waits_for.clear()
+        if len(others) < wanted and part.waits_for:
+            self._settle(part, is_pending=True)  # nothing to wait for: name it at once
 
     def covered(self, stream: Stream) -> None:
         """Another datacenter's frontier on an own stream has moved."""
-        waits = self._awaiting_dcs.get(stream)
+        waits = self._awaiting_dcs.pop(stream, None)
         if not waits:
             return
-        still: list[tuple[WritePart, int, str]] = []
-        for part, position, dc in waits:
-            if part.is_done:
-                continue
-            if stream.dcs.get(dc, 0) < part.numbers[position]:
-                still.append((part, position, dc))
-            self._trim_waits(part)
-            if not part.waits_for:
-                self._settle(part)
-        still = [wait for wait in still if not wait[0].is_done]
+        still = [wait for wait in waits if not self._is_met(stream, *wait)]
         if still:
             self._awaiting_dcs[stream] = still
+
+    def _is_met(self, stream: Stream, part: WritePart, position: int, dc: str) -> bool:
+        """Whether one wait is over; settles its part with the last one."""
+        if part.is_done:
+            return True
+        if stream.dcs.get(dc, 0) < part.numbers[position]:
+            return False
+        left = part.waits_for.get(position, 0) - 1
+        if left > 0:
+            part.waits_for[position] = left
         else:
-            del self._awaiting_dcs[stream]
+            part.waits_for.pop(position, None)
+        if not part.waits_for:
+            self._settle(part)
+        return True
+
+    def _stop_waiting(self, part: WritePart) -> None:
+        """Nobody waits for the other datacenters any more."""
+        for stream in dict.fromkeys(part.streams):
+            still = [wait for wait in self._awaiting_dcs.pop(stream, ()) if wait[0] is not part]
+            if still:
+                self._awaiting_dcs[stream] = still
 
     # --- time -------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Clients' calls to nodes over the simulated network: one request there, one reply back, or one of the ways in which that fails.
+"""Clients' calls to nodes over the simulated network: one request there, one reply back, or a failure of some kind.
 
     the process does not run      REFUSED, as soon as the refusal is back
     the machine is off, or the    NOT_SENT when the time to connect is over: the request was never there
@@ -55,9 +55,7 @@ class Calls:
         """Ask `node`; `done` is called exactly once unless the call is cancelled."""
         call = Call(node, done)
         cannot_connect = (
-            self._network.is_cut(client, node)
-            or self._network.is_cut(node, client)
-            or not self._hosts[node].is_machine_up
+            self._network.is_cut(client, node) or self._network.is_cut(node, client) or not self._hosts[node].is_machine_up
         )
         if cannot_connect:
             call.timer = self._schedule.after(min(timeout_us, CONNECT_US), self._end, call, None, Failure.NOT_SENT)

@@ -10,6 +10,7 @@
     claims                  7: no frontier and no Replicated runs ahead of the disk                  disks, while it runs
     levels_honest           6: as many replicas as a reply states have it synced when it is said     disks, while it runs
     numbers_unique          a stream's number names one record, for ever                             logs, while it runs
+    hlc_rises               a node's HLC strictly rises along its log, restarts or not               logs, while it runs
 
 Not here: how disks are read (`truth`), what clients recorded (`history`).
 """
@@ -188,9 +189,7 @@ def _must_see(world: World, write: Operation, read: Operation, asked: int) -> bo
 
 def _may_be_gone(write: Operation, read: Operation, takers: Iterable[Operation]) -> bool:
     """Whether a delete, or a put that expires, may be what the read saw (it tells no version of what is absent)."""
-    return any(
-        taker.started_us <= read.ended_us and (not taker.version or taker.version >= write.version) for taker in takers
-    )
+    return any(taker.started_us <= read.ended_us and (not taker.version or taker.version >= write.version) for taker in takers)
 
 
 def no_resurrection(world: World) -> str:
@@ -202,11 +201,7 @@ def no_resurrection(world: World) -> str:
     for read in world.history.reads():
         for delete in deletes.get(read.key, ()):
             is_back = read.value is not None and read.version < delete.version and delete.ended_us <= read.started_us
-            if (
-                is_back
-                and not is_excused(world, delete, ())
-                and _must_see(world, delete, read, _asked_replicas(world, read))
-            ):
+            if is_back and not is_excused(world, delete, ()) and _must_see(world, delete, read, _asked_replicas(world, read)):
                 return f"{read} brings back what was deleted by {delete}"
     return _back_at_the_end(world, deletes)
 
@@ -227,12 +222,7 @@ def _back_at_the_end(world: World, deletes: dict[bytes, list[Operation]]) -> str
             newest = max(gone, key=lambda operation: operation.version)
             cell = table.get(key)
             is_live = cell is not None and live_value(cell, 0) is not None
-            if (
-                cell is not None
-                and is_live
-                and lww_version(cell) < newest.version
-                and not is_excused(world, newest, ())
-            ):
+            if cell is not None and is_live and lww_version(cell) < newest.version and not is_excused(world, newest, ()):
                 return f"{name} shows {key!r} {_shown(cell)} at the end, deleted by {newest}"
     return OK
 
@@ -269,6 +259,7 @@ CHECKERS: Final[dict[str, Callable[[World], str]]] = {
     "claims": _observed("claims"),
     "levels_honest": _observed("levels_honest"),
     "numbers_unique": _observed("numbers_unique"),
+    "hlc_rises": _observed("hlc_rises"),
 }
 
 

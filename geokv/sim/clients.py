@@ -135,10 +135,7 @@ class _Recorder:
 
     def _began_reads(self, keys: Sequence[bytes], ask: Ask) -> list[history.Operation]:
         begin, now_us = self.world.history.begin, self.world.now_us
-        return [
-            begin(self.name, self.dc, "get", ask.namespace, key, ask.level, now_us, explicit=ask.replicas)
-            for key in keys
-        ]
+        return [begin(self.name, self.dc, "get", ask.namespace, key, ask.level, now_us, explicit=ask.replicas) for key in keys]
 
     def _told(self, operation: history.Operation, reply: WriteReply | ReadReply | None, index: int) -> None:
         operation.ended_us = self.world.now_us

@@ -1,8 +1,8 @@
 """The storage of one simulated machine: a disk that can lose power, with the real log, checkpoint and engine on it.
 
-Everything above the `Disk` protocol is the code that runs in production. What the simulator adds: power cuts, old copies, injected
-errors, a disk that is full for a while, a checkpoint that ends in the middle, and the question that the checkers rest on
-(`is_durable`): would these bytes survive if the power failed now?
+Everything above the `Disk` protocol is the code that runs in production. What the simulator adds: power cuts, old copies,
+injected errors, a disk that is full for a while, a checkpoint that ends in the middle, and the question that the checkers
+rest on (`is_durable`): would these bytes survive if the power failed now?
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Checkpointed = tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]]
 class StorageOptions:
     """Sizes. Small segments make a short run roll, trim and checkpoint as a long one does."""
 
-    segment_bytes: int = 1 << 20
+    segment_bytes: int = 64 << 10
 
 
 class _Unlucky(random.Random):

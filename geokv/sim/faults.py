@@ -1,7 +1,7 @@
 """The fault menu, and the drawn schedule of what strikes whom, when and for how long.
 
-`FaultOptions` is the menu: one weight per fault, documented there; 0 takes it off. A run draws how many strike (`count`), and for
-each of them the kind, the victim, the moment and the duration. Each fault undoes itself; the calm phase undoes what is left.
+`FaultOptions` is the menu: one weight per fault, documented there; 0 takes it off. A run draws how many strike (`count`)
+and for each of them the kind, the victim, the moment and how long. Each fault undoes itself; the calm phase undoes the rest.
 """
 
 from __future__ import annotations
@@ -149,9 +149,7 @@ class Faults:
     def _at_effect(self, duration_us: int, is_power: bool) -> None:
         host = self._host()
         is_at_persist = self._rng.random() < 0.5
-        crash = CrashAtEffect(
-            host, self._rng.randrange(60), is_at_persist, lambda: self._end([host], duration_us, is_power)
-        )
+        crash = CrashAtEffect(host, self._rng.randrange(60), is_at_persist, lambda: self._end([host], duration_us, is_power))
         self.world.observers.append(crash)
 
     def _end(self, hosts: list[Host], duration_us: int, is_power: bool) -> None:
@@ -226,7 +224,7 @@ class Faults:
     def _full_disk(self, duration_us: int) -> None:
         host = self._host()
         host.storage.fill()
-        self._later(duration_us, lambda: host.storage.make_room())
+        self._later(duration_us, _make_room, host)
 
     def _slow_disk(self, duration_us: int) -> None:
         host = self._host()
@@ -250,3 +248,7 @@ class Faults:
         host.kill()
         host.replace_disk(host.storage.emptied(), "empty")
         self._later(duration_us, host.start)
+
+
+def _make_room(host: Host) -> None:
+    host.storage.make_room()  # of the disk that is in it by now

@@ -1,7 +1,7 @@
 """What clients asked and what they were told: the only evidence, besides disks and engines, that the checkers go by.
 
-An operation is one item of a batch. `outcome` None means that the client was told nothing (its call was lost or timed out): such a
-write may have happened. Times are true time in microseconds, taken at the client.
+An operation is one item of a batch. `outcome` None means that the client was told nothing (its call was lost or timed out):
+such a write may have happened. Times are true time in microseconds, taken at the client.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The network: packets that are late, lost, doubled or out of order, and links that are cut, in one direction or both.
 
 An endpoint is a node or a client; each stands in a datacenter. A packet takes the delay of its pair of datacenters plus jitter.
-Packets of one pair arrive in the order in which they left, unless `reorder` strikes: what it strikes comes late, alone. A packet
-that meets a cut when it leaves or when it would arrive is gone.
+Packets of one pair arrive in the order in which they left, unless `reorder` strikes: what it strikes comes late, alone.
+A packet that meets a cut when it leaves or when it would arrive is gone.
 
 Invariants: what was sent is what arrives; with `is_checking_mutation` a message that somebody changed after sending it raises.
 Not here: connections between nodes and what breaks them (`peers`); bandwidth, which is not simulated.
@@ -118,9 +118,7 @@ class Network:
 
     # --- packets ----------------------------------------------------------------------------------------------------
 
-    def carry(
-        self, source: str, target: str, payload: object, arrive: Callable[..., object], *arguments: Any
-    ) -> Timer | None:
+    def carry(self, source: str, target: str, payload: object, arrive: Callable[..., object], *arguments: Any) -> Timer | None:
         """Have `arrive(*arguments, payload)` called when the packet arrives; None where it is lost at once."""
         self.counts["sent"] += 1
         if self.is_cut(source, target):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import Final
 
 from geokv.core.topology import Topology
+from geokv.node.config import NodeConfig
+from geokv.node.node import Node
 from geokv.sim.host import Checkpointed, Machine, Recover
 from geokv.storage.engine import MemoryEngine
+
+# Small, so that a short run writes checkpoints, trims its log and recovers from both.
+CHECKPOINT_BYTES: Final = 32 << 10
 
 
 def real_node(topology: Topology) -> Recover:
     """Return what recovers the node of a given name."""
-    from geokv.node.config import NodeConfig
-    from geokv.node.node import Node
 
     def recover(
         name: str,
@@ -26,7 +30,8 @@ def real_node(topology: Topology) -> Recover:
         log_sequence: int,
         engine: MemoryEngine,
     ) -> Machine:
-        config = NodeConfig(topology.cluster, topology.node(name).dc, name, topology)
+        dc = topology.node(name).dc
+        config = NodeConfig(topology.cluster, dc, name, topology, checkpoint_bytes=CHECKPOINT_BYTES)
         return Node.recover(config, rng, now_us, wall_us, checkpoint, frames, room_bytes, log_sequence, engine)
 
     return recover

@@ -1,4 +1,4 @@
-"""One run of the simulator, and many: a drawn workload under drawn faults, a calm phase that demands recovery, and the checkers.
+"""One run of the simulator, and many: drawn work under drawn faults, a calm phase that demands recovery, the checkers.
 
     0 s          start           `warm_up_us`: all nodes start, clients find the ring
     1 s          faults          `faulty_us`: what the menu draws
@@ -6,8 +6,8 @@
                  last round      every client writes at EACH_QUORUM and reads, which must work
     end          checkers
 
-The same seed and options give the same run, event for event; `digest` is the proof. `soak` runs many seeds on all cores and says
-for each that failed how to repeat it.
+The same seed and options give the same run, event for event; `digest` is the proof. `soak` runs many seeds on all cores and
+says for each that failed how to repeat it.
 """
 
 from __future__ import annotations
@@ -180,9 +180,7 @@ def run(seed: int, options: RunOptions | None = None) -> SimResult:
 
 def drawn_seeds(count: int, text: str) -> list[int]:
     """Seeds that follow from a text (the hash of a commit): others for each, the same for the same."""
-    return [
-        int.from_bytes(blake2b(f"{text}/{index}".encode(), digest_size=6).digest(), "big") for index in range(count)
-    ]
+    return [int.from_bytes(blake2b(f"{text}/{index}".encode(), digest_size=6).digest(), "big") for index in range(count)]
 
 
 def _soaked(seed: int) -> SoakFailure | None:

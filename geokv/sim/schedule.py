@@ -1,8 +1,8 @@
 """Virtual time: a heap of what happens when, and one stream of random numbers per concern.
 
 Microseconds are integers. Two events at the same microsecond happen in the order in which they were scheduled, so a run is a
-function of its seed alone. Each concern (network, disks, clocks, workload, faults …) draws from a generator of its own: a change
-in how one of them draws leaves the others' choices as they were.
+function of its seed alone. Each concern (network, disks, clocks, workload, faults …) draws from a generator of its own: a
+change in how one of them draws leaves the others' choices as they were.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _PLAIN: Final = frozenset(("int", "str", "bool", "float", "int | None", "Ballot"
 
 
 def described(value: object) -> str:
-    """A message, event or effect in a few characters: its class, its plain fields, checksums of its bytes, lengths of its lists."""
+    """A message, event or effect in short: its class, its plain fields, checksums of its bytes, lengths of its lists."""
     kind = type(value)
     describe = _DESCRIBERS.get(kind)
     if describe is None:
@@ -47,8 +47,7 @@ def _describer(kind: type) -> Callable[[Any], str]:
         for field in raw:
             content = getattr(value, field)
             parts.append("-" if content is None else f"{len(content)}:{crc32(content):x}")
-        for field in sized:
-            parts.append(str(len(getattr(value, field))))
+        parts.extend([str(len(getattr(value, field))) for field in sized])
         return " ".join(parts)
 
     return describe

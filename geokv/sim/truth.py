@@ -1,8 +1,8 @@
 """What is really on the disks, kept beside the run: the measure for what nodes claim and promise.
 
-An `Image` is the durable content of one disk: for every log frame that was verified, byte for byte, to survive a power cut at that
-moment, its numbered records and the merged cell of every key. It is built from what the disk would still hold, never from what
-a node or the log says. The `Registry` knows every numbered record that was ever written to any log.
+An `Image` is the durable content of one disk: for every log frame that was verified, byte for byte, to survive a power cut at
+that moment, its numbered records and the merged cell of every key. It is built from what the disk would still hold, never from
+what a node or the log says. The `Registry` knows every numbered record that was ever written to any log.
 
 `Truth` watches all hosts and judges at the moment of each claim:
 
@@ -10,6 +10,7 @@ a node or the log says. The `Registry` knows every numbered record that was ever
     Send(Replicated)    every record of the batch is in the sender's image                    -> claims
     Answer(WriteReply)  as many owners' images as stated hold the version, or a later one     -> levels_honest
     a record written    no other record has its stream and number                             -> numbers_unique
+    an own record       its HLC is above that of all this node's earlier ones, restarts or not -> hlc_rises
 
 A number of a run that is over and that no image holds is void: it is required of nobody. A number counts as held where the
 image's cell of its key is not older than its record (whole cells may stand for records).
@@ -114,9 +115,10 @@ class Truth:
     ) -> None:
         self.registry = Registry()
         self.images: dict[str, Image] = {name: Image() for name in dc_of}
-        self.faults: dict[str, list[str]] = {"claims": [], "levels_honest": [], "numbers_unique": []}
-        self.checked = {"claims": 0, "levels_honest": 0, "numbers_unique": 0}
+        self.faults: dict[str, list[str]] = {"claims": [], "levels_honest": [], "numbers_unique": [], "hlc_rises": []}
+        self.checked = {"claims": 0, "levels_honest": 0, "numbers_unique": 0, "hlc_rises": 0}
         self.losses: list[tuple[int, str]] = []
+        self._newest: dict[str, int] = {}  # node -> HLC of its newest own record
         self._now_us = now_us
         self._dc_of = dc_of
         self._quorum_of = quorum_of
@@ -161,6 +163,7 @@ class Truth:
             return
         for record in records:
             if record.kind == DELTA:
+                self._judge_hlc(host, record)
                 self.checked["numbers_unique"] += 1
                 other = self.registry.add(record)
                 if other is not None:
@@ -168,6 +171,17 @@ class Truth:
                         "numbers_unique",
                         f"{host.name} logged {_named(record)} key {record.key!r}, which is also key {other.key!r}",
                     )
+
+    def _judge_hlc(self, host: Host, record: Record) -> None:
+        if unpack_origin(record.origin).node != host.name:
+            return
+        hlc = self._newest.get(host.name, 0)
+        self.checked["hlc_rises"] += 1
+        is_new = record.number not in self.registry.records.get((record.namespace, record.partition, record.origin), {})
+        if is_new and record.hlc <= hlc:
+            self._fault("hlc_rises", f"{host.name} stamped {_named(record)} {record.hlc:x}, after {hlc:x}")
+        if record.hlc > hlc:
+            self._newest[host.name] = record.hlc
 
     def saw_durable(self, host: Host) -> None:
         self.verify(host)
@@ -179,6 +193,7 @@ class Truth:
             self._unverified[host.name].clear()
             return
         self.losses.append((self._now_us(), host.name))
+        self._newest.pop(host.name, None)
         self._unverified[host.name].clear()
         self.images[host.name] = image_of(host.storage.surviving())
 

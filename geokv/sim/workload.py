@@ -1,8 +1,8 @@
 """What the clients of a run do: a seeded mix of puts, deletes, gets and batches, on a few hot keys and many cold ones.
 
-Each client has several lanes. A lane asks, waits for what it is told (or for its patience to end), thinks, and asks again; lanes of
-one client share its SDK machine, so their operations travel together. A value names its client and its place in the run, so
-a checker that sees it knows who wrote it.
+Each client has several lanes. A lane asks, waits for what it is told (or for its patience to end), thinks, asks again; the
+lanes of one client share its SDK machine, so their operations travel together. A value names its client and place in the run,
+so a checker that sees it knows who wrote it.
 """
 
 from __future__ import annotations
@@ -131,9 +131,7 @@ class Workload:
             dcs = rng.randint(2, max(2, len(self.world.topology.dc_names)))
             return Ask(namespace, Consistency.QUORUM, ttl_ms=ttl_ms, replicated_to=dcs)
         if rng.random() < 0.05:
-            return Ask(
-                namespace, Consistency.QUORUM, replicas=rng.randint(1, self.world.options.replicas), ttl_ms=ttl_ms
-            )
+            return Ask(namespace, Consistency.QUORUM, replicas=rng.randint(1, self.world.options.replicas), ttl_ms=ttl_ms)
         return Ask(namespace, rng.choice(_WRITE_LEVELS), ttl_ms=ttl_ms)
 
     def _read_ask(self, namespace: str) -> Ask:

@@ -51,8 +51,7 @@ def sim_topology(options: WorldOptions) -> Topology:
     for number in range(1, options.dcs + 1):
         dc = f"dc{number}"
         nodes = tuple(
-            NodeSpec(f"{dc}-n{index}", dc, f"r{index}", 1, f"{dc}-n{index}")
-            for index in range(1, options.nodes_per_dc + 1)
+            NodeSpec(f"{dc}-n{index}", dc, f"r{index}", 1, f"{dc}-n{index}") for index in range(1, options.nodes_per_dc + 1)
         )
         datacenters.append(Datacenter(dc, options.replicas, nodes))
     names = [dc.name for dc in datacenters]
@@ -91,9 +90,7 @@ class World:
         self.hosts = {node.name: self._host(node, recover_one) for node in self.topology.nodes}
         self.peers.join(self.hosts)
         self.calls = Calls(self.schedule, self.network, self.hosts, self._ring_told)
-        self._members = [
-            RingMember(node.name, node.dc, node.rack, node.weight, node.address) for node in self.topology.nodes
-        ]
+        self._members = [RingMember(node.name, node.dc, node.rack, node.weight, node.address) for node in self.topology.nodes]
         self._clients = 0
 
     def _host(self, node: NodeSpec, recover: Recover) -> Host:
@@ -167,9 +164,7 @@ class World:
     def is_connected(self) -> bool:
         """Every pair of running nodes has a connection that both believe in."""
         names = list(self.hosts)
-        return all(
-            self.peers.is_connected(one, other) for index, one in enumerate(names) for other in names[index + 1 :]
-        )
+        return all(self.peers.is_connected(one, other) for index, one in enumerate(names) for other in names[index + 1 :])
 
     def heal(self) -> None:
         """No more faults: links whole, disks whole and with room, processes run, clocks go."""

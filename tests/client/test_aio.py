@@ -321,9 +321,7 @@ async def test_a_black_hole_is_left_and_returned_to(cluster: FakeCluster) -> Non
 
     Over a second: detection takes 1.2 s by design, and it must be seen on real time once."""
     events: list[ClientEvent] = []
-    async with AsyncClient(
-        cluster.addresses("eu"), dc="eu", failover=["us"], on_event=events.append, failback_after=0.5
-    ) as kv:
+    async with AsyncClient(cluster.addresses("eu"), dc="eu", failover=["us"], on_event=events.append, failback_after=0.5) as kv:
         await kv.put("k", b"v")
         cluster.go_dark("eu")
         started = monotonic()

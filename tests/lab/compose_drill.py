@@ -228,8 +228,15 @@ def traffic(packets: dict[str, Packets], members: dict[str, dict[str, str]]) -> 
     return summary
 
 
+def reaches(project: str, members: dict[str, dict[str, str]]) -> dict[str, bool]:
+    """Whether eu-west-1 gets a connection to the address of a node at home, and of nodes elsewhere, without a proxy."""
+    address_of = {name: address for dc in members.values() for address, name in dc.items()}
+    targets = ("eu-west-2", "us-east-1", "ap-south-1")
+    return {target: can_connect(project, "eu-west-1", address_of[target]) for target in targets}
+
+
 def can_connect(project: str, source: str, address: str) -> bool:
-    """Whether a container reaches an address, port 7100, without any proxy."""
+    """Whether a container reaches an address, port 7100."""
     code = f"import socket; socket.create_connection(({address!r}, 7100), timeout=2)"
     containers = docker("ps", "--filter", f"label=com.docker.compose.service={source}", "--format", "{{.Names}}")
     name = next(name for name in containers.split() if name.startswith(project))
@@ -254,7 +261,7 @@ def drill(project: str, phase_s: float = 8.0, lost_s: float = 12.0) -> dict[str,
             time.sleep(lost_s)
             heal_s = time.monotonic()
             assert geokv("wan", "heal", LOST).returncode == 0
-            time.sleep(phase_s)
+            time.sleep(lost_s)
             stop_s = time.monotonic()
         keys = [key for writer in writers.values() for _, _, _, key in writer.done]
         settled = settle(keys)
@@ -268,10 +275,9 @@ def drill(project: str, phase_s: float = 8.0, lost_s: float = 12.0) -> dict[str,
         "longest_write_s": {dc: round(max(took for _, took, _, _ in w.done), 2) for dc, w in writers.items()},
         "served_by_while_lost": Counter(dc for when, _, dc, _ in near.done if is_cut_s < when < heal_s),
         "back_home_s": near.back_home_s(heal_s),
-        "latency_ms": {
-            dc: {name: writer.latency_ms(*span) for name, span in phases.items()} for dc, writer in writers.items()
-        },
+        "latency_ms": {dc: {name: writer.latency_ms(*span) for name, span in phases.items()} for dc, writer in writers.items()},
         "settled": settled,
+        "reaches": reaches(project, members),
         "traffic_bytes": traffic(packets, members) if packets else None,
     }
 

@@ -1,6 +1,6 @@
 """A small honest store behind the machines' contract: what the checkers are tried on, whole and with planted bugs.
 
-Quorum writes and reads inside a datacenter, last writer wins, one log; between replicas it exchanges all cells every now and then.
+Quorum writes and reads inside a datacenter, last writer wins, one log; between replicas it exchanges all cells now and then.
 It knows one namespace and closes no streams. Each rule that a checker guards is one method here, so that a planted bug is
 one override.
 """
@@ -65,9 +65,7 @@ class Reading:
 class FakeNode:
     """One node. `topology` names the others; every node of a datacenter owns everything when replicas == nodes."""
 
-    def __init__(
-        self, topology: Topology, name: str, rng: random.Random, wall_us: int, table: dict[bytes, bytes]
-    ) -> None:
+    def __init__(self, topology: Topology, name: str, rng: random.Random, wall_us: int, table: dict[bytes, bytes]) -> None:
         self.topology = topology
         self.name = name
         self.dc = topology.node(name).dc
@@ -356,9 +354,7 @@ class FakeNode:
             for (partition, origin), numbers in self.frontiers.items()
         ]
         for peer in self.peers_here():
-            self.out.append(
-                Send(peer, Statement(self.now_us, 0, self.wall_ms, self.clock.last, 0, True, heads, [], {}))
-            )
+            self.out.append(Send(peer, Statement(self.now_us, 0, self.wall_ms, self.clock.last, 0, True, heads, [], {})))
 
     def frontier(self, numbers: set[int]) -> int:
         number = 0

@@ -1,7 +1,7 @@
-"""Each checker is trusted because it caught a planted bug: a small honest store passes all of them, and with one bug one of them fails.
+"""Each checker is trusted because it caught a planted bug: an honest store passes, the same store with a bug fails.
 
-The bugs are overrides of one method of the honest store (tests/sim/fake_node.py) or a disk that lies; the worlds, faults and checkers
-are the simulator's own.
+The bugs are overrides of one method of the honest store (tests/sim/fake_node.py) or a disk that lies; the worlds, faults and
+checkers are the simulator's own.
 """
 
 from __future__ import annotations
@@ -280,6 +280,11 @@ def test_replicas_that_stay_apart_are_caught() -> None:
 def test_stamps_by_wall_clock_are_caught() -> None:
     """A coordinator that stamps by its wall clock alone orders a client's second write before its first."""
     assert is_caught("causal_on_key", StampsByWallClock, only(4, clock_step=1))
+
+
+def test_clock_that_goes_back_is_caught() -> None:
+    """A node that forgets its clock at a restart fails hlc_rises when its wall clock was set back."""
+    assert is_caught("hlc_rises", StampsByWallClock, only(5, clock_step=1))
 
 
 def test_reused_numbers_are_caught() -> None:

@@ -70,6 +70,7 @@ def test_older_segments_stay_readable_and_are_replayed_on_request() -> None:
     log = Log.open(disk, SEGMENT, 3)
     assert _replayed(log) == [b"\2" * 900, b"\3" * 900]
     assert log.read(1, place[1], 900) == bytes(900)
+    assert [payload[:1] for _, _, payload in log.replay(0)] == [b"\0", b"\1", b"\2", b"\3"]
     assert [facts.first_sequence for facts in log.segments] == [1, 2, 3, 4]
 
 

@@ -1,16 +1,22 @@
-"""What clients were told, write by write, and the verdict: is each acknowledged write still there, or one that is ordered after it?
+"""What clients were told, write by write, and the verdict: is each acknowledged write, or one ordered after it, there?
 
-The order of writes on a key is that of their versions. So an acknowledged write is *lost* if a replica ends with an older version of its
-key, or with its very version and a value that nobody wrote. Every value is written once, so a value names its write.
+The order of writes on a key is that of their versions. So an acknowledged write is *lost* if a replica ends with an
+older version of its key, or with its very version and a value that nobody wrote. Every value is written once, so a
+value names its write.
 
-A *conflict*, as far as clients can know: an acknowledged write was replaced by one from another datacenter which was acknowledged before the
-first can have come there (its own link takes half a round trip), so neither saw the other. What clients cannot prove is not counted.
+A *conflict*, as far as clients can know: an acknowledged write was replaced by one of another datacenter that was
+stamped before the first can have come there (the link takes half a round trip), so neither saw the other. Versions
+carry the time of their stamp, and all nodes of a lab share one clock. What cannot be proved this way is not
+counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+
+from geokv.core.hlc import hlc_ms
 
 Key = tuple[str, bytes]
 """(namespace, key)"""
@@ -121,13 +127,19 @@ class Journal:
         """The keys of acknowledged writes that `dc` took."""
         return [key for key, writes in self.acknowledged.items() if any(write.dc == dc for write in writes)]
 
-    def conflicts(self, one_way_s: Callable[[str, str], float]) -> int:
+    def last_taken_s(self, dc: str) -> float:
+        """When `dc` acknowledged for the last time so far; 0 where it never did."""
+        times = (write.ended_s for writes in self.acknowledged.values() for write in writes if write.dc == dc)
+        return max(times, default=0.0)
+
+    def conflicts(self, one_way_ms: Callable[[str, str], float]) -> int:
         """Acknowledged writes that were replaced by a provably concurrent one of another datacenter."""
         count = 0
         for writes in self.acknowledged.values():
             ordered = sorted(writes, key=lambda write: write.version)
-            for older, newer in zip(ordered, ordered[1:], strict=False):
-                if older.dc != newer.dc and newer.ended_s < older.began_s + one_way_s(older.dc, newer.dc):
+            for older, newer in pairwise(ordered):
+                apart_ms = hlc_ms(newer.version) - hlc_ms(older.version)
+                if older.dc != newer.dc and apart_ms < one_way_ms(older.dc, newer.dc):
                     count += 1
         return count
 

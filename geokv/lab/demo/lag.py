@@ -1,7 +1,8 @@
 """Samples of the lag, taken while everything runs: how far behind each datacenter says it is, for each that it hears from.
 
-A node states, on its own clock, how long ago the other side's newest word was sent (`incoming`). What a pair of datacenters shows is its
-worst node. While a datacenter cannot be asked, what it would say is not known, and left out.
+A node states, on its own clock, how long ago the other side's newest word was sent (`incoming`). What a pair of
+datacenters shows is its worst node. While a datacenter cannot be asked, what it would say is not known, and left
+out.
 """
 
 from __future__ import annotations

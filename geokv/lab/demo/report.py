@@ -26,6 +26,7 @@ class DemoReport:
     rpo_records: int | None = None
     rpo_ms: int | None = None
     rpo_records_estimated: int | None = None
+    cut_took_ms: int | None = None
     detect_ms: int | None = None
     nodes_detect_ms: int | None = None
     failover_ms: int | None = None
@@ -69,6 +70,7 @@ class DemoReport:
             "proxies": self.proxies,
             "rpo_ms": self.rpo_ms,
             "rpo_records_estimated": self.rpo_records_estimated,
+            "cut_took_ms": self.cut_took_ms,
             "nodes_detect_ms": self.nodes_detect_ms,
             "failback_ms": self.failback_ms,
             "unknown": self.unknown,
@@ -127,7 +129,7 @@ def print_report(report: DemoReport, console: Any) -> None:
 def _print_figures(report: DemoReport, console: Any) -> None:
     from rich.table import Table
 
-    console.print(f"\nThe loss of {report.lost_dc}: cut off from everybody, its own clients included, and healed again\n")
+    console.print(f"\nThe loss of {report.lost_dc}: cut off from everybody, its own clients too, and healed again\n")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right")
     table.add_column()
@@ -140,12 +142,8 @@ def _figures(report: DemoReport) -> list[tuple[str, str]]:
     return [
         (_count(report.acknowledged), "writes acknowledged"),
         (_count(report.lost), "of them lost (must be 0)"),
-        (_count(report.conflicts), "conflicts: acknowledged writes replaced by a provably concurrent one of another datacenter"),
-        (
-            _count(report.rpo_records),
-            f"acknowledged writes that only {report.lost_dc} had at the cut (RPO; nodes estimated "
-            f"{_count(report.rpo_records_estimated)}), the last {_time(report.rpo_ms)}",
-        ),
+        (_count(report.conflicts), "conflicts: replaced by a provably concurrent write of another datacenter"),
+        (_count(report.rpo_records), _rpo_meaning(report)),
         (_time(report.detect_ms), "until all its clients had noticed"),
         (_time(report.nodes_detect_ms), "until the nodes of the other datacenters held its nodes for dead"),
         (_time(report.failover_ms), f"until its clients were served again, elsewhere (at most {_time(FAILOVER_MS_MAX)})"),
@@ -155,6 +153,12 @@ def _figures(report: DemoReport) -> list[tuple[str, str]]:
         (_count(report.refused), "writes refused, surely not done"),
         (_count(report.keys), f"keys read from each of {report.replicas_read} replicas"),
     ]
+
+
+def _rpo_meaning(report: DemoReport) -> str:
+    estimated = _count(report.rpo_records_estimated)
+    reach = f", of the last {_time(report.rpo_ms)}" if report.rpo_ms else ""
+    return f"acknowledged writes that only {report.lost_dc} had at the cut: RPO{reach} (its nodes' own estimate: {estimated})"
 
 
 def _print_latency(rows: Sequence[Mapping[str, Any]], console: Any) -> None:
@@ -176,7 +180,8 @@ def _print_chart(behind: Mapping[str, Sequence[int | None]], marks: Mapping[str,
     samples = max(len(series) for series in behind.values())
     columns = min(CHART_COLUMNS, samples)
     legend = " ".join(f"{bar} <{step / 1000:g}s" for bar, step in zip(BARS, STEPS_MS, strict=False))
-    console.print(f"\nLag: how far behind the second is of the first    {legend} {BARS[-1]} more  {GAP} not known", style="bold")
+    console.print("\nLag: how far the second is behind the first", style="bold")
+    console.print(f"{legend} {BARS[-1]} more  {GAP} not known", markup=False)
     width = max(len(name) for name in behind)
     for name, series in behind.items():
         known = [value for value in series if value is not None]

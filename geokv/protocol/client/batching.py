@@ -131,9 +131,7 @@ def write_batch(
     )
 
 
-def read_batch(
-    options: Options, batch: list[Operation], timeout_ms: int, seen_hlc: int, ring_version: int
-) -> ReadBatch:
+def read_batch(options: Options, batch: list[Operation], timeout_ms: int, seen_hlc: int, ring_version: int) -> ReadBatch:
     return ReadBatch(
         options.namespace,
         [operation.key for operation in batch],

@@ -156,8 +156,6 @@ class Health:
         dc.returned_us = self._desk.now_us
         current = self._datacenters.current()
         if current is not before:
-            event = ClientEvent(
-                "failback", current.name, from_dc=before.name, reason=f"healthy for {dc.failback_us / 1e6:g} s"
-            )
+            event = ClientEvent("failback", current.name, from_dc=before.name, reason=f"healthy for {dc.failback_us / 1e6:g} s")
             self._desk.effects.append(event)
         self._on_found()

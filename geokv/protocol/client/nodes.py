@@ -163,8 +163,7 @@ class Datacenters:
         ring = Ring(told.partitions, [Member(member.name, member.rack, member.weight) for member in members])
         self.shift = ring.shift
         dc.owners = [
-            tuple(dc.nodes[name] for name in ring.owners(partition, dc.replicas))
-            for partition in range(told.partitions)
+            tuple(dc.nodes[name] for name in ring.owners(partition, dc.replicas)) for partition in range(told.partitions)
         ]
         dc.refresh()
 
@@ -182,6 +181,4 @@ class Datacenters:
                 f"unknown datacenter {unknown[0]!r}: cluster {told.cluster!r} has {known};"
                 " correct dc= or failover= of the client"
             )
-        self.order = [self.by_name[name] for name in wanted if name in self.by_name] or [
-            next(iter(self.by_name.values()))
-        ]
+        self.order = [self.by_name[name] for name in wanted if name in self.by_name] or [next(iter(self.by_name.values()))]

@@ -63,9 +63,7 @@ def _partial(operation: Operation, detail: Detail) -> GeokvError:
 
 
 def _overloaded(operation: Operation, detail: Detail) -> GeokvError:
-    return Overloaded(
-        detail.message or "the node has too much to do", retry_after=(detail.retry_after_ms or 100) / 1000
-    )
+    return Overloaded(detail.message or "the node has too much to do", retry_after=(detail.retry_after_ms or 100) / 1000)
 
 
 def _deadline(operation: Operation, detail: Detail) -> GeokvError:
@@ -113,9 +111,7 @@ def error_of_call(operation: Operation, failure: Failure, message: str, retry_af
         return Unavailable(message)
     if failure == Failure.TIMEOUT:
         return DeadlineExceeded(message, may_have_happened=True)
-    return Ambiguous(
-        f"the call failed after it was sent ({message}); the write may have been done", may_have_happened=True
-    )
+    return Ambiguous(f"the call failed after it was sent ({message}); the write may have been done", may_have_happened=True)
 
 
 def error_of_deadline(operation: Operation, was_sent: bool) -> GeokvError:

@@ -262,10 +262,7 @@ def test_admin_requests_that_change_are_not_repeated_blindly_and_others_are() ->
     world.behaviours["eu-1"] = fails(Failure.BROKEN)
     options = world.options(Kind.ADMIN)
     create, status = world.add(
-        [
-            world.operation("", AdminRequest(verb, {}), Kind.ADMIN, options=options)
-            for verb in ("namespace_create", "status")
-        ]
+        [world.operation("", AdminRequest(verb, {}), Kind.ADMIN, options=options) for verb in ("namespace_create", "status")]
     )
     world.run(20 * MS)
     assert isinstance(world.result(create), Ambiguous)

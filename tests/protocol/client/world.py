@@ -75,9 +75,7 @@ class World:
     requests, `ring_behaviours` what it does when it is asked for the ring.
     """
 
-    def __init__(
-        self, sizes: dict[str, int] | None = None, delay_us: int = 1 * MS, seed: int = 1, **settings: Any
-    ) -> None:
+    def __init__(self, sizes: dict[str, int] | None = None, delay_us: int = 1 * MS, seed: int = 1, **settings: Any) -> None:
         self.sizes = sizes or {"eu": 3}
         self.delay_us = delay_us
         self.now_us = 10 * S
@@ -212,9 +210,7 @@ class World:
         self.ring_behaviours.clear()
 
     def ring(self, answered_by: str) -> RingTold:
-        return RingTold(
-            "test", PARTITIONS, self.ring_version, list(self.members), dict.fromkeys(self.sizes, 3), answered_by
-        )
+        return RingTold("test", PARTITIONS, self.ring_version, list(self.members), dict.fromkeys(self.sizes, 3), answered_by)
 
     def batches(self, kind: type = WriteBatch) -> list[SendBatch]:
         return [effect for _, effect in self.sent if isinstance(effect.request, kind)]

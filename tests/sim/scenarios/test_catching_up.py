@@ -48,6 +48,28 @@ def test_next_put_through_another_coordinator_with_a_frozen_clock_wins() -> None
     assert cell.endswith(b"second")
 
 
+@pytest.mark.parametrize("is_power", [False, True])
+def test_clock_set_back_across_a_restart_stamps_nothing_lower(is_power: bool) -> None:
+    """A bound is written ahead of the HLC: after a restart with a clock set back, stamps go on above all earlier ones."""
+    world = serving_world(1, WorldOptions(dcs=1))
+    client = world.direct_client("dc1-n1")
+    before = client.put(b"before", b"1")
+    host = world.hosts["dc1-n1"]
+    host.clocks.step(-30 * SECOND)
+    # No peer may tell it the time either.
+    world.network.cut_between(["dc1-n1"], ["dc1-n2", "dc1-n3"])
+    if is_power:
+        host.cut_power(is_all_lost=True)
+    else:
+        host.kill()
+    host.start()
+    fresh = world.direct_client("dc1-n1")
+    assert world.run_until(lambda: fresh.put(b"after", b"2", Ask(level=Consistency.ONE)).is_acknowledged, 20 * SECOND)
+    after = world.history.operations[-1]
+    assert after.version > before.version
+    settle(world)
+
+
 def test_replica_that_missed_messages_catches_up_without_being_read() -> None:
     """What a co-owner did not get comes to it from the others' logs, though nobody reads the keys."""
     world = serving_world(1, WorldOptions(dcs=1))

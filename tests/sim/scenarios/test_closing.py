@@ -131,10 +131,7 @@ def test_closer_whose_disk_is_lost_right_after_it_told_one_dc() -> None:
 
     def told_dc2(seen: Host, event: Any) -> bool:
         return (
-            seen.dc == "dc2"
-            and isinstance(event, Delivered)
-            and event.peer == CLOSER
-            and isinstance(event.message, CloseTell)
+            seen.dc == "dc2" and isinstance(event, Delivered) and event.peer == CLOSER and isinstance(event.message, CloseTell)
         )
 
     def lose() -> None:

@@ -1,0 +1,271 @@
+"""The commands on a real node, run as a user runs them: in a process of their own."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from geokv.testing import Cluster
+
+DONE, EXPECTATION_FAILED, USAGE, NOT_FOUND, UNAVAILABLE = range(5)
+NOT_UTF8 = b"\xff\x00z"
+HELP_S_MAX = 0.3
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def geokv(cluster: Cluster) -> Run:
+    """Run `geokv ARGUMENTS` against the cluster."""
+
+    def run(*arguments: str, stdin: bytes = b"", nodes: str | None = None) -> subprocess.CompletedProcess[bytes]:
+        environment = {**os.environ, "GEOKV_NODES": nodes or cluster.address, "NO_COLOR": "1"}
+        command = [sys.executable, "-m", "geokv", *arguments]
+        return subprocess.run(command, input=stdin, env=environment, capture_output=True, timeout=30, check=False)
+
+    return run
+
+
+def one_line_of_error(done: subprocess.CompletedProcess[bytes]) -> str:
+    """What was said on stderr, after a look that it is one line and no traceback."""
+    text = done.stderr.decode()
+    assert text.startswith("geokv: "), text
+    assert text.count("\n") == 1, text
+    return text
+
+
+def test_get_writes_the_raw_value_and_nothing_else(geokv: Run) -> None:
+    """What `put` read from standard input comes out of `get` byte for byte."""
+    assert geokv("put", "default", "raw", "-", stdin=NOT_UTF8).returncode == DONE
+    got = geokv("get", "default", "raw")
+    assert (got.returncode, got.stdout, got.stderr) == (DONE, NOT_UTF8, b"")
+
+
+def test_an_empty_value_is_not_an_absent_one(geokv: Run) -> None:
+    """An empty value is found, with exit code 0; an absent key gives 3 and says so."""
+    assert geokv("put", "default", "empty", "").returncode == DONE
+    got = geokv("get", "default", "empty")
+    assert (got.returncode, got.stdout) == (DONE, b"")
+    absent = geokv("get", "default", "never-written")
+    assert (absent.returncode, absent.stdout) == (NOT_FOUND, b"")
+    assert "never-written" in one_line_of_error(absent)
+
+
+def test_put_takes_a_file_and_a_text_that_begins_with_at(geokv: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """@FILE is the content of the file, @@ a text with an @ in front."""
+    path = tmp_path_factory.mktemp("put") / "value"
+    path.write_bytes(NOT_UTF8)
+    assert geokv("put", "default", "file", f"@{path}").returncode == DONE
+    assert geokv("get", "default", "file").stdout == NOT_UTF8
+    assert geokv("put", "default", "at", "@@home").returncode == DONE
+    assert geokv("get", "default", "at").stdout == b"@home"
+    missing = geokv("put", "default", "file", "@/no/such/file")
+    assert missing.returncode == USAGE
+    assert "/no/such/file" in one_line_of_error(missing)
+
+
+def test_a_key_may_be_given_in_hexadecimal(geokv: Run) -> None:
+    """--key-hex names the same key as its text; what is no hexadecimal is a usage error."""
+    assert geokv("put", "default", "6865782d6b6579", "v", "--key-hex").returncode == DONE
+    assert geokv("get", "default", "hex-key").stdout == b"v"
+    wrong = geokv("get", "default", "xyz", "--key-hex")
+    assert wrong.returncode == USAGE
+    assert "hexadecimal" in one_line_of_error(wrong)
+
+
+def test_json_has_text_where_it_is_text_and_base64_where_it_is_not(geokv: Run) -> None:
+    """The document has `value` or `value_base64`, never both; versions are strings and agree between put and get."""
+    put = json.loads(geokv("put", "default", "json", "-", "--json", stdin=NOT_UTF8).stdout)
+    assert put["outcome"] == "APPLIED"
+    got = json.loads(geokv("get", "default", "json", "--json").stdout)
+    assert base64.b64decode(got["value_base64"]) == NOT_UTF8
+    assert "value" not in got
+    assert got["version"] == put["version"]
+    assert isinstance(got["version"], str)
+    assert got["achieved"] == {"level": "ALL", "replicas": 1, "dcs": 1}
+    geokv("put", "default", "json", "grün")
+    got = json.loads(geokv("get", "default", "json", "--json").stdout)
+    assert got["value"] == "grün"
+    assert "value_base64" not in got
+
+
+def test_json_of_an_absent_key_says_so(geokv: Run) -> None:
+    """`found` is false, value and version are null, and the exit code is 3."""
+    got = geokv("get", "default", "never", "--json")
+    assert got.returncode == NOT_FOUND
+    tree = json.loads(got.stdout)
+    assert (tree["found"], tree["value"], tree["version"]) == (False, None, None)
+
+
+def test_delete_deletes(geokv: Run) -> None:
+    """After `delete` the key is absent; deleting it again is no error."""
+    geokv("put", "default", "gone", "v")
+    assert geokv("delete", "default", "gone").returncode == DONE
+    assert geokv("get", "default", "gone").returncode == NOT_FOUND
+    assert geokv("delete", "default", "gone").returncode == DONE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("get", "no-such-namespace", "k"), NOT_FOUND, "no-such-namespace"),
+        (("put", "default", "", "v"), USAGE, "key"),
+        (("put", "default", "k", "v", "--w", "3"), USAGE, "3"),
+        (("get", "default", "k", "--consistency", "MOST"), USAGE, "QUORUM"),
+        (("get", "default", "k", "--consistency", "EACH_QUORUM"), USAGE, "EACH_QUORUM"),
+        (("get", "default"), USAGE, "--help"),
+        (("fetch",), USAGE, "fetch"),
+        (("namespace", "show", "nowhere"), NOT_FOUND, "nowhere"),
+        (("namespace", "create", "default"), EXPECTATION_FAILED, "default"),
+        (("namespace", "delete", "default", "--yes"), USAGE, "default"),
+        (("serve", "--node", "x"), USAGE, "--topology"),
+        (("lab", "status", "--directory", "/no/such/lab"), NOT_FOUND, "lab up"),
+    ],
+)
+def test_each_mistake_has_its_exit_code_and_one_line(geokv: Run, arguments: tuple[str, ...], code: int, said: str) -> None:
+    """A mistake gives the promised exit code and one line on stderr that names what is wrong."""
+    done = geokv(*arguments)
+    assert done.returncode == code, done
+    assert said in one_line_of_error(done)
+    assert done.stdout == b""
+
+
+def test_a_cluster_that_is_not_there_gives_4(geokv: Run) -> None:
+    """Nobody listens: unavailable, within the time given."""
+    done = geokv("put", "default", "k", "v", "--timeout", "1", nodes="127.0.0.1:1")
+    assert done.returncode == UNAVAILABLE
+    assert "127.0.0.1:1" in one_line_of_error(done)
+
+
+def test_a_value_beyond_the_limit_says_how_to_raise_it(geokv: Run) -> None:
+    """The message names the limit and the command that raises it, and that command does."""
+    geokv("namespace", "create", "large")
+    refused = geokv("put", "large", "k", "-", stdin=bytes(20_000))
+    assert refused.returncode == USAGE
+    assert "geokv namespace alter large --value-bytes-max" in one_line_of_error(refused)
+    assert geokv("namespace", "alter", "large", "--value-bytes-max", "20000").returncode == DONE
+    assert geokv("put", "large", "k", "-", stdin=bytes(20_000)).returncode == DONE
+
+
+def test_a_namespace_lives_through_all_its_commands(geokv: Run) -> None:
+    """create, list, show, alter and delete each show what the others did."""
+    made = json.loads(geokv("namespace", "create", "carts", "--ttl", "60", "--json").stdout)["namespace"]
+    assert (made["ttl_ms"], made["policy"]) == (60_000, "lww")
+    listed = json.loads(geokv("namespace", "list", "--json").stdout)["namespaces"]
+    assert {"default", "carts"} <= {one["name"] for one in listed}
+    altered = json.loads(geokv("namespace", "alter", "carts", "--ttl", "0", "--read-level", "one", "--json").stdout)
+    assert (altered["namespace"]["ttl_ms"], altered["namespace"]["read_level"]) == (0, "ONE")
+    assert json.loads(geokv("namespace", "show", "carts", "--json").stdout) == altered
+    assert b"carts" in geokv("namespace", "list").stdout
+    assert geokv("namespace", "delete", "carts", "--yes").returncode == DONE
+    assert geokv("namespace", "show", "carts").returncode == NOT_FOUND
+
+
+def test_a_ttl_takes_the_key_away(geokv: Run) -> None:
+    """A key written with --ttl is absent after its time. (Takes over a second: expiry is real time.)"""
+    assert geokv("put", "default", "short", "v", "--ttl", "1").returncode == DONE
+    deadline_s = time.monotonic() + 10
+    while geokv("get", "default", "short").returncode != NOT_FOUND:
+        assert time.monotonic() < deadline_s
+
+
+def test_status_shows_every_node_for_people_and_programs(geokv: Run, cluster: Cluster) -> None:
+    """The node is there with its address and state; --metrics has counters of every node."""
+    tree = json.loads(geokv("status", "--json").stdout)
+    (node,) = tree["nodes"]
+    assert (node["node"], node["state"], node["address"]) == ("node-1", "serving", cluster.address)
+    assert tree["partitions"] == 256
+    assert node["ring_share"] == 1.0
+    shown = geokv("status")
+    assert shown.returncode == DONE
+    assert b"node-1" in shown.stdout and b"serving" in shown.stdout
+    before = json.loads(geokv("status", "--metrics", "--json").stdout)["metrics"]["node-1"]["log.records"]
+    geokv("put", "default", "counted", "v")
+    after = json.loads(geokv("status", "--metrics", "--json").stdout)["metrics"]["node-1"]["log.records"]
+    assert after > before
+
+
+def test_bench_measures_what_it_did(geokv: Run) -> None:
+    """Reads and writes are counted and timed, and its keys are there afterwards."""
+    done = geokv("bench", "--seconds", "0.5", "--callers", "8", "--keys", "1", "--json")
+    tree = json.loads(done.stdout)
+    for kind in ("writes", "reads"):
+        assert tree[kind]["done"] > 0
+        assert 0 < tree[kind]["p50_ms"] <= tree[kind]["p99_ms"]
+        assert tree[kind]["failed"] == 0
+    assert len(geokv("get", "default", "bench/00000000").stdout) == 256
+
+
+def test_output_without_a_terminal_has_no_colour_and_no_progress(geokv: Run) -> None:
+    """No escape sequence in anything that is piped."""
+    for arguments in (("status",), ("namespace", "list"), ("sim", "soak", "--fixed", "0"), ("--help",)):
+        done = geokv(*arguments)
+        assert b"\x1b" not in done.stdout + done.stderr
+
+
+def test_help_is_quick() -> None:
+    """`geokv --help` takes less than 0.3 s: the quickest of five, so that a busy machine does not decide."""
+    took = []
+    for _ in range(5):
+        began_s = time.monotonic()
+        subprocess.run([sys.executable, "-m", "geokv", "--help"], check=True, capture_output=True)
+        took.append(time.monotonic() - began_s)
+    assert min(took) < HELP_S_MAX
+
+
+def test_help_loads_neither_grpc_nor_rich() -> None:
+    """What makes help slow is not imported for it."""
+    code = "import sys; from geokv.cli.main import main; main(['--help']); print('grpc' in sys.modules, 'rich' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_every_command_in_the_list_has_help_that_begins_as_the_list_says() -> None:
+    """No row of the table of commands is dead, and its summary is the command's own."""
+    from geokv.cli.main import COMMANDS, geokv
+
+    for name, row in COMMANDS.items():
+        command = geokv.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        assert command.get_short_help_str(200).rstrip(".") == row.summary.rstrip("."), name
+
+
+def test_serve_lists_every_setting() -> None:
+    """Flag and environment variable of every setting stand in `geokv serve --help`."""
+    from geokv.server.config import SETTINGS
+
+    done = subprocess.run([sys.executable, "-m", "geokv", "serve", "--help"], check=True, capture_output=True, text=True)
+    for setting in SETTINGS:
+        assert setting.flag in done.stdout
+        assert setting.variable in done.stdout
+
+
+def test_version_is_the_package_s() -> None:
+    """`geokv --version` says what the package says."""
+    from geokv import __version__
+
+    done = subprocess.run([sys.executable, "-m", "geokv", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout == f"geokv {__version__}\n"
+
+
+def test_sim_run_prints_the_keys_that_scripts_rely_on() -> None:
+    """`sim run --json` has seed, digest, operations, both times and the checkers, and ends with 0 where all are ok."""
+    done = subprocess.run(
+        [sys.executable, "-m", "geokv", "sim", "run", "--seed", "7", "--json"], capture_output=True, text=True, check=False
+    )
+    tree = json.loads(done.stdout)
+    assert {"seed", "digest", "operations", "virtual_seconds", "real_seconds", "checkers"} <= tree.keys()
+    assert tree["seed"] == 7
+    is_ok = all(verdict == "ok" for verdict in tree["checkers"].values())
+    assert (done.returncode == 0) is is_ok

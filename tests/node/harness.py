@@ -1,0 +1,403 @@
+"""Nodes driven by hand: every message, sync and log read stands in a queue that a test may hold, drop, double or reorder.
+
+The simulator (geokv/sim) tries everything at large; here one interleaving is laid out step by step. A disk is a list of frames:
+what `Persist` brought and was told as done is there after a crash, and nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from geokv.core.quorum import Consistency
+from geokv.core.topology import Topology, parse_topology
+from geokv.node.config import NodeConfig
+from geokv.node.node import Node
+from geokv.protocol.effects import (
+    Answer,
+    Asked,
+    Build,
+    Built,
+    Delivered,
+    Effect,
+    EndIncarnation,
+    Event,
+    Log,
+    LogRead,
+    Note,
+    PeerConnected,
+    PeerLost,
+    Persist,
+    Persisted,
+    ReadLog,
+    RoomChanged,
+    Send,
+    Trim,
+    WallClockRead,
+    Woken,
+)
+from geokv.protocol.requests import AdminReply, AdminRequest, ReadBatch, ReadReply, Request, WriteBatch, WriteReply
+from geokv.storage.engine import MemoryEngine
+
+MS = 1_000
+SECOND = 1_000_000
+WALL_US = 1_700_000_000 * SECOND
+HEADER_BYTES = 24
+
+
+def topology_of(datacenters: int = 1, nodes: int = 3, replicas: int = 3, partitions: int = 8) -> Topology:
+    """A small cluster: dc1-1, dc1-2 …, dc2-1 …"""
+    lines = ['cluster = "test"', f"partitions = {partitions}"]
+    port = 7000
+    for dc in range(1, datacenters + 1):
+        lines += ["[[datacenter]]", f'name = "dc{dc}"', f"replicas = {replicas}"]
+        for node in range(1, nodes + 1):
+            port += 1
+            lines += [
+                "[[datacenter.node]]",
+                f'name = "dc{dc}-{node}"',
+                f'rack = "r{node}"',
+                f'address = "127.0.0.1:{port}"',
+            ]
+    for one in range(1, datacenters + 1):
+        for other in range(one + 1, datacenters + 1):
+            lines += ["[[link]]", f'from = "dc{one}"', f'to = "dc{other}"', "round_trip_ms = 20"]
+    return parse_topology("\n".join(lines), "test")
+
+
+@dataclass
+class Disk:
+    """Frames that are synced, and the newest checkpoint."""
+
+    segment_bytes: int = 1 << 20
+    room_bytes: int = 32 << 20
+    frames: list[tuple[int, int, bytes]] = field(default_factory=list)
+    sequence: int = 0
+    checkpoint: tuple[bytes, dict[int, dict[bytes, bytes]], int] | None = None
+    _segment: int = 1
+    _at: int = 64
+
+    def append(self, payload: bytes) -> tuple[int, int]:
+        if self._at + len(payload) + HEADER_BYTES > self.segment_bytes:
+            self._segment, self._at = self._segment + 1, 64
+        offset = self._at + HEADER_BYTES
+        self.frames.append((self._segment, offset, payload))
+        self._at = offset + len(payload)
+        self.sequence += 1
+        return self._segment, offset
+
+    def read(self, places: list[tuple[int, int, int]]) -> bytes | None:
+        pieces: list[bytes] = []
+        for segment, offset, length in places:
+            for at_segment, at, payload in self.frames:
+                if at_segment == segment and at <= offset and offset + length <= at + len(payload):
+                    pieces.append(payload[offset - at : offset - at + length])
+                    break
+            else:
+                return None
+        return b"".join(pieces)
+
+    def trim(self, segment: int) -> None:
+        self.frames = [frame for frame in self.frames if frame[0] >= segment]
+
+    def copy(self) -> Disk:
+        return replace(self, frames=list(self.frames))
+
+    def recovered(self) -> tuple[tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]] | None, list[Any]]:
+        if self.checkpoint is None:
+            return None, list(self.frames)
+        meta, tables, _ = self.checkpoint
+        return (meta, iter([(ns, list(cells.items())) for ns, cells in tables.items()])), list(self.frames)
+
+
+class Cluster:
+    """All nodes of a topology on one virtual clock. Queues are worked off by `settle` and `run`."""
+
+    def __init__(self, datacenters: int = 1, nodes: int = 3, replicas: int = 3, partitions: int = 8, seed: int = 1, **config: Any):
+        self.topology = topology_of(datacenters, nodes, replicas, partitions)
+        self.rng = random.Random(seed)
+        self.now_us = SECOND
+        self.wall_offset_us: dict[str, int] = {}
+        self.names = [node.name for node in self.topology.nodes]
+        self.dc_of = {node.name: node.dc for node in self.topology.nodes}
+        self.disks = {name: Disk() for name in self.names}
+        self.nodes: dict[str, Node] = {}
+        self.config = config
+        self.queue: deque[tuple[str, str, object]] = deque()  # sender, receiver, message
+        self.held: list[tuple[str, str, object]] = []
+        self.is_dropped: Callable[[str, str, object], bool] = lambda sender, receiver, message: False
+        self.is_held: Callable[[str, str, object], bool] = lambda sender, receiver, message: False
+        self.is_doubled: Callable[[str, str, object], bool] = lambda sender, receiver, message: False
+        self.cuts: set[frozenset[str]] = set()
+        self.slow_disks: set[str] = set()  # their Persists wait in `persisting` for `sync`
+        self.persisting: dict[str, Persist] = {}
+        self.slow_reads: set[str] = set()
+        self.reading: list[tuple[str, ReadLog]] = []
+        self.replies: dict[tuple[str, int], Any] = {}
+        self.ended: list[tuple[str, str]] = []
+        self.after_end: list[Effect] = []
+        self.logs: list[tuple[str, Log]] = []
+        self.sent: list[tuple[str, str, object]] = []
+        self.trimmed: dict[str, int] = {}
+        self.builds: list[tuple[str, Build]] = []
+        self.is_build_slow = False
+        self.notes: dict[str, int] = {}
+        self._call = 0
+
+    # --- runs of nodes ------------------------------------------------------------------------------------------------
+
+    def start(self, *names: str) -> Cluster:
+        """Start nodes (all by default) from their disks, and connect them to whoever runs."""
+        for name in names or self.names:
+            self._recover(name)
+            for other in self.nodes:
+                if other != name and frozenset((name, other)) not in self.cuts:
+                    self._connect(name, other)
+        return self
+
+    def _recover(self, name: str) -> None:
+        disk = self.disks[name]
+        checkpoint, frames = disk.recovered()
+        config = NodeConfig(self.topology.cluster, self.dc_of[name], name, self.topology, **self.config)
+        seed = random.Random(self.rng.getrandbits(64))
+        wall_us = self.wall_us(name)
+        node = Node.recover(
+            config, seed, self.now_us, wall_us, checkpoint, frames, disk.room_bytes, disk.sequence, MemoryEngine()
+        )
+        self.nodes[name] = node
+        self.give(name, WallClockRead(wall_us))
+
+    def wall_us(self, name: str) -> int:
+        return WALL_US + self.now_us + self.wall_offset_us.get(name, 0)
+
+    def _connect(self, one: str, other: str) -> None:
+        self.give(one, PeerConnected(other, self.nodes[other].incarnation))
+        self.give(other, PeerConnected(one, self.nodes[one].incarnation))
+
+    def crash(self, name: str) -> None:
+        """The node is gone; what was told as synced stays. Messages to and from it on the way are lost."""
+        self.nodes.pop(name, None)
+        self.persisting.pop(name, None)
+        self.reading = [entry for entry in self.reading if entry[0] != name]
+        self.queue = deque(m for m in self.queue if name not in m[:2])
+        for other in list(self.nodes):
+            self.give(other, PeerLost(name))
+
+    def restart(self, name: str) -> None:
+        self.crash(name)
+        self.start(name)
+
+    def cut(self, one: str, other: str) -> None:
+        self.cuts.add(frozenset((one, other)))
+        self.queue = deque(m for m in self.queue if {one, other} != set(m[:2]))
+        for name, peer in ((one, other), (other, one)):
+            if name in self.nodes:
+                self.give(name, PeerLost(peer))
+
+    def heal(self) -> None:
+        cuts, self.cuts = self.cuts, set()
+        for pair in sorted(cuts, key=sorted):
+            one, other = sorted(pair)
+            if one in self.nodes and other in self.nodes:
+                self._connect(one, other)
+
+    # --- events and effects -------------------------------------------------------------------------------------------
+
+    def give(self, name: str, event: Event) -> list[Effect]:
+        """Give one event to a node and perform what it wants."""
+        node = self.nodes.get(name)
+        if node is None:
+            return []
+        effects = node.handle(event, self.now_us)
+        is_over = False
+        for effect in effects:
+            if is_over:
+                self.after_end.append(effect)
+                continue
+            is_over = isinstance(effect, EndIncarnation)
+            self._perform(name, effect)
+        return effects
+
+    def _perform(self, name: str, effect: Effect) -> None:
+        match effect:
+            case Send(peer=peer, message=message):
+                self._send(name, peer, message)
+            case Persist():
+                assert name not in self.persisting, "two Persists at once"
+                self.persisting[name] = effect
+            case Answer(call=call, reply=reply):
+                assert (name, call) not in self.replies, "answered twice"
+                self.replies[name, call] = reply
+            case ReadLog():
+                self.reading.append((name, effect))
+            case Build():
+                self.builds.append((name, effect))
+            case Trim(segment=segment):
+                self.trimmed[name] = segment
+                self.disks[name].trim(segment)
+            case EndIncarnation(reason=reason):
+                self.ended.append((name, reason))
+            case Log():
+                self.logs.append((name, effect))
+            case Note(name=note, count=count):
+                self.notes[note] = self.notes.get(note, 0) + count
+
+    def _send(self, sender: str, receiver: str, message: object) -> None:
+        self.sent.append((sender, receiver, message))
+        if frozenset((sender, receiver)) in self.cuts or receiver not in self.nodes:
+            return
+        if self.is_dropped(sender, receiver, message):
+            return
+        if self.is_held(sender, receiver, message):
+            self.held.append((sender, receiver, message))
+            return
+        self.queue.append((sender, receiver, message))
+        if self.is_doubled(sender, receiver, message):
+            self.queue.append((sender, receiver, message))
+
+    def release(self) -> None:
+        """What was held back arrives now."""
+        held, self.held = self.held, []
+        self.is_held = lambda sender, receiver, message: False
+        self.queue.extend(held)
+
+    def sync(self, name: str) -> None:
+        """The Persist that a slow disk has under way is done."""
+        persist = self.persisting.pop(name)
+        disk = self.disks[name]
+        segment, offset = disk.append(persist.payload)
+        disk.room_bytes -= len(persist.payload) + HEADER_BYTES
+        self.give(name, Persisted(persist.token, segment, offset, disk.room_bytes))
+
+    def read_log(self, name: str) -> None:
+        """The first ReadLog of a slow reader is done."""
+        at = next(at for at, entry in enumerate(self.reading) if entry[0] == name)
+        _, effect = self.reading.pop(at)
+        self.give(name, LogRead(effect.token, self.disks[name].read(effect.places)))
+
+    def build(self, name: str) -> None:
+        """The first checkpoint that waits for its building stands now."""
+        at = next(at for at, entry in enumerate(self.builds) if entry[0] == name)
+        _, effect = self.builds.pop(at)
+        self.disks[name].checkpoint = (effect.meta, {ns: dict(t) for ns, t in effect.tables.items()}, effect.segment)
+        self.give(name, Built(effect.token, effect.segment))
+
+    def room(self, name: str, room_bytes: int, reason: str = "") -> None:
+        self.disks[name].room_bytes = room_bytes
+        self.give(name, RoomChanged(room_bytes, reason))
+
+    # --- time -----------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Work off every queue at this very moment."""
+        for _ in range(100_000):
+            if self.queue:
+                sender, receiver, message = self.queue.popleft()
+                self.give(receiver, Delivered(sender, message))
+            elif name := next((n for n in self.persisting if n not in self.slow_disks), None):
+                self.sync(name)
+            elif name := next((n for n, _ in self.reading if n not in self.slow_reads), None):
+                self.read_log(name)
+            elif self.builds and not self.is_build_slow:
+                self.build(self.builds[0][0])
+            else:
+                return
+        raise AssertionError("the cluster does not come to rest")
+
+    def run(self, us: int) -> Cluster:
+        """Let time pass, with everything that happens in it."""
+        end = self.now_us + us
+        for _ in range(200_000):
+            self.settle()
+            wakes = [wake for node in self.nodes.values() if (wake := node.wake_at_us()) is not None]
+            at = min(wakes, default=end)
+            if at > end:
+                break
+            self.now_us = max(self.now_us, at)
+            for name in list(self.nodes):
+                node = self.nodes.get(name)
+                wake = node.wake_at_us() if node is not None else None
+                if wake is not None and wake <= self.now_us:
+                    self.give(name, WallClockRead(self.wall_us(name)))
+                    self.give(name, Woken())
+        else:
+            raise AssertionError("time does not pass")
+        self.now_us = end
+        return self
+
+    def run_until(self, is_so: Callable[[], bool], us: int = 20 * SECOND) -> Cluster:
+        """Let time pass until something is so; fails where it never is."""
+        deadline = self.now_us + us
+        while not is_so():
+            assert self.now_us < deadline, "it did not happen in time"
+            self.run(20 * MS)
+        return self
+
+    # --- what clients do --------------------------------------------------------------------------------------------------
+
+    def ask(self, name: str, request: Request) -> int:
+        """Give a call to a node; its answer will stand in `reply`."""
+        self._call += 1
+        self.give(name, Asked(self._call, request))
+        return self._call
+
+    def reply(self, name: str, call: int) -> Any:
+        return self.replies.get((name, call))
+
+    def write(self, name: str, items: dict[bytes, bytes | None], level: Consistency = Consistency.QUORUM, **options: Any) -> int:
+        namespace = options.pop("namespace", "default")
+        return self.ask(name, WriteBatch(namespace, list(items), list(items.values()), level, **options))
+
+    def put(self, name: str, key: bytes, value: bytes | None, level: Consistency = Consistency.QUORUM, **options: Any) -> WriteReply:
+        """One write, worked off until it is answered."""
+        call = self.write(name, {key: value}, level, **options)
+        self.run_until(lambda: self.reply(name, call) is not None)
+        reply = self.reply(name, call)
+        assert isinstance(reply, WriteReply)
+        return reply
+
+    def get(self, name: str, key: bytes, level: Consistency = Consistency.QUORUM, **options: Any) -> ReadReply:
+        """One read, worked off until it is answered."""
+        namespace = options.pop("namespace", "default")
+        call = self.ask(name, ReadBatch(namespace, [key], level, **options))
+        self.run_until(lambda: self.reply(name, call) is not None)
+        reply = self.reply(name, call)
+        assert isinstance(reply, ReadReply)
+        return reply
+
+    def admin(self, name: str, verb: str, /, **arguments: Any) -> AdminReply:
+        call = self.ask(name, AdminRequest(verb, arguments))
+        self.run_until(lambda: self.reply(name, call) is not None)
+        reply = self.reply(name, call)
+        assert isinstance(reply, AdminReply)
+        return reply
+
+    # --- what is so -----------------------------------------------------------------------------------------------------------
+
+    def serving(self) -> Cluster:
+        """Run until every node serves and takes part in agreements."""
+        return self.run_until(lambda: all(self.is_serving(name) for name in self.nodes))
+
+    def is_serving(self, name: str) -> bool:
+        node = self.nodes[name]
+        return node.started_us is not None and not node.is_refusing and node.assembly.definitions.is_member
+
+    def cells(self, name: str, namespace: str = "default") -> dict[bytes, bytes]:
+        table = self.nodes[name].assembly.table_named(namespace)
+        return dict(table.cells) if table is not None else {}
+
+    def are_equal(self, namespace: str = "default") -> bool:
+        first = self.cells(next(iter(self.nodes)), namespace)
+        return all(self.cells(name, namespace) == first for name in self.nodes)
+
+    def streams(self, name: str, namespace: str = "default") -> dict[tuple[int, bytes], Any]:
+        table = self.nodes[name].assembly.table_named(namespace)
+        assert table is not None
+        return {(stream.partition, stream.origin): stream for stream in table.streams}
+
+    def messages(self, kind: type, sender: str = "", receiver: str = "") -> list[Any]:
+        """What was sent so far, of one kind."""
+        return [m for s, r, m in self.sent if isinstance(m, kind) and sender in ("", s) and receiver in ("", r)]
