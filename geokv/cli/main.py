@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted", exits.INTERRUPTED)
     except BrokenPipeError:
         return _reader_gone()
+    except OSError as error:  # a place that cannot be written, a descriptor too many: the system's own words
+        return _complain(str(error), exits.EXPECTATION_FAILED)
     except GeokvError as error:
         advice = exits.advice_for(error)
         said = str(error) or type(error).__name__

@@ -80,7 +80,7 @@ class Admin:
     def _change(self, request: AdminRequest, respond: Respond, begin: Callable[..., int]) -> None:
         node = self._node
         definitions = node.assembly.definitions
-        no_room = node.assembly.commit.reserve(64 * 1024, is_control=True)
+        no_room = node.assembly.commit.reserve(node.config.control_room_bytes // 4, is_control=True)
         if no_room:
             raise Unavailable(no_room)
         if node.context.distrusted or not node.has_standing:

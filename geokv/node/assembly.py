@@ -64,7 +64,7 @@ class Assembly:
         self.members = [node.name for node in topology.datacenter(config.dc).nodes]
         others = [(node.name, node.dc) for node in topology.nodes if node.name != config.node]
         self.peers = Peers(others)
-        self.commit = Commit(self.effects, room_bytes, log_sequence)
+        self.commit = Commit(self.effects, room_bytes, log_sequence, config.control_room_bytes)
         clock = HybridClock(0, config.drift_ms_max)
         self.context = Context(config.cluster, origin, topology.partitions, self.peers, clock, self.commit, self.effects, rng)
         self.context.now_us, self.context.wall_us = now_us, wall_us

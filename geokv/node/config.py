@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from geokv.core.limits import DRIFT_MS_MAX, LOG_BYTES_MAX, LOG_BYTES_WARN, MIB
+from geokv.core.limits import DRIFT_MS_MAX, KIB, LOG_BYTES_MAX, LOG_BYTES_WARN, MIB
 from geokv.core.topology import Topology
 
 
@@ -22,5 +22,6 @@ class NodeConfig:
     checkpoint_bytes: int = 256 * MIB
     log_bytes_warn: int = LOG_BYTES_WARN
     log_bytes_max: int = LOG_BYTES_MAX
+    control_room_bytes: int = 256 * KIB  # of the log, kept free of data for the node's own notes
     drift_ms_max: int = DRIFT_MS_MAX
     unchecked_us: int = 5_000_000  # serve without a majority's word on this disk after so long

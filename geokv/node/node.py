@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from geokv.core.hlc import hlc_ms
-from geokv.core.limits import HLC_BOUND_AHEAD_MS, KIB
+from geokv.core.limits import HLC_BOUND_AHEAD_MS
 from geokv.core.namespace import NamespaceDefinition
 from geokv.core.origin import Origin
 from geokv.errors import RecordError
@@ -68,7 +68,6 @@ from geokv.storage.engine import Engine
 Frames = Iterable[tuple[int, int, bytes]]
 Checkpoint = tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]]
 
-AGREEMENT_BYTES_MAX: Final = 64 * KIB  # of notes that one message to the agreement usually leads to, at most
 STARTING: Final = "this node has just started and asks its peers whether its disk is complete"
 
 
@@ -542,7 +541,7 @@ class Node:
     # --- closing ----------------------------------------------------------------------------------------------------
 
     def _on_agreement(self, peer: str, message: object) -> None:
-        if self.assembly.commit.reserve(AGREEMENT_BYTES_MAX, is_control=True):
+        if self.assembly.commit.reserve(self.config.control_room_bytes // 4, is_control=True):
             self.context.note("agreement.no_room")  # it is said again
         else:
             self.assembly.definitions.heard(peer, message)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from geokv.core.limits import FRAME_BYTES_MAX, KIB, WAITING_BYTES_MAX
+from geokv.core.limits import FRAME_BYTES_MAX, WAITING_BYTES_MAX
 from geokv.protocol.effects import Effect, Persist
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
@@ -24,7 +24,6 @@ Entry = tuple[bytes, Stream | None, int]
 
 Callback = Callable[[], None]
 FRAME_HEADER_BYTES: Final = 64
-CONTROL_ROOM_BYTES: Final = 256 * KIB  # kept free of data, so that a full log can still take the node's own notes
 
 
 class Group:
@@ -44,7 +43,11 @@ class Group:
 class Commit:
     """The node's way to its log."""
 
-    def __init__(self, effects: list[Effect], room_bytes: int, log_sequence: int) -> None:
+    def __init__(
+        self, effects: list[Effect], room_bytes: int, log_sequence: int, control_room_bytes: int = FRAME_HEADER_BYTES
+    ) -> None:
+        """`control_room_bytes`: kept free of data, so that a full log can still take the node's own notes."""
+        self._control_room_bytes = control_room_bytes
         self._effects = effects
         self.room_bytes = room_bytes
         self.room_reason = ""
@@ -68,7 +71,7 @@ class Commit:
         `is_control`: a note of the node to itself, for which some room is kept free of data.
         """
         pending = self.waiting.nbytes + (self.flying.nbytes if self.flying else 0)
-        kept_bytes = FRAME_HEADER_BYTES if is_control else CONTROL_ROOM_BYTES
+        kept_bytes = FRAME_HEADER_BYTES if is_control else self._control_room_bytes
         if pending + nbytes + kept_bytes > self.room_bytes:
             return f"no room in the log ({self.room_reason or 'the next segment is being prepared'})"
         if pending + nbytes > WAITING_BYTES_MAX:

@@ -30,7 +30,7 @@ from geokv.errors import InvalidRequest, NamespaceNotFound
 from geokv.protocol.context import Context
 from geokv.protocol.intake import Intake
 from geokv.protocol.messages import CellsRead, ReadCells
-from geokv.protocol.replication import Replication
+from geokv.protocol.replication import Part, Replication
 from geokv.protocol.requests import Detail, Outcome, ReadBatch, ReadReply
 from geokv.protocol.table import Table
 
@@ -70,6 +70,7 @@ class ReadPart:
         "call",
         "cells",
         "digests",
+        "fetches",
         "fetching",
         "indexes",
         "is_done",
@@ -77,6 +78,7 @@ class ReadPart:
         "peers",
         "query",
         "r",
+        "repairs",
         "theirs",
     )
 
@@ -88,7 +90,9 @@ class ReadPart:
         self.peers = peers
         self.asked: list[str] = []
         self.digests: dict[str, bytes] = {}  # peer -> its digests of all keys
-        self.fetching: dict[str, list[int]] = {}  # peer -> positions whose cells were asked
+        self.fetching: dict[str, list[int]] = {}  # peer -> positions whose cells are wanted of it
+        self.fetches: dict[int, tuple[str, list[int]]] = {}  # query -> (peer, positions), not answered yet
+        self.repairs: list[Part] = []
         self.theirs: dict[str, dict[int, bytes | None]] = {}  # peer -> position -> its cell
         self.cells: list[bytes | None] | None = None  # own cells, once settled
         self.query = 0
@@ -238,14 +242,40 @@ class ReadCoordinator:
         if part is None or part.is_done or table is None or peer not in part.asked:
             return
         if message.error:
-            return
-        if peer in part.fetching:
-            positions = part.fetching[peer]
-            if len(message.cells) == len(positions):
-                part.theirs[peer] = {at: cell or None for at, cell in zip(positions, message.cells, strict=True)}
+            self._drop_replica(part, peer)
+            self._ask_another(part, table)
+        elif message.query != part.query:
+            self._cells_came(part, table, peer, message)
         elif len(message.digests) == 8 * len(part.keys):
-            part.digests[peer] = message.digests
+            part.digests.setdefault(peer, message.digests)
         self._progress(part, table)
+
+    def _cells_came(self, part: ReadPart, table: Table, peer: str, message: CellsRead) -> None:
+        """Take the cells that a replica sent: those of the first positions asked, as many as one answer holds."""
+        asked, positions = part.fetches.get(message.query, ("", []))
+        if asked != peer or not 0 < len(message.cells) <= len(positions):
+            return
+        del part.fetches[message.query], self._by_query[message.query]
+        part.theirs[peer].update(zip(positions, [cell or None for cell in message.cells], strict=False))
+        if len(message.cells) < len(positions):
+            self._fetch(part, table, peer, positions[len(message.cells) :])
+
+    def _fetch(self, part: ReadPart, table: Table, peer: str, positions: list[int]) -> None:
+        query = self._context.next_id()
+        part.fetches[query] = (peer, positions)
+        self._by_query[query] = part
+        keys = [part.keys[at] for at in positions]
+        self._context.send(peer, ReadCells(query, table.definition.id, keys, digests=False))
+
+    def _drop_replica(self, part: ReadPart, peer: str) -> None:
+        """Go on without a replica whose answer, or the rest of it, will not come."""
+        if peer in part.digests and len(part.theirs.get(peer, ())) == len(part.fetching.get(peer, ())):
+            return  # all that is wanted of it is here
+        part.digests.pop(peer, None)
+        part.fetching.pop(peer, None)
+        part.theirs.pop(peer, None)
+        for query in [query for query, (asked, _) in part.fetches.items() if asked == peer]:
+            del part.fetches[query], self._by_query[query]
 
     def _progress(self, part: ReadPart, table: Table) -> None:
         """Answer as soon as R replicas are known to agree or their cells are here."""
@@ -259,11 +289,10 @@ class ReadCoordinator:
         for peer, digests in part.digests.items():
             if digests != own and peer not in part.fetching:
                 differ = [at for at in range(len(cells)) if digests[8 * at : 8 * at + 8] != own[8 * at : 8 * at + 8]]
-                part.fetching[peer] = differ
-                keys = [part.keys[at] for at in differ]
+                part.fetching[peer], part.theirs[peer] = differ, {}
                 self._context.count("read.digest_mismatch", len(differ))
-                self._context.send(peer, ReadCells(part.query, table.definition.id, keys, digests=False))
-        if all(peer in part.theirs for peer in part.fetching):
+                self._fetch(part, table, peer, differ)
+        if not part.fetches:
             self._merge(part, table, cells)
 
     def _merge(self, part: ReadPart, table: Table, own: list[bytes | None]) -> None:
@@ -328,15 +357,16 @@ class ReadCoordinator:
             if replica == self._context.node:
                 self._intake.take(records, lambda: repaired(self._context.node))
             else:
-                self._replication.start((replica,), records, lambda sent: repaired(sent.peers[0]) if sent.acked else None)
+                part.repairs.append(
+                    self._replication.start((replica,), records, lambda sent: repaired(sent.peers[0]) if sent.acked else None)
+                )
 
     # --- answering --------------------------------------------------------------------------------------------------
 
     def _settle(self, part: ReadPart, cells: list[bytes | None], replicas: int) -> None:
         if part.is_done:
             return
-        part.is_done = True
-        self._by_query.pop(part.query, None)
+        self._close(part)
         call = part.call
         reply = call.reply
         now_ms = hlc_ms(max(self._context.clock.last, self._context.wall_ms << 16))
@@ -349,6 +379,13 @@ class ReadCoordinator:
                 reply.versions[index] = lww_version(cell)
         call.remaining -= 1
         self._finish_if_complete(call)
+
+    def _close(self, part: ReadPart) -> None:
+        part.is_done = True
+        for query in (part.query, *part.fetches):
+            self._by_query.pop(query, None)
+        for sent in part.repairs:
+            self._replication.release(sent)
 
     def _finish_if_complete(self, call: ReadCall) -> None:
         if call.remaining or call.respond is None:
@@ -377,19 +414,27 @@ class ReadCoordinator:
             digests = b"".join([digest_of(get(key)) for key in message.keys])
             self._context.send(peer, CellsRead(message.query, [], digests))
             return
-        cells = [get(key) or b"" for key in message.keys]
-        if sum(map(len, cells)) > ANSWER_BYTES_MAX:
-            self._context.send(peer, CellsRead(message.query, [], b"", "too many bytes for one answer: ask fewer keys"))
-            return
+        cells: list[bytes] = []
+        nbytes = 0
+        for key in message.keys:
+            cell = get(key) or b""
+            nbytes += len(cell)
+            if cells and nbytes > ANSWER_BYTES_MAX:
+                break  # the coordinator asks for the rest
+            cells.append(cell)
         self._context.send(peer, CellsRead(message.query, cells, b""))
 
     # --- time -------------------------------------------------------------------------------------------------------
 
     def lost(self, peer: str) -> None:
         """A replica is gone: ask another one in its place at once."""
-        for part in list(self._by_query.values()):
-            if peer in part.asked and peer not in part.digests:
-                self._ask_more(part)
+        for part in dict.fromkeys(self._by_query.values()):
+            table = part.call.table
+            if not part.is_done and peer in part.asked and table is not None:
+                self._drop_replica(part, peer)
+                if peer not in part.digests:
+                    self._ask_another(part, table)
+                    self._progress(part, table)
 
     def wake_at_us(self) -> int | None:
         while self._deadlines and self._deadlines[0][2].is_done:
@@ -415,21 +460,32 @@ class ReadCoordinator:
         if table is None:
             return
         context = self._context
-        for peer in context.peers.live(part.peers, context.now_us):
-            if peer not in part.asked:
-                context.note("read.asked_more")
-                self._ask(part, table, peer)
-                return
+        slow = dict.fromkeys(peer for peer, _ in part.fetches.values())
+        is_enough = len(part.digests) - len(slow) + 1 >= part.r
+        for peer in slow:
+            if is_enough or not context.is_live(peer):
+                self._drop_replica(part, peer)
+        self._progress(part, table)
+        if part.is_done or self._ask_another(part, table):
+            return
+        for query, (peer, positions) in part.fetches.items():
+            keys = [part.keys[at] for at in positions]
+            context.send(peer, ReadCells(query, table.definition.id, keys, digests=False))
         for peer in context.peers.live(part.asked, context.now_us):
-            if peer in part.fetching and peer not in part.theirs:
-                keys = [part.keys[at] for at in part.fetching[peer]]
-                context.send(peer, ReadCells(part.query, table.definition.id, keys, digests=False))
-            elif peer not in part.digests:
+            if peer not in part.digests:
                 context.send(peer, ReadCells(part.query, table.definition.id, part.keys, digests=True))
 
+    def _ask_another(self, part: ReadPart, table: Table) -> bool:
+        """Ask a live replica that was not asked yet; False where there is none."""
+        for peer in self._context.peers.live(part.peers, self._context.now_us):
+            if peer not in part.asked:
+                self._context.note("read.asked_more")
+                self._ask(part, table, peer)
+                return True
+        return False
+
     def _expire(self, part: ReadPart, why: str) -> None:
-        part.is_done = True
-        self._by_query.pop(part.query, None)
+        self._close(part)
         achieved = len(part.digests) + (part.cells is not None)
         text = f"{why}: {achieved} of {part.r} replicas answered"
         self._refuse(part.call, part.indexes, Outcome.UNAVAILABLE, text, part.r, achieved)

@@ -28,7 +28,7 @@ Checkpointed = tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]]
 class StorageOptions:
     """Sizes. Small segments make a short run roll, trim and checkpoint as a long one does."""
 
-    segment_bytes: int = 64 << 10
+    segment_bytes: int = 512 << 10
 
 
 class _Unlucky(random.Random):

@@ -13,7 +13,8 @@ from geokv.sim.host import Checkpointed, Machine, Recover
 from geokv.storage.engine import MemoryEngine
 
 # Small, so that a short run writes checkpoints, trims its log and recovers from both.
-CHECKPOINT_BYTES: Final = 32 << 10
+CHECKPOINT_BYTES: Final = 192 << 10
+CONTROL_ROOM_BYTES: Final = 8 << 10  # in proportion to the small segments here
 
 
 def real_node(topology: Topology) -> Recover:
@@ -31,7 +32,7 @@ def real_node(topology: Topology) -> Recover:
         engine: MemoryEngine,
     ) -> Machine:
         dc = topology.node(name).dc
-        config = NodeConfig(topology.cluster, dc, name, topology, checkpoint_bytes=CHECKPOINT_BYTES)
+        config = NodeConfig(topology.cluster, dc, name, topology, checkpoint_bytes=CHECKPOINT_BYTES, control_room_bytes=CONTROL_ROOM_BYTES)
         return Node.recover(config, rng, now_us, wall_us, checkpoint, frames, room_bytes, log_sequence, engine)
 
     return recover

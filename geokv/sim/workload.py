@@ -37,7 +37,7 @@ class WorkloadOptions:
     deletes: float = 0.06
     ttl_share: float = 0.08  # of the puts
     ttl_ms: tuple[int, int] = (300, 4_000)
-    value_bytes_max: int = 300
+    value_bytes_max: int = 4_000
     far_share: float = 0.06  # writes that wait for other datacenters (EACH_QUORUM, replicated_to)
     repair_before_share: float = 0.05
     namespaces: tuple[str, ...] = ("default",)  # others than "default" are created when the run begins

@@ -41,7 +41,7 @@ def test_the_demo_loses_nothing_and_prints_what_scripts_rely_on(tmp_path: Path, 
     assert report["replicas_equal"] is True
     assert report["replicas_read"] == 3
     assert report["lost_dc"] == "here"
-    assert 0 < report["detect_ms"] <= report["failover_ms"] <= 5_000
+    assert 0 <= report["detect_ms"] <= report["failover_ms"] <= 5_000
     assert report["converge_ms"] > 0
     phases = {(row["dc"], row["phase"]): row for row in report["latency"]}
     assert phases["here", "loss"]["writes"] > 0

@@ -133,6 +133,22 @@ def test_a_replica_that_dies_between_its_digest_and_its_cells_is_replaced() -> N
     assert (reply.outcomes, reply.values) == ([Outcome.APPLIED], [b"new"])
 
 
+def test_a_replica_that_goes_silent_between_its_digest_and_its_cells_is_replaced() -> None:
+    """No connection breaks and no cells come: a third replica's answer is enough."""
+    cluster = with_a_stale_replica("dc1-1")
+    silent: list[str] = []
+
+    def is_dropped(sender: str, receiver: str, message: object) -> bool:
+        if isinstance(message, ReadCells) and not message.digests and not silent:
+            silent.append(receiver)
+        return isinstance(message, ReadCells) and receiver in silent
+
+    cluster.is_dropped = is_dropped
+    begun_us = cluster.now_us
+    assert cluster.get("dc1-1", b"k").values == [b"new"]
+    assert cluster.now_us - begun_us < SECOND
+
+
 def test_a_replica_that_answers_with_an_error_is_replaced_at_once() -> None:
     """A replica that refuses (it has just started) does not hold up the read."""
     cluster = one_dc()

@@ -121,7 +121,7 @@ def test_power_off_of_all_nodes_at_once_loses_no_acknowledged_write() -> None:
 
 
 def test_sigterm_drains_and_ends_with_0() -> None:
-    """A node that is told to stop under load ends with exit code 0 and nothing that it acknowledged is missing when it is back."""
+    """A node that is told to stop under load ends with exit code 0, and all that it acknowledged is there when it is back."""
     with Cluster(nodes=1) as cluster, cluster.client(timeout=2) as kv:
         with Load(kv) as load:
             wait_until(lambda: len(load.acknowledged) > 200, "writes")
@@ -250,7 +250,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.root
 def test_a_full_disk_refuses_writes_says_so_and_recovers(small_disk: Path) -> None:
-    """Without room writes are refused with the reason, reads go on, nothing acknowledged is lost; with room it takes writes again."""
+    """Without room writes are refused with the reason and reads go on; with room it takes writes again, and nothing is lost."""
     filler = small_disk / "filler"
     with Cluster(directory=small_disk) as cluster, cluster.client(timeout=5) as kv:
         kv.put("before", b"1")

@@ -107,7 +107,8 @@ class Demo:
         self._report = DemoReport("loss", lab.topology.cluster, lost_dc, lab.proxy_kind)
         self._clients: list[DcClients] = []
         self._lagging: LagSampler
-        self._cut_s = self._heal_s = 0.0
+        # When the cut began; when the lost datacenter last answered anybody (a cut takes a moment to be complete); the heal.
+        self._cut_s = self._dark_s = self._heal_s = 0.0
 
     async def run(self) -> DemoReport:
         with Replicas(self._lab.addresses(OUTSIDE)) as replicas:
@@ -185,6 +186,7 @@ class Demo:
         survivors = [name for name, dc in self._dc_of.items() if dc != self._lost_dc]
         keys = self._journal.taken_by(self._lost_dc)
         last_s = self._journal.last_taken_s(self._lost_dc)
+        self._dark_s = max(self._cut_s, last_s)
         try:
             found = await asyncio.to_thread(self._replicas.read, keys, survivors, self._owners_of_key)
         except GeokvError as error:
@@ -312,7 +314,7 @@ class Demo:
     def _detect_ms(self) -> int | None:
         events = self._lost_clients().events
         times = [seen.at_s for seen in events if seen.at_s >= self._cut_s and seen.event.kind == "failover"]
-        return _ms(min(times) - self._cut_s) if times else None
+        return _ms(max(0.0, min(times) - self._dark_s)) if times else None
 
     def _nodes_detect_ms(self) -> int | None:
         """The first sample in which every node that survived holds all nodes of the lost datacenter for dead."""
@@ -320,14 +322,14 @@ class Demo:
         survivors = self._dc_of.keys() - gone
         for sample in self._lagging.samples:
             knows = all(gone <= sample.dead.get(name, frozenset()) for name in survivors)
-            if self._cut_s <= sample.at_s < self._heal_s and knows:
-                return _ms(sample.at_s - self._cut_s)
+            if self._dark_s <= sample.at_s < self._heal_s and knows:
+                return _ms(sample.at_s - self._dark_s)
         return None
 
     def _failover_ms(self) -> int | None:
         served = self._lost_clients().served
         times = [one.at_s for one in served if self._cut_s <= one.at_s < self._heal_s and one.dc != self._lost_dc]
-        return _ms(min(times) - self._cut_s) if times else None
+        return _ms(max(0.0, min(times) - self._dark_s)) if times else None
 
     def _latency(self, clients: DcClients, phase: str) -> dict[str, Any]:
         samples = [sample for sample in clients.samples if sample.phase == phase]

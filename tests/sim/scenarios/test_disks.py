@@ -109,7 +109,7 @@ def test_failed_append_or_fsync_ends_the_incarnation_and_the_node_goes_on(call: 
 
 def test_full_disk_turns_the_node_read_only_and_back() -> None:
     """A node whose disk is full refuses writes with the reason and answers reads; with room again it takes writes."""
-    world = serving_world(1, WorldOptions(dcs=1, storage=StorageOptions(segment_bytes=256 << 10)))
+    world = serving_world(1, WorldOptions(dcs=1, storage=StorageOptions(segment_bytes=512 << 10)))
     put_many(world, NODE, 3, "before")
     host = world.hosts[NODE]
     host.storage.fill()
@@ -131,7 +131,7 @@ def test_full_disk_turns_the_node_read_only_and_back() -> None:
 
 def test_full_disk_names_its_reason() -> None:
     """The refusal of a full node says what is full."""
-    world = serving_world(1, WorldOptions(dcs=1, storage=StorageOptions(segment_bytes=256 << 10)))
+    world = serving_world(1, WorldOptions(dcs=1, storage=StorageOptions(segment_bytes=512 << 10)))
     host = world.hosts[NODE]
     host.storage.fill()
     key = key_led_by(world, NODE)
