@@ -205,7 +205,7 @@ class Clients:
             may = min(due, sent + WAITING_MAX - len(waiting))
             tally.held_back = max(tally.held_back, due - may)
             for index in range(sent, may):
-                task = asyncio.create_task(self._write(index, begins_s + index / rate, tally))
+                task = asyncio.create_task(self._write(index, begins_s + (index + 1) / rate, tally))
                 waiting.add(task)
                 task.add_done_callback(waiting.discard)
             sent = max(sent, may)

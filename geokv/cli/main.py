@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted", exits.INTERRUPTED)
     except KeyboardInterrupt:
         return _complain("interrupted", exits.INTERRUPTED)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click turns the one into the other; nothing else here exits by itself
         return _reader_gone()
     except OSError as error:  # a place that cannot be written, a descriptor too many: the system's own words
         return _complain(str(error), exits.EXPECTATION_FAILED)

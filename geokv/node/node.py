@@ -86,7 +86,7 @@ class Node:
         assembly.context.bound_ms = recovered.bound_ms
         self._build_token = 0
         self._is_building = False
-        self._built_bytes = 0
+        self._built_bytes = -recovered.replayed_bytes
         self._log_readers: dict[int, Callable[[bytes | None], None]] = {}
         self._seen_logged: dict[str, tuple[int, int]] = {}
         self._seen_at_us = 0

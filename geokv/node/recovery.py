@@ -32,6 +32,7 @@ class Recovered:
     log_sequence: int = 0
     open_origins: list[bytes] = field(default_factory=list)
     deltas: int = 0
+    replayed_bytes: int = 0  # what the log holds behind the checkpoint
 
 
 def restore(
@@ -121,6 +122,7 @@ class _Restoring:
             raise CorruptLog(f"segment {segment}, frame at byte {offset}: {error}; restore this node or replace it") from error
         last = self._assembly.commit.segment_last[segment]
         is_new = segment >= self._from_segment
+        self._recovered.replayed_bytes += len(payload) if is_new else 0
         for record in records:
             if record.kind == DELTA:
                 self._delta(record, segment, offset, last, is_new)

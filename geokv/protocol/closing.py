@@ -323,6 +323,7 @@ class Closings:
         context = self._context
         over = context.closed.setdefault(origin, set())
         if over is self._all_mine:
+            context.promised.pop(origin, None)  # an old note of the promise may have been read again
             return
         promised = context.promised.get(origin, set())
         for partition in partitions:

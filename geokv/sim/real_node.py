@@ -32,7 +32,9 @@ def real_node(topology: Topology) -> Recover:
         engine: MemoryEngine,
     ) -> Machine:
         dc = topology.node(name).dc
-        config = NodeConfig(topology.cluster, dc, name, topology, checkpoint_bytes=CHECKPOINT_BYTES, control_room_bytes=CONTROL_ROOM_BYTES)
+        config = NodeConfig(
+            topology.cluster, dc, name, topology, checkpoint_bytes=CHECKPOINT_BYTES, control_room_bytes=CONTROL_ROOM_BYTES
+        )
         return Node.recover(config, rng, now_us, wall_us, checkpoint, frames, room_bytes, log_sequence, engine)
 
     return recover

@@ -214,6 +214,16 @@ def test_output_without_a_terminal_has_no_colour_and_no_progress(geokv: Run) -> 
         assert b"\x1b" not in done.stdout + done.stderr
 
 
+def test_a_reader_that_has_enough_is_no_error(cluster: Cluster) -> None:
+    """Where nobody reads the output any more (`geokv … | head`), the command ends with 0 and says nothing."""
+    command = [sys.executable, "-m", "geokv", "status", "--metrics", "--node", cluster.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == DONE
+
+
 def test_help_is_quick() -> None:
     """`geokv --help` takes less than 0.3 s: the quickest of five, so that a busy machine does not decide."""
     took = []
