@@ -303,6 +303,8 @@ class Node:
     def _write_later(self, batch: WriteBatch, respond: Callable[[Any], None], until_us: int) -> None:
         """Start a write once the HLC's bound above its stamps is synced."""
         self._keep_bound()
+        if not self.assembly.commit.pending_bytes:
+            self.context.bound_ms = self._bound_ms  # all that was noted is synced
         if self._stamps_to_ms() < self.context.bound_ms or self._bound_ms <= self._stamps_to_ms():
             self.assembly.write.start(batch, respond)  # or it is refused: there was no room for the bound either
         elif self.context.now_us >= until_us or self.context.is_refusing:
@@ -488,7 +490,7 @@ class Node:
         was_connected = self.context.peers[peer].is_connected
         known = self.context.peers[peer].incarnation
         if known != incarnation:
-            self.assembly.sender.renewed(peer)
+            self.assembly.sender.closed(peer, None)
             if was_connected:
                 self._lost(peer)
         self.assembly.peers.connected(peer, incarnation, self.context.now_us)

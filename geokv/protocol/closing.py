@@ -146,7 +146,8 @@ class Closings:
                 origins[origin] = None
         if message.current:
             origins.pop(message.current, None)
-        return [o for o in origins if not self._is_over(o, partitions)]
+        # What was asked is answered, over or not: the closer has to learn it.
+        return [o for o in origins if o in message.origins or not self._is_over(o, partitions)]
 
     def _is_over(self, origin: bytes, partitions: list[int]) -> bool:
         over = self._context.closed.get(origin)
@@ -433,6 +434,7 @@ class CloseRun:
         if context.now_us - self._asked_us >= ASK_AGAIN_US:
             self._asked_us = context.now_us
             self._ask_missing()
+        self._note_ended_by_others()
         for pair, closing in list(self._pairs.items()):
             if closing.phase == "filling" and context.now_us >= closing.fill_at_us:
                 self._fill(pair, closing)
@@ -440,6 +442,16 @@ class CloseRun:
         if context.now_us - self._told_us >= TELL_AGAIN_US:
             self._told_us = context.now_us
             self._tell([pair for pair, closing in self._pairs.items() if closing.phase == "telling"])
+
+    def _note_ended_by_others(self) -> None:
+        """Another closer may have been faster: what stands here stands, and what is over is done."""
+        for pair, closing in self._pairs.items():
+            if closing.phase == "done":
+                continue
+            if pair[1] in self._context.closed.get(pair[0], ()):
+                closing.phase = "done"
+            elif closing.phase != "telling" and (value := self._closings.known.get(pair)) is not None:
+                self._stands(pair, value)
 
     def wake_at_us(self) -> int | None:
         if self.is_done:

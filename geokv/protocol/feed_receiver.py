@@ -27,7 +27,7 @@ from geokv.errors import RecordError
 from geokv.protocol.context import Context
 from geokv.protocol.feed_sender import heads_of
 from geokv.protocol.intake import Intake, Taken
-from geokv.protocol.messages import FeedAck, FeedBatch, FeedClose, FeedOpen, FeedRefused, StreamHeads
+from geokv.protocol.messages import FeedAck, FeedBatch, FeedClose, FeedOpen, FeedRefused, Replicated, StreamHeads
 from geokv.protocol.placement import Placement
 from geokv.protocol.replication import Part, Replication
 from geokv.protocol.streams import Stream
@@ -225,6 +225,9 @@ class FeedReceiver:
                 link.heads[heads.namespace, partition, heads.origin] = number
         if not taken.contiguous:
             link.is_stuck = True
+        if taken.refused:
+            # Whoever runs under one of these origins has to end that run, or we would never take what it writes.
+            self._context.send(peer, Replicated(0, contiguous=False, refused=list(taken.refused)))
         self._context.tell_forgotten(peer, taken.forgotten)
         if link.own_only and message.payload:
             self._relay(link, message.sequence, taken)
@@ -484,7 +487,8 @@ def decompress(payload: bytes, raw_bytes: int) -> bytes:
         raise RecordError(f"a batch of {raw_bytes} bytes: at most {WAN_BATCH_RAW_BYTES_MAX}")
     decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).decompressobj()
     try:
-        with zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).stream_reader(payload, read_across_frames=False) as reader:
+        bounded = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
+        with bounded.stream_reader(payload, read_across_frames=False) as reader:
             raw = reader.read(raw_bytes + 1)
             while len(raw) <= raw_bytes and (more := reader.read(raw_bytes + 1 - len(raw))):
                 raw += more

@@ -40,6 +40,7 @@ LINGER_US: Final = 10_000
 HEARTBEAT_US: Final = 400_000
 HEADS_US: Final = 1_000_000
 UNACKED_BATCHES_MAX: Final = 4096
+OPENED_REMEMBERED_MAX: Final = 64
 ZSTD_LEVEL: Final = 3
 
 
@@ -102,7 +103,7 @@ class FeedSender:
         self._feeds: dict[str, dict[bool, Feed]] = {}
         self._live: list[list[Feed]] = [[] for _ in range(context.partitions)]
         self._by_token: dict[int, Feed] = {}
-        self._newest: dict[tuple[str, bool], int] = {}  # the number of the newest feed that a run of a peer has opened
+        self._opened: dict[str, deque[int]] = {}  # peer -> numbers of the feeds that it has opened
         self._compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True, write_content_size=True)
         self._due_us: int | None = None
         self.raw_bytes = 0
@@ -124,10 +125,11 @@ class FeedSender:
         if any(not 0 <= partition < context.partitions for partition in message.partitions):
             context.send(peer, FeedRefused(message.feed, f"partitions beyond {context.partitions}"))
             return
-        if message.feed <= self._newest.get((peer, message.own_only), -1):
-            context.note("feed.opened_again")  # doubled or late: beginning anew would skip what the receiver has counted
+        opened = self._opened.setdefault(peer, deque(maxlen=OPENED_REMEMBERED_MAX))
+        if message.feed in opened:
+            context.note("feed.opened_again")  # doubled: beginning anew would skip what the receiver has counted
             return
-        self._newest[peer, message.own_only] = message.feed
+        opened.append(message.feed)
         self.closed(peer, None, message.own_only)
         feed = Feed(peer, message, context.peers[peer].dc)
         context.tell_forgotten(peer, dict.fromkeys((origin, p) for _, p, origin in feed.stated))
@@ -183,12 +185,6 @@ class FeedSender:
                 del feeds[kind]
                 for partition in feed.partitions:
                     self._live[partition].remove(feed)
-
-    def renewed(self, peer: str) -> None:
-        """A new run of `peer`: it draws the numbers of its feeds anew."""
-        self.closed(peer, None)
-        self._newest.pop((peer, True), None)
-        self._newest.pop((peer, False), None)
 
     def forget(self, stream: Stream) -> None:
         """A stream is gone: closed and covered everywhere, or its namespace was deleted."""

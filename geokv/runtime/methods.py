@@ -93,6 +93,6 @@ def generic_handlers(
         raise ConfigurationError(f"methods without an implementation: {', '.join(sorted(missing))}")
     services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for method in table:
-        handler = _MAKE[method.kind](implementations[method.path])
+        handler: grpc.RpcMethodHandler[Any, Any] = _MAKE[method.kind](implementations[method.path])
         services.setdefault(method.service, {})[method.name] = handler
     return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]

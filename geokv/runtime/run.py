@@ -178,7 +178,8 @@ class Run:
     def _wake(self) -> None:
         wake_us, self._timer, self._timer_us = self._timer_us, None, None
         if wake_us is not None and monotonic_us() < wake_us:
-            return self._settle()  # the loop's timers are coarser than ours and may fire early
+            self._settle()  # the loop's timers are coarser than ours and may fire early
+            return
         self.handle(WallClockRead(wall_us()))
         self.handle(Woken())
 
@@ -211,9 +212,10 @@ class Run:
         def done(place: tuple[int, int, int], error: Exception | None) -> None:
             if error is not None:
                 self._counters.add("log.failures")
-                return self.handle(PersistFailed(token, str(error)))
-            self.handle(Persisted(token, *place))
-            self._keep_room(place[2])
+                self.handle(PersistFailed(token, str(error)))
+            else:
+                self.handle(Persisted(token, *place))
+                self._keep_room(place[2])
 
         self._commit(append, done)
 

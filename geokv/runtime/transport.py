@@ -166,7 +166,7 @@ class Transport:
             first = await asyncio.wait_for(context.read(), HELLO_S_MAX)
             hello = decode_hello(first if isinstance(first, bytes) else b"")
         except (WireError, TimeoutError) as error:
-            raise Refused(f"refused a stream from {context.peer()}: {error or 'it said nothing'}") from None
+            raise Refused(f"refused a stream from {context.peer()}: {str(error) or 'it said nothing'}") from None
         peer = self.check(hello)
         if not is_expected(peer.facts, (purpose, Side.ACCEPTED)):
             raise Refused(f"refused {hello.node}: this node dials that stream itself")
@@ -295,7 +295,7 @@ class Dial:
         facts, transport = self._peer.facts, self._transport
         # A channel of its own for each try: no back-off of the library's adds to ours.
         async with credentials.open_channel(facts.address) as channel:
-            call = channel.stream_stream(self._purpose.value.path)()
+            call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(self._purpose.value.path)()
             try:
                 hello = await asyncio.wait_for(self._greet(call), HELLO_S_MAX)
                 self._last_failure = ""

@@ -38,7 +38,16 @@ def serve(config: Config) -> None:
     try:
         claim_directory(disk, topology.cluster, spec.dc, spec.name)
         rng = random.Random(int.from_bytes(os.urandom(16), "big"))
-        begin = opener(disk, NodeConfig(topology.cluster, spec.dc, spec.name, topology), rng, config.log_segment_bytes)
+        node = NodeConfig(
+            topology.cluster,
+            spec.dc,
+            spec.name,
+            topology,
+            log_bytes_warn=config.log_bytes_max // 2,
+            log_bytes_max=config.log_bytes_max,
+            drift_ms_max=config.drift_ms_max,
+        )
+        begin = opener(disk, node, rng, config.log_segment_bytes)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
             runner.run(Server(config, topology, spec, begin).run())
     finally:

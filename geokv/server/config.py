@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from geokv.core.limits import FRAME_BYTES_MAX, MIB, SEGMENT_BYTES
+from geokv.core.limits import DRIFT_MS_MAX, FRAME_BYTES_MAX, LOG_BYTES_MAX, MIB, SEGMENT_BYTES
 from geokv.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX: Final = "GEOKV_"
@@ -72,6 +72,21 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         largest=1024 * MIB,
     ),
     Setting(
+        "log_bytes_max",
+        int,
+        LOG_BYTES_MAX,
+        "How large the write-ahead log may grow while a peer is away; beyond it writes are refused, with the reason.",
+        smallest=256 * MIB,
+    ),
+    Setting(
+        "drift_ms_max",
+        int,
+        DRIFT_MS_MAX,
+        "How far ahead of this node's clock another clock may be and still be followed, in milliseconds.",
+        smallest=1,
+        largest=3_600_000,
+    ),
+    Setting(
         "drain_seconds",
         float,
         5.0,
@@ -106,6 +121,8 @@ class Config:
     log_format: str = "text"
     log_level: str = "info"
     log_segment_bytes: int = SEGMENT_BYTES
+    log_bytes_max: int = LOG_BYTES_MAX
+    drift_ms_max: int = DRIFT_MS_MAX
     drain_seconds: float = 5.0
     ready_file: Path | None = None
     parent_pipe_fd: int = -1

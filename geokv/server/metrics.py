@@ -50,7 +50,7 @@ def metric_name(name: str) -> str:
 
 def render(source: Source, node: str, dc: str) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(NodeCollector(source, node, dc))  # type: ignore[arg-type]
+    registry.register(NodeCollector(source, node, dc))
     return generate_latest(registry)
 
 

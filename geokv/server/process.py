@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc.aio
 
@@ -135,7 +135,8 @@ class Server:
     async def _until_stopped(self, host: Host) -> None:
         stopping = asyncio.ensure_future(self._stopped.wait())
         try:
-            await asyncio.wait([stopping, host.failed], return_when=asyncio.FIRST_COMPLETED)
+            waiting: list[asyncio.Future[Any]] = [stopping, host.failed]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
 

@@ -193,6 +193,7 @@ def test_settings_are_taken_and_shown() -> None:
         "key_bytes_max": 100,
         "durability": "interval",
         "interval_ms": 20,
+        "links_off": ["eu>us"],
     }
     one = made(5, **settings)
     assert one.settings() == settings | {"dcs": ["eu", "us"], "read_level": "ONE"}

@@ -313,7 +313,7 @@ class Cluster:
         for _ in range(200_000):
             self.settle()
             wakes = [wake for node in self.nodes.values() if (wake := node.wake_at_us()) is not None]
-            at = min(wakes, default=end)
+            at = min(wakes, default=end + 1)
             if at > end:
                 break
             self.now_us = max(self.now_us, at)

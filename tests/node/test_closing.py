@@ -415,3 +415,49 @@ def test_a_closing_value_names_last_and_void_numbers() -> None:
     """Two closers that heard the same come to the same bytes."""
     assert control.unpack(control.pack({7: [3, [2]]})) == {7: [3, [2]]}
     assert CloseTold(1, []).covered == []
+
+
+def test_a_run_that_another_datacenter_alone_refuses_ends() -> None:
+    """A closer that died after it had asked one remote owner leaves a promise there; the refused run gives way to a new one."""
+    cluster = Cluster(datacenters=2).start().serving().run(SECOND)
+    cluster.put("dc1-1", b"k", b"v")
+    cluster.run(SECOND)
+    origin = cluster.nodes["dc1-1"].origin.packed()
+    for owner in ("dc2-1", "dc2-2", "dc2-3"):
+        ask = CloseAsk(9, "dc1-1", b"", [origin], list(range(8)), [], 0)
+        cluster.give(owner, Delivered("dc1-2", ask))
+    cluster.settle()
+    assert cluster.put("dc1-1", b"k", b"w").outcomes == [Outcome.APPLIED]
+    cluster.run(SECOND)
+    assert [name for name, _ in cluster.ended] == ["dc1-1"]
+    cluster.restart("dc1-1")
+    cluster.run_until(cluster.are_equal)
+    assert cluster.get("dc2-2", b"k").values == [b"w"]
+
+
+def test_an_owner_that_has_forgotten_a_closing_says_so_when_it_is_asked() -> None:
+    """A closer that does not know yet that it is over hears it from every owner, in a word that it cannot miss."""
+    cluster = Cluster().start().serving()
+    cluster.put("dc1-1", b"k", b"v")
+    old = cluster.nodes["dc1-1"].origin.packed()
+    cluster.restart("dc1-1")
+    cluster.run_until(lambda: is_closed_everywhere(cluster, old))
+    answers: list[Any] = []
+    ask = CloseAsk(5, "dc1-1", b"", [old], [0, 1], [], 0)
+    cluster.nodes["dc1-2"].assembly.closings.asked("dc1-3", ask, answers.append)
+    cluster.run(100 * MS)
+    assert answers[0].closings == [(old, 0, b""), (old, 1, b"")]
+
+
+def test_a_closer_that_was_overtaken_is_done() -> None:
+    """Two closers at once, and one is faster by everything: the other finds all over and ends."""
+    cluster = Cluster().start().serving()
+    cluster.put("dc1-1", b"k", b"v")
+    old = cluster.nodes["dc1-1"].origin.packed()
+    cluster.crash("dc1-1")
+    cluster.is_dropped = lambda s, r, m: isinstance(m, CloseAnswer) and r == "dc1-2" and s == "dc1-3"
+    cluster.admin("dc1-2", "close_node", node="dc1-1")
+    cluster.start("dc1-1")
+    cluster.run_until(lambda: is_closed_everywhere(cluster, old))
+    cluster.is_dropped = lambda s, r, m: False
+    cluster.run_until(lambda: all(run.is_done for run in cluster.nodes["dc1-2"].runs))

@@ -9,7 +9,6 @@ from geokv.core.hlc import hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, PENDING_PARTS_MAX, TIMEOUT_MS_MAX
 from geokv.core.quorum import Consistency
 from geokv.core.record import decode_records
-from geokv.protocol.commit import CONTROL_ROOM_BYTES
 from geokv.protocol.effects import Delivered, PersistFailed
 from geokv.protocol.messages import Forward, Replicate, Replicated
 from geokv.protocol.requests import Outcome, WriteBatch
@@ -388,8 +387,8 @@ def test_a_bad_operation_does_not_spoil_its_batch_mates() -> None:
 
 def test_a_full_log_refuses_writes_with_the_reason_and_goes_on_with_its_own_notes() -> None:
     """Read-only: nothing is numbered; promises, votes and bounds still find the room that is kept for them."""
-    cluster = Cluster(partitions=1).start().serving()
-    cluster.room("dc1-1", CONTROL_ROOM_BYTES + 40_000, "the disk is full")
+    cluster = Cluster(partitions=1, control_room_bytes=100_000).start().serving()
+    cluster.room("dc1-1", 140_000, "the disk is full")
     refused = 0
     for at in range(400):
         reply = cluster.put("dc1-1", b"k%d" % at, b"v" * 100)
@@ -398,7 +397,7 @@ def test_a_full_log_refuses_writes_with_the_reason_and_goes_on_with_its_own_note
     assert refused
     assert "the disk is full" in reply.details[0].message
     cluster.run(60 * SECOND)
-    assert cluster.disks["dc1-1"].room_bytes > CONTROL_ROOM_BYTES // 2
+    assert cluster.disks["dc1-1"].room_bytes > 50_000
     assert not cluster.ended
     assert cluster.get("dc1-1", b"k0").values in ([b"v" * 100], [None])
 
