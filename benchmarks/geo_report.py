@@ -20,7 +20,7 @@ MORE: Final = "more"
 STEADY_SHARE: Final = 0.98  # of the offered rate that has to be acknowledged for it to count as sustained
 GROWTH_RATIO: Final = 1.25
 GROWTH_MS: Final = 25.0
-GROWTH_BACKLOG_S: Final = 0.25  # of the offered load
+GROWTH_BACKLOG_S: Final = 0.5  # of the offered load; a backlog is read at one moment, and a stall of that length is none
 
 Buckets = list[tuple[float, int]]  # upper limit in ms (infinite for the last), how many; ascending
 Figures = dict[str, Any]
@@ -154,6 +154,8 @@ class Aim:
         bound = "at most" if self.is_ceiling else "at least"
         digits = 0 if self.wanted >= 100 else 2
         met = {None: "not measured", True: "met", False: "NOT met"}[self.is_met]
+        if self.is_spoiled and self.measured is not None:
+            met += ": the lag grew, or writes failed"
         shown = "" if self.measured is None else f", measured {self.measured:,.{digits}f}"
         return f"{self.name}: aim {bound} {self.wanted:,.{digits}f}{shown} ({met})"
 

@@ -90,7 +90,7 @@ class Assembly:
             config.full_statement_us,
             config.remote_statement_us,
         )
-        self.retention = Retention(self.context, self.placement, self.statements.shipped_everywhere)
+        self.retention = Retention(self.context, self.placement, self.statements.shipped_everywhere, config.segment_bytes)
 
     def _coordinate_later(self, batch: Any, respond: Callable[[Any], None]) -> None:
         self.coordinate(batch, respond)  # the node puts itself there once it is made

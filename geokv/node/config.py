@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from geokv.core.limits import DRIFT_MS_MAX, KIB, LOG_BYTES_MAX, LOG_BYTES_WARN, MIB
+from geokv.core.limits import DRIFT_MS_MAX, KIB, LOG_BYTES_MAX, LOG_BYTES_WARN, MIB, SEGMENT_BYTES
 from geokv.core.topology import Topology
 
 
@@ -19,6 +19,7 @@ class NodeConfig:
     statement_us: int = 250_000
     full_statement_us: int = 5_000_000
     remote_statement_us: int = 1_000_000
+    segment_bytes: int = SEGMENT_BYTES
     checkpoint_bytes: int = 256 * MIB
     log_bytes_warn: int = LOG_BYTES_WARN
     log_bytes_max: int = LOG_BYTES_MAX

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from geokv.core.limits import MIB, SEGMENT_BYTES
+from geokv.core.limits import MIB
 from geokv.core.origin import unpack_origin
 from geokv.protocol.context import Context
 from geokv.protocol.effects import Trim
@@ -22,8 +22,15 @@ from geokv.protocol.streams import Stream
 class Retention:
     """Decides which log segments go."""
 
-    def __init__(self, context: Context, placement: Placement, shipped_everywhere: Callable[[Stream], int]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        placement: Placement,
+        shipped_everywhere: Callable[[Stream], int],
+        segment_bytes: int,
+    ) -> None:
         self._context = context
+        self._segment_bytes = segment_bytes
         self._placement = placement
         self._shipped_everywhere = shipped_everywhere
         self.built_segment = 0
@@ -32,7 +39,7 @@ class Retention:
 
     def log_bytes(self) -> int:
         """What the log takes on disk, spare segment aside."""
-        return (self._context.commit.segment - self.first_segment + 1) * SEGMENT_BYTES
+        return (self._context.commit.segment - self.first_segment + 1) * self._segment_bytes
 
     def refusal(self, bytes_max: int) -> str:
         """Why writes are refused (empty: they are not)."""

@@ -43,6 +43,7 @@ def serve(config: Config) -> None:
             spec.dc,
             spec.name,
             topology,
+            segment_bytes=config.log_segment_bytes,
             log_bytes_warn=config.log_bytes_max // 2,
             log_bytes_max=config.log_bytes_max,
             drift_ms_max=config.drift_ms_max,

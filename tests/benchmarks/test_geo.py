@@ -201,6 +201,7 @@ def test_writes_do_not_count_while_lag_grows_or_writes_fail(tmp_path: Path, spoi
     good = empty_result(settings_of(tmp_path)) | {"writes_per_s": 9_000, "lag_is_growing": False, "write_errors": 0}
     assert aims(good)[0].is_met
     assert aims(good | spoiled)[0].is_met is False
+    assert "NOT met: the lag grew, or writes failed" in aims(good | spoiled)[0].line()
 
 
 def test_all_datacenters_are_equally_far_apart() -> None:

@@ -5,24 +5,13 @@ from __future__ import annotations
 from geokv.core.limits import FRAME_BYTES_MAX, WAITING_BYTES_MAX
 from geokv.core.namespace import BORN
 from geokv.core.origin import Origin
-from geokv.core.topology import parse_topology
-from geokv.node.assembly import placement_of
-from geokv.node.config import NodeConfig
+from geokv.core.ring import Member, Ring
 from geokv.protocol.commit import Commit, Entry
 from geokv.protocol.effects import Effect, Persist
+from geokv.protocol.placement import Placement
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
 
-TOPOLOGY = """
-cluster = "test"
-partitions = 4
-[[datacenter]]
-name = "dc1"
-replicas = 1
-[[datacenter.node]]
-name = "n1"
-address = "127.0.0.1:7001"
-"""
 ROOM = 32 << 20
 
 
@@ -53,8 +42,8 @@ class Desk:
 
 
 def a_table() -> Table:
-    topology = parse_topology(TOPOLOGY, "test")
-    return Table(BORN, placement_of(NodeConfig("test", "dc1", "n1", topology)), {}, 4)
+    ring = Ring(4, [Member("n1", "rack", 1.0)])
+    return Table(BORN, Placement({"dc1": ring}, {"dc1": 1}, "dc1", "n1"), {}, 4)
 
 
 def a_stream() -> Stream:
