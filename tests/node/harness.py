@@ -116,7 +116,9 @@ class Disk:
 class Cluster:
     """All nodes of a topology on one virtual clock. Queues are worked off by `settle` and `run`."""
 
-    def __init__(self, datacenters: int = 1, nodes: int = 3, replicas: int = 3, partitions: int = 8, seed: int = 1, **config: Any):
+    def __init__(
+        self, datacenters: int = 1, nodes: int = 3, replicas: int = 3, partitions: int = 8, seed: int = 1, **config: Any
+    ):
         self.topology = topology_of(datacenters, nodes, replicas, partitions)
         self.rng = random.Random(seed)
         self.now_us = SECOND
@@ -347,11 +349,15 @@ class Cluster:
     def reply(self, name: str, call: int) -> Any:
         return self.replies.get((name, call))
 
-    def write(self, name: str, items: dict[bytes, bytes | None], level: Consistency = Consistency.QUORUM, **options: Any) -> int:
+    def write(
+        self, name: str, items: dict[bytes, bytes | None], level: Consistency = Consistency.QUORUM, **options: Any
+    ) -> int:
         namespace = options.pop("namespace", "default")
         return self.ask(name, WriteBatch(namespace, list(items), list(items.values()), level, **options))
 
-    def put(self, name: str, key: bytes, value: bytes | None, level: Consistency = Consistency.QUORUM, **options: Any) -> WriteReply:
+    def put(
+        self, name: str, key: bytes, value: bytes | None, level: Consistency = Consistency.QUORUM, **options: Any
+    ) -> WriteReply:
         """One write, worked off until it is answered."""
         call = self.write(name, {key: value}, level, **options)
         self.run_until(lambda: self.reply(name, call) is not None)

@@ -1,4 +1,4 @@
-"""Closing the streams of earlier runs: late records, promises, deleted namespaces, standing, and what must not go on for ever."""
+"""Closing the streams of earlier runs: late records, promises, deleted namespaces, standing, several closers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from geokv.core.record import decode_records
 from geokv.errors import Overloaded
-from geokv.protocol import closing, control
+from geokv.protocol import closing
 from geokv.protocol.effects import Delivered
 from geokv.protocol.messages import (
     Accept,
@@ -17,7 +17,6 @@ from geokv.protocol.messages import (
     CloseAsk,
     CloseFill,
     CloseForget,
-    CloseTold,
     Prepare,
     Promised,
     RecordsWanted,
@@ -409,12 +408,6 @@ def test_an_answer_leaves_only_after_the_promise_is_synced() -> None:
     cluster.slow_disks.clear()
     cluster.settle()
     assert len(cluster.messages(CloseAnswer, "dc1-2")) == begun + 1
-
-
-def test_a_closing_value_names_last_and_void_numbers() -> None:
-    """Two closers that heard the same come to the same bytes."""
-    assert control.unpack(control.pack({7: [3, [2]]})) == {7: [3, [2]]}
-    assert CloseTold(1, []).covered == []
 
 
 def test_a_run_that_another_datacenter_alone_refuses_ends() -> None:

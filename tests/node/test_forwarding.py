@@ -111,8 +111,15 @@ def test_doubled_answers_to_a_forwarded_call_are_counted_once() -> None:
 
 def test_a_share_of_a_batch_carries_its_own_operations() -> None:
     """Keys, values, operation ids and contexts are cut alike; options stay."""
-    batch = WriteBatch("n", [b"a", b"b", b"c"], [b"1", None, b"3"], ttl_ms=5, operations=[b"x", b"y", b"z"], contexts=[b"", b"c", b"d"])
+    batch = WriteBatch(
+        "n", [b"a", b"b", b"c"], [b"1", None, b"3"], ttl_ms=5, operations=[b"x", b"y", b"z"], contexts=[b"", b"c", b"d"]
+    )
     share = cut(batch, [2, 0])
     assert isinstance(share, WriteBatch)
-    assert (share.keys, share.values, share.operations, share.contexts) == ([b"c", b"a"], [b"3", b"1"], [b"z", b"x"], [b"d", b""])
+    assert (share.keys, share.values, share.operations, share.contexts) == (
+        [b"c", b"a"],
+        [b"3", b"1"],
+        [b"z", b"x"],
+        [b"d", b""],
+    )
     assert share.ttl_ms == 5

@@ -296,4 +296,4 @@ def test_messages_to_a_node_that_has_not_started_change_nothing() -> None:
     cluster.slow_disks.add("dc1-1")
     cluster.start().run(SECOND)
     for _, _, message in list(cluster.sent):
-        assert not [e for e in cluster.nodes["dc1-1"].handle(Delivered("dc1-2", message), cluster.now_us)]
+        assert cluster.nodes["dc1-1"].handle(Delivered("dc1-2", message), cluster.now_us) == []

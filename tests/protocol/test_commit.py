@@ -24,7 +24,9 @@ class Desk:
         self.said: list[str] = []
         self.at = 0
 
-    def add(self, *payloads: bytes, say: str = "", stream: Stream | None = None, first: int = 1, by_us: int | None = None) -> None:
+    def add(
+        self, *payloads: bytes, say: str = "", stream: Stream | None = None, first: int = 1, by_us: int | None = None
+    ) -> None:
         entries: list[Entry] = [(raw, stream, first + at if stream else 0) for at, raw in enumerate(payloads)]
         then = (lambda: self.said.append(say)) if say else None
         self.commit.add(entries, sum(map(len, payloads)), (), then, by_us)
@@ -124,7 +126,9 @@ def test_what_comes_between_the_frames_of_a_split_group_waits_for_both() -> None
     desk, table = Desk(), a_table()
     table.take(b"k", b"cell-1")
     payloads = [bytes(FRAME_BYTES_MAX // 2 + 1)] * 2
-    desk.commit.add([(raw, None, 0) for raw in payloads], sum(map(len, payloads)), (table,), lambda: desk.said.append("first"), None)
+    desk.commit.add(
+        [(raw, None, 0) for raw in payloads], sum(map(len, payloads)), (table,), lambda: desk.said.append("first"), None
+    )
     first = desk.flush()
     assert first is not None
     table.take(b"k", b"cell-2")

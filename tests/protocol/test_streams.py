@@ -47,7 +47,7 @@ def test_any_order_of_arrival_gives_the_longest_run_from_one(numbers: set[int], 
 
 @given(st.sets(st.integers(1, 30), min_size=1), st.data())
 def test_a_closing_at_any_moment_ends_at_the_last_number(present: set[int], data: st.DataObject) -> None:
-    """Whenever the closing comes between the arrivals, a replica that has all that exists covers the stream to its end, and no more."""
+    """Whenever the closing comes, a replica that has all that exists covers the stream to its end, and no more."""
     last = max(present)
     voids = [n for n in range(1, last) if n not in present]
     arriving = data.draw(st.permutations([*sorted(present), *voids, last + 1, last + 2]))
