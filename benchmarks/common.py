@@ -156,9 +156,7 @@ def disk_directory(wanted: Path | None) -> Path:
     if wanted is not None:
         wanted.mkdir(parents=True, exist_ok=True)
         if file_system(wanted) in MEMORY_FILE_SYSTEMS:
-            raise BenchmarkError(
-                f"{wanted} is in memory ({file_system(wanted)}), where a sync is free; name one on a disk"
-            )
+            raise BenchmarkError(f"{wanted} is in memory ({file_system(wanted)}), where a sync is free; name one on a disk")
         return wanted
     for place in (Path(tempfile.gettempdir()), Path("/var/tmp"), Path.cwd()):
         if place.is_dir() and os.access(place, os.W_OK) and file_system(place) not in MEMORY_FILE_SYSTEMS:

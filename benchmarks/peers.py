@@ -233,9 +233,7 @@ def print_report(settings: Settings, results: Results) -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments, checked one by one; ends the program with 2 where they make no sense."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=(__doc__ or "").partition("\n\n")[2]
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures into this file")
     parser.add_argument("--rounds", type=_whole("rounds", 100), default=5, help="rounds in alternation (5)")
     parser.add_argument("--seconds", type=_seconds, default=3.0, help="length of each measurement (3)")

@@ -89,9 +89,7 @@ def _rounded(figure: float) -> float:
     return round(figure, 1) if abs(figure) >= 100 else round(figure, 4)
 
 
-def medians(
-    rounds: Iterable[Mapping[str, Mapping[str, Figures]]], systems: Sequence[str], callers: Sequence[int]
-) -> BySystem:
+def medians(rounds: Iterable[Mapping[str, Mapping[str, Figures]]], systems: Sequence[str], callers: Sequence[int]) -> BySystem:
     """Per system, callers and figure the median of the rounds in which it was measured."""
     measured = list(rounds)
     result: BySystem = {}

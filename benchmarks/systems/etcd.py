@@ -123,8 +123,7 @@ class EtcdCluster:
     async def connect(self, callers: int) -> AsyncIterator[list[Caller]]:
         async with AsyncExitStack() as open_channels:
             channels = [
-                await open_channels.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
-                for port in self._ports
+                await open_channels.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}")) for port in self._ports
             ]
             turns = [channels[first:] + channels[:first] for first in range(NODES)]
             yield [EtcdCaller(turns[number % NODES]) for number in range(callers)]
@@ -144,9 +143,7 @@ class EtcdCluster:
                 return await caller.put(b"ready", b"yes")
             except grpc.aio.AioRpcError as error:
                 if time.monotonic() > deadline_s:
-                    raise BenchmarkError(
-                        f"etcd did not serve within {READY_TIMEOUT_S:.0f} s: {error.details()}"
-                    ) from None
+                    raise BenchmarkError(f"etcd did not serve within {READY_TIMEOUT_S:.0f} s: {error.details()}") from None
             await asyncio.sleep(0.1)
 
 

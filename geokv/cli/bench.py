@@ -40,8 +40,15 @@ class Tally:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @place_options
 def bench(
-    namespace: str, callers: int, seconds: float, reads: float, keys: int, value_bytes: int, consistency: str | None,
-    as_json: bool, place: Place,
+    namespace: str,
+    callers: int,
+    seconds: float,
+    reads: float,
+    keys: int,
+    value_bytes: int,
+    consistency: str | None,
+    as_json: bool,
+    place: Place,
 ) -> int:
     """Put load on a cluster and measure. Exit code 4 where nothing at all was answered."""
     load = Load(namespace, callers, seconds, reads, keys, os.urandom(value_bytes), consistency)

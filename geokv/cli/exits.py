@@ -1,8 +1,8 @@
 """What each exit code means, and which error leads to which.
 
-    0  done                      3  not found: the key, the namespace, the lab
-    1  expectation failed        4  unavailable: nothing was written, try again or elsewhere
-    2  usage                     5  outcome unknown: it may have happened, in part or later
+0  done                      3  not found: the key, the namespace, the lab
+1  expectation failed        4  unavailable: nothing was written, try again or elsewhere
+2  usage                     5  outcome unknown: it may have happened, in part or later
 """
 
 from __future__ import annotations

@@ -31,7 +31,13 @@ _json = click.option("--json", "as_json", is_flag=True, help="One JSON document.
 @_json
 @place_options
 def get(
-    namespace: str, key: str, key_hex: bool, consistency: str | None, r: int | None, repair_before: bool, as_json: bool,
+    namespace: str,
+    key: str,
+    key_hex: bool,
+    consistency: str | None,
+    r: int | None,
+    repair_before: bool,
+    as_json: bool,
     place: Place,
 ) -> int:
     """Write the value of KEY in NAMESPACE to standard output, byte for byte and without a newline.
@@ -63,8 +69,16 @@ def get(
 @_json
 @place_options
 def put(
-    namespace: str, key: str, value: str, key_hex: bool, consistency: str | None, w: int | None, ttl: float | None,
-    replicated_to: int | None, as_json: bool, place: Place,
+    namespace: str,
+    key: str,
+    value: str,
+    key_hex: bool,
+    consistency: str | None,
+    w: int | None,
+    ttl: float | None,
+    replicated_to: int | None,
+    as_json: bool,
+    place: Place,
 ) -> int:
     """Write VALUE under KEY in NAMESPACE.
 
@@ -73,9 +87,7 @@ def put(
     raw = _key(key, key_hex)
     payload = _value(value)
     with place.client() as client:
-        done = client.namespace(namespace).put(
-            raw, payload, consistency=consistency, w=w, ttl=ttl, replicated_to=replicated_to
-        )
+        done = client.namespace(namespace).put(raw, payload, consistency=consistency, w=w, ttl=ttl, replicated_to=replicated_to)
     return _tell(namespace, raw, done, as_json, "written")
 
 
@@ -89,8 +101,14 @@ def put(
 @_json
 @place_options
 def delete(
-    namespace: str, key: str, key_hex: bool, consistency: str | None, w: int | None, replicated_to: int | None,
-    as_json: bool, place: Place,
+    namespace: str,
+    key: str,
+    key_hex: bool,
+    consistency: str | None,
+    w: int | None,
+    replicated_to: int | None,
+    as_json: bool,
+    place: Place,
 ) -> int:
     """Delete KEY in NAMESPACE; it need not exist."""
     raw = _key(key, key_hex)

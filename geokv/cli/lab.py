@@ -172,5 +172,3 @@ def _progress(text: str, is_quiet: bool) -> Any:
 
     screen = console(to_stderr=True)
     return screen.status(text) if screen.is_terminal and not is_quiet else nullcontext()
-
-

@@ -36,7 +36,7 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File of settings (TOML): a line such as log_format = \"json\" for each. [GEOKV_CONFIG]",
+    help='File of settings (TOML): a line such as log_format = "json" for each. [GEOKV_CONFIG]',
 )
 def serve(config: Path | None, **flags: Any) -> None:
     """Run one node until SIGTERM.

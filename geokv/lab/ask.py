@@ -92,9 +92,7 @@ def _said(code: grpc.StatusCode, text: str) -> str:
     return "connection refused" if "Connection refused" in text else f"{code.name.lower()}: {text[:200]}"
 
 
-def ask(
-    address: str, verb: str, arguments: Mapping[str, Any] | None = None, timeout_s: float = TIMEOUT_S
-) -> dict[str, Any]:
+def ask(address: str, verb: str, arguments: Mapping[str, Any] | None = None, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """Ask one node once."""
     with NodeConnection(address) as connection:
         return connection.admin(verb, arguments, timeout_s)

@@ -15,7 +15,7 @@ ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import zstandard
@@ -225,9 +225,7 @@ class FeedReceiver:
                 link.heads[heads.namespace, partition, heads.origin] = number
         if not taken.contiguous:
             link.is_stuck = True
-        if taken.refused:
-            # Whoever runs under one of these origins has to end that run, or we would never take what it writes.
-            self._context.send(peer, Replicated(0, contiguous=False, refused=list(taken.refused)))
+        self._tell_refused(taken.refused)
         self._context.tell_forgotten(peer, taken.forgotten)
         if link.own_only and message.payload:
             self._relay(link, message.sequence, taken)
@@ -362,6 +360,7 @@ class FeedReceiver:
         """A co-owner's frontiers: note them, and what is missing here."""
         context = self._context
         forgotten: list[tuple[bytes, int]] = []
+        refused: dict[bytes, None] = {}
         for heads in frontiers:
             table = context.tables.get(heads.namespace)
             if table is None:
@@ -376,13 +375,28 @@ class FeedReceiver:
                     continue
                 if number > stream.peers.get(peer, 0):
                     stream.peers[peer] = number
-                if number > stream.frontier and not stream.is_refused:
+                if number > stream.frontier and stream.is_refused:
+                    refused[heads.origin] = None
+                elif number > stream.frontier:
                     known = self._behind.get(stream)
                     if known is None:
                         self._behind[stream] = (peer, number, context.now_us)
                     elif number > known[1] or not context.is_live(known[0]):
                         self._behind[stream] = (peer, max(number, known[1]), known[2])
         context.tell_forgotten(peer, forgotten)
+        self._tell_refused(refused)
+
+    def _tell_refused(self, origins: Iterable[bytes]) -> None:
+        """Tell the nodes of these origins that we promised to take no more of them, whoever brought us the records.
+
+        A node that still runs under one of them has to end that run: its closer may be gone, and we would never take
+        what it writes. To any other run of it the word means nothing.
+        """
+        context = self._context
+        for origin in origins:
+            node = unpack_origin(origin).node
+            if node in context.peers and context.peers[node].is_connected:
+                context.send(node, Replicated(0, contiguous=False, refused=[origin]))
 
     def _catch_up(self) -> None:
         """Open a feed from whoever has what has been missing for a while; close it once nothing is missing any more."""

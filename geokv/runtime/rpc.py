@@ -119,9 +119,7 @@ class Calls:
         self._counters.add("calls.malformed")
         await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
-    async def _refuse(
-        self, context: Context, code: grpc.StatusCode, text: str, retry_after_s: float | None = None
-    ) -> NoReturn:
+    async def _refuse(self, context: Context, code: grpc.StatusCode, text: str, retry_after_s: float | None = None) -> NoReturn:
         trailing = [(NOT_BEGUN, "1")]
         if retry_after_s is not None:
             trailing.append((RETRY_AFTER_MS, str(int(retry_after_s * 1e3))))

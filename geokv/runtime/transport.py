@@ -182,9 +182,7 @@ class Transport:
         if hello.format != FORMAT:
             raise Refused(f"{own.node} refused {who}: it speaks format {hello.format}, this node format {FORMAT}")
         if hello.cluster != own.cluster:
-            raise Refused(
-                f'{own.node} refused {who}: it belongs to cluster "{hello.cluster}", this node to "{own.cluster}"'
-            )
+            raise Refused(f'{own.node} refused {who}: it belongs to cluster "{hello.cluster}", this node to "{own.cluster}"')
         if hello.node == own.node:
             raise Refused(f"{own.node} refused {who}: that is this node's own name")
         peer = self._peers.get(hello.node)
@@ -200,9 +198,7 @@ class Transport:
         """Move frames both ways until the stream ends, is replaced, or the transport closes."""
         stream = self._begin(name, peer, hello)
         try:
-            await self._first_of(
-                self._read_all(peer.facts.name, read), stream.outbound.run(write), _wait_for(stream.ended)
-            )
+            await self._first_of(self._read_all(peer.facts.name, read), stream.outbound.run(write), _wait_for(stream.ended))
         except WireError as error:
             _log.warning("ended a stream with %s: %s", peer.facts.name, error)
             self._counters.add("transport.malformed")

@@ -177,9 +177,7 @@ def _read_file(path: Path | None) -> Mapping[str, tuple[str, Any]]:
     if not isinstance(found, dict):
         raise ConfigurationError(f"{path}: serve must be a table of settings")
     if strangers := found.keys() - BY_NAME.keys():
-        raise ConfigurationError(
-            f"{path}: unknown setting {', '.join(sorted(strangers))}; there are: {', '.join(BY_NAME)}"
-        )
+        raise ConfigurationError(f"{path}: unknown setting {', '.join(sorted(strangers))}; there are: {', '.join(BY_NAME)}")
     return {name: (f"{path}: {name}", value) for name, value in found.items()}
 
 

@@ -55,9 +55,7 @@ def _parse(payload: bytes) -> dict[str, str]:
         name, version = header.split()
         pairs = dict(line.split(" = ", 1) for line in lines)
     except ValueError:
-        raise StorageError(
-            f"the file {FILE} is damaged: this is not a directory of geokv, or not a whole one"
-        ) from None
+        raise StorageError(f"the file {FILE} is damaged: this is not a directory of geokv, or not a whole one") from None
     if name != _HEADER or version != str(_FORMAT):
         raise StorageError(f'the file {FILE} says "{header}": this version of geokv reads "{_HEADER} {_FORMAT}"')
     return pairs

@@ -167,8 +167,7 @@ def _decode_header(header: bytes, name: str) -> int:
         raise _damaged(name, 0, "the header's checksum does not match")
     if form != FORMAT:
         raise StorageError(
-            f"{name} was written by a newer version (format {form}, this one reads {FORMAT}): "
-            "start the version that wrote it",
+            f"{name} was written by a newer version (format {form}, this one reads {FORMAT}): start the version that wrote it",
             path=name,
         )
     return int(segment)
@@ -211,9 +210,7 @@ def _tables(blocks: Iterable[_Block], name: str) -> Iterator[tuple[int, Pairs]]:
     for kind, namespace, raw in blocks:
         if kind == END:
             if raw != _END.pack(count, pairs):
-                raise _damaged(
-                    name, 0, f"it holds {count} blocks and {pairs} pairs, its end block states another number"
-                )
+                raise _damaged(name, 0, f"it holds {count} blocks and {pairs} pairs, its end block states another number")
         elif kind == PAIRS:
             table = _unpack_pairs(raw, name)
             count += 1

@@ -100,9 +100,7 @@ def full_sync(descriptor: int) -> None:
 
 # Without the size and time of a preallocated file there is nothing but content to sync, which is what makes
 # it cheap.
-_content_sync: Callable[[int], None] = (
-    full_sync if hasattr(fcntl, "F_FULLFSYNC") else getattr(os, "fdatasync", full_sync)
-)
+_content_sync: Callable[[int], None] = full_sync if hasattr(fcntl, "F_FULLFSYNC") else getattr(os, "fdatasync", full_sync)
 
 
 class _Handle:

@@ -147,9 +147,7 @@ class Log:
         """Go on in the next spare. Its header is written together with its first frame."""
         with self._lock:
             if not self._spares or self._spares[0].capacity < SEGMENT_HEADER_BYTES + frame_bytes:
-                raise DiskFull(
-                    "the log has no room left: its next segment could not be made (see free space and quota)"
-                )
+                raise DiskFull("the log has no room left: its next segment could not be made (see free space and quota)")
             active = self._spares.popleft()
             active.first_sequence = self._sequence + 1
             self._segments[active.number] = active

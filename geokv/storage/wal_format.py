@@ -103,9 +103,7 @@ def frames_of(image: bytes, number: int, first_sequence: int) -> Iterator[tuple[
         if frame is None and not image[start:].strip(b"\0"):
             return  # a segment that recovery did not walk: its frames end before the file does
         if frame is None or frame.sequence != sequence:
-            raise StorageError(
-                f"segment {number} of the log is unreadable at byte {start}: frame {sequence} is not whole"
-            )
+            raise StorageError(f"segment {number} of the log is unreadable at byte {start}: frame {sequence} is not whole")
         yield frame.offset, frame.end
         sequence, start = sequence + 1, frame.end
 
@@ -113,6 +111,5 @@ def frames_of(image: bytes, number: int, first_sequence: int) -> Iterator[tuple[
 def _newer(name: str, form: int, flags: int = 0) -> StorageError:
     what = f"format {form}" if form != FORMAT else f"frames with flags {flags:#04x}"
     return StorageError(
-        f"{name} was written by a newer version: {what}, this one reads format {FORMAT}: "
-        "start the version that wrote it"
+        f"{name} was written by a newer version: {what}, this one reads format {FORMAT}: start the version that wrote it"
     )

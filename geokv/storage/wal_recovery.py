@@ -87,9 +87,7 @@ def recover(disk: Disk, segment_bytes: int, first_segment: int) -> Found:
     disk.sync_dir(FOLDER)
     newest_used = walk.used[-1].number if walk.used else 0
     spares = [
-        Segment(number, 0, disk.size(segment_name(number)), 0)
-        for number in numbers
-        if number >= start and number > newest_used
+        Segment(number, 0, disk.size(segment_name(number)), 0) for number in numbers if number >= start and number > newest_used
     ]
     return Found(older + walk.used, _fit_spares(disk, spares, segment_bytes), walk.next_sequence - 1)
 
@@ -188,9 +186,7 @@ def read_whole(disk: Disk, name: str, offset: int, length: int) -> bytes:
     """Exactly these bytes; fewer are an error of the disk."""
     payload = disk.read_at(name, offset, length)
     if len(payload) != length:
-        raise StorageError(
-            f"{name}: {len(payload)} bytes came of {length} at {offset}; the disk fails, or the file was cut"
-        )
+        raise StorageError(f"{name}: {len(payload)} bytes came of {length} at {offset}; the disk fails, or the file was cut")
     return payload
 
 

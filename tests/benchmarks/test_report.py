@@ -20,9 +20,7 @@ PROMISED = {"writes_per_s", "reads_per_s", "write_p50_ms", "write_p99_ms", "read
 
 
 def middle_of(**writes_per_s: float | None) -> BySystem:
-    return {
-        system: {"256": empty_figures(system) | {"writes_per_s": figure}} for system, figure in writes_per_s.items()
-    }
+    return {system: {"256": empty_figures(system) | {"writes_per_s": figure}} for system, figure in writes_per_s.items()}
 
 
 def test_every_system_has_the_promised_figures() -> None:

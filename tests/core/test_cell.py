@@ -22,8 +22,7 @@ from geokv.errors import InvalidRequest, RecordError
 # The example of docs/formats/record.md: cells of format 1 read like this for ever.
 ORIGIN = Origin("eu-west", "eu-1", 0x0123456789ABCDEF).packed()
 GOLDEN = bytes.fromhex(
-    "01010203040506070865752d776573740065752d31000123456789abcdef000000000000002a"
-    "020000018bcfe56800000000000000000776616c7565"
+    "01010203040506070865752d776573740065752d31000123456789abcdef000000000000002a020000018bcfe56800000000000000000776616c7565"
 )
 
 # Few and close values, with names that are prefixes of each other, so that every tie occurs.

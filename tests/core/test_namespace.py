@@ -123,9 +123,7 @@ def test_altering_moves_the_stamp_even_when_the_clock_is_behind() -> None:
 def test_a_merge_that_changes_nothing_is_the_same_catalog() -> None:
     """So that a caller can tell by identity."""
     catalog = Catalog([made(5)])
-    assert (
-        catalog.merged(made(5)) is catalog and catalog.merged(made(5).altered({"ttl_ms": 1}, 90, "us")) is not catalog
-    )
+    assert catalog.merged(made(5)) is catalog and catalog.merged(made(5).altered({"ttl_ms": 1}, 90, "us")) is not catalog
 
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "-a", "a" * 64, "a@eu", "a#1", "a/b", "é", 7])

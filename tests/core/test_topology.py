@@ -122,9 +122,7 @@ def test_resolved_addresses_replace_the_old_ones() -> None:
 def test_example_of_the_issue_names_file_line_and_way_out() -> None:
     """The message for too many replicas says where, what, and what to do."""
     error = refused(TWO.replace("replicas = 2", "replicas = 5"))
-    assert str(error) == (
-        'topology/x.toml:6: replicas = 5, but datacenter "eu" has 2 nodes; lower replicas or add nodes'
-    )
+    assert str(error) == ('topology/x.toml:6: replicas = 5, but datacenter "eu" has 2 nodes; lower replicas or add nodes')
     again = pickle.loads(pickle.dumps(error))
     assert (again.source, again.line, str(again)) == ("topology/x.toml", 6, str(error))
 

@@ -454,3 +454,21 @@ def test_a_closer_that_was_overtaken_is_done() -> None:
     cluster.run_until(lambda: is_closed_everywhere(cluster, old))
     cluster.is_dropped = lambda s, r, m: False
     cluster.run_until(lambda: all(run.is_done for run in cluster.nodes["dc1-2"].runs))
+
+
+def test_a_run_that_one_owner_alone_refuses_ends() -> None:
+    """Also where that owner gets its records from a co-owner only: whoever holds a promise against a live run tells it."""
+    for partition in range(4):
+        cluster = Cluster(datacenters=2, partitions=4).start().serving().run(SECOND)
+        receiver = cluster.nodes["dc2-1"].assembly.placement.owners[partition][0]
+        owner = next(name for name in ("dc2-1", "dc2-2", "dc2-3") if name != receiver)
+        origin = cluster.nodes["dc1-1"].origin.packed()
+        cluster.give(owner, Delivered("dc1-2", CloseAsk(9, "dc1-1", b"", [origin], list(range(4)), [], 0)))
+        cluster.settle()
+        call = cluster.write("dc1-1", {b"k%d" % at: b"w" for at in range(20)})
+        cluster.settle()
+        assert cluster.reply("dc1-1", call).outcomes == [Outcome.APPLIED] * 20
+        cluster.run_until(lambda cluster=cluster: bool(cluster.ended))
+        assert cluster.ended[0][0] == "dc1-1"
+        cluster.restart("dc1-1")
+        cluster.run_until(cluster.are_equal)

@@ -31,9 +31,7 @@ def _read(disk: CrashDisk) -> tuple[int, bytes, dict[int, dict[bytes, bytes]]] |
 
 
 @given(
-    tables=st.dictionaries(
-        st.integers(0, 2**64 - 1), st.dictionaries(st.binary(), st.binary(), max_size=20), max_size=4
-    ),
+    tables=st.dictionaries(st.integers(0, 2**64 - 1), st.dictionaries(st.binary(), st.binary(), max_size=20), max_size=4),
     meta=st.binary(),
     segment=st.integers(0, 2**64 - 1),
 )

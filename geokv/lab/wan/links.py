@@ -101,9 +101,7 @@ class Links:
         """Return how one link is."""
         return self._read((from_view, to_dc), self._proxies.states()).condition
 
-    def set_latency(
-        self, from_dc: str, to_dc: str, round_trip_ms: int, jitter_ms: int = 0, both_ways: bool = True
-    ) -> None:
+    def set_latency(self, from_dc: str, to_dc: str, round_trip_ms: int, jitter_ms: int = 0, both_ways: bool = True) -> None:
         """Change the round trip (+/- jitter) of a link, of its clients too, while connections stand."""
         if not 0 <= jitter_ms <= round_trip_ms:
             raise LabError(f"jitter_ms = {jitter_ms} must be between 0 and round_trip_ms = {round_trip_ms}")

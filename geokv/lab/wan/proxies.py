@@ -104,9 +104,7 @@ class Proxies:
         """Return one proxy; LabError (.status 404) where there is none of that name."""
         return _state(self._call("GET", _path(name)).json())
 
-    def create(
-        self, name: str, upstream: str, listen: str = "127.0.0.1:0", toxics: Sequence[ToxicSpec] = ()
-    ) -> ProxyState:
+    def create(self, name: str, upstream: str, listen: str = "127.0.0.1:0", toxics: Sequence[ToxicSpec] = ()) -> ProxyState:
         """Make a proxy that never lets a byte through without its toxics; LabError (.status 409) where it
         exists.
         """

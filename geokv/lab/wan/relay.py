@@ -374,9 +374,7 @@ class Proxy:
             raise AlreadyStarted("Proxy already started")
         listener = await _listen(self.listen_address)
         self.listen_address = format_address(listener.getsockname())
-        self._server = await asyncio.get_running_loop().create_server(
-            self._accept, sock=listener, backlog=ACCEPT_BACKLOG
-        )
+        self._server = await asyncio.get_running_loop().create_server(self._accept, sock=listener, backlog=ACCEPT_BACKLOG)
 
     async def stop(self) -> None:
         """Stop listening and close all connections."""

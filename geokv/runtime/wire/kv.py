@@ -192,9 +192,7 @@ def take_read_reply(message: kv_pb2.ReadReply) -> ReadReply:
         is_found = checks.flags(found, "read reply")
         values = [value if there else None for value, there in zip(values, is_found, strict=True)]
     details = _details(message.details, len(outcomes))
-    return ReadReply(
-        outcomes, values, versions, replicas, message.coordinator, message.hlc, message.elapsed_us, details
-    )
+    return ReadReply(outcomes, values, versions, replicas, message.coordinator, message.hlc, message.elapsed_us, details)
 
 
 def encode_read_reply(reply: ReadReply, ring_version: int = 0) -> bytes:

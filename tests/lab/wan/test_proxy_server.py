@@ -298,9 +298,7 @@ class TestTraffic:
         assert ends(connect(api.proxy("one", nobody)))
 
     @pytest.mark.parametrize("stream", ["upstream", "downstream"])
-    def test_latency_delays_its_direction(
-        self, api: Api, upstream: StartUpstream, connect: Connect, stream: str
-    ) -> None:
+    def test_latency_delays_its_direction(self, api: Api, upstream: StartUpstream, connect: Connect, stream: str) -> None:
         """A round trip takes at least the latency of the one direction that has it."""
         connection = connect(api.proxy("one", upstream(echo)))
         api.toxic("one", "latency", stream, latency=60)
@@ -343,9 +341,7 @@ class TestTraffic:
         sender.join()
         assert time.monotonic() - started_s < 100 * 0.100 / 3
 
-    def test_big_transfer_keeps_its_bytes_under_latency(
-        self, api: Api, upstream: StartUpstream, connect: Connect
-    ) -> None:
+    def test_big_transfer_keeps_its_bytes_under_latency(self, api: Api, upstream: StartUpstream, connect: Connect) -> None:
         """20 MB through latency with jitter, both ways, arrive unchanged and in order."""
         address = api.proxy("one", upstream(echo))
         api.toxic("one", "latency", "upstream", latency=10, jitter=5)
@@ -506,9 +502,7 @@ class TestFaults:
             connection.recv(4)
         assert time.monotonic() - started_s >= 0.200 - SLACK_S
 
-    def test_disabled_refuses_and_enabled_has_the_same_port(
-        self, api: Api, upstream: StartUpstream, connect: Connect
-    ) -> None:
+    def test_disabled_refuses_and_enabled_has_the_same_port(self, api: Api, upstream: StartUpstream, connect: Connect) -> None:
         """Disabling closes and refuses connections; enabling brings back address and toxics."""
         address = api.proxy("one", upstream(echo))
         api.toxic("one", "latency", latency=50)
@@ -551,9 +545,7 @@ class TestFaults:
         assert ends(connection)
         assert read_exactly(connect(address_of(changed["listen"])), 5) == b"other"
 
-    def test_toxics_before_enabling_hold_from_the_first_byte(
-        self, api: Api, upstream: StartUpstream, connect: Connect
-    ) -> None:
+    def test_toxics_before_enabling_hold_from_the_first_byte(self, api: Api, upstream: StartUpstream, connect: Connect) -> None:
         """A proxy made disabled, given toxics, then enabled lets nothing through without them."""
         api.proxy("one", upstream(echo), enabled=False)
         api.toxic("one", "timeout")
