@@ -78,7 +78,7 @@ class SmallNode:
         self._wake_us: int | None = None
         self._effects: list[Effect] = []
 
-    def handle(self, event: Event, now_us: int) -> list[Effect]:
+    def handle(self, event: Event, now_us: int) -> list[Effect]:  # noqa: C901  # one case per event
         self._effects = []
         if not isinstance(event, WallClockRead):
             self.events.append(event)
