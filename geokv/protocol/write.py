@@ -350,6 +350,8 @@ class WriteCoordinator:
         sent = part.part
         if part.is_done or sent is None or not sent.is_own_synced or len(sent.acked) + 1 < part.w:
             return
+        if part.waits_for:
+            return  # its level was met before: an answer that comes later changes nothing
         if not sent.newer:
             self._achieved(part)
         elif part.attempt == 1 and part.call.table is not None:

@@ -486,3 +486,23 @@ def test_a_promise_flushes_what_an_interval_namespace_still_holds_back() -> None
     cluster.run(3 * SECOND)
     assert cluster.are_equal("fast")
     assert list(cluster.cells("dc1-1", "fast")) == [b"k"], "two owners had it"
+
+
+def test_an_answer_that_comes_after_the_level_was_met_changes_nothing() -> None:
+    """A write that waits for the other datacenters is not stamped again because a third replica knows something newer."""
+    cluster = Cluster(datacenters=2).start().serving()
+    cluster.slow_disks |= {"dc1-3", "dc2-1", "dc2-2", "dc2-3"}
+
+    def newer(sender: str, receiver: str, message: object) -> bool:
+        if sender == "dc1-3" and isinstance(message, Replicated):
+            message.newer = [(1, 1 << 60)]
+        return False
+
+    cluster.is_dropped = newer
+    call = cluster.write("dc1-1", {b"a": b"1", b"b": b"2", b"c": b"3"}, Consistency.EACH_QUORUM, timeout_ms=20_000)
+    cluster.run(300 * MS)
+    assert cluster.reply("dc1-1", call) is None  # met here, not in dc2
+    cluster.slow_disks.clear()
+    cluster.run_until(lambda: cluster.reply("dc1-1", call) is not None)
+    assert cluster.reply("dc1-1", call).outcomes == [Outcome.APPLIED] * 3
+    assert cluster.reply("dc1-1", call).dcs == [2] * 3
