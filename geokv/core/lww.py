@@ -6,6 +6,7 @@ in between, since at 40,000 operations a second every call is a percent of a cor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
 from zlib import crc32
 
@@ -51,6 +52,7 @@ def encode_lww_record(
     return _PREFIX.pack(len(body) + 8, crc32(body)) + body, cell
 
 
-def record_bytes_max(key: bytes, value: bytes | None, origin: bytes) -> int:
-    """How large the record of this put will be, for reserving room."""
-    return HEADER_BYTES + 2 * len(origin) + len(key) + 34 + (len(value) if value else 0)
+def records_bytes_max(keys: Sequence[bytes], values: Sequence[bytes | None], origin: bytes) -> int:
+    """How large the records of these puts will be together, for reserving room."""
+    each = HEADER_BYTES + 2 * len(origin) + 34
+    return each * len(keys) + sum(map(len, keys)) + sum([len(value) for value in values if value])

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 import mmh3
 
+_hash: Final = mmh3.mmh3_x64_128_utupledigest
 TOKENS_PER_WEIGHT: Final = 128
 PARTITIONS_DEFAULT: Final = 256
 PARTITIONS_MAX: Final = 1 << 14
@@ -36,7 +37,7 @@ class Member(NamedTuple):
 
 def key_hash(key: bytes) -> int:
     """64 unsigned bits of MurmurHash3 x64 128, seed 0."""
-    return mmh3.hash64(key, 0, x64arch=True, signed=False)[0]
+    return _hash(key)[0]
 
 
 def partition_shift(partitions: int) -> int:
@@ -47,7 +48,7 @@ def partition_shift(partitions: int) -> int:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    return mmh3.hash64(key, 0, x64arch=True, signed=False)[0] >> partition_shift(partitions)
+    return _hash(key)[0] >> partition_shift(partitions)
 
 
 class Ring:
@@ -58,7 +59,7 @@ class Ring:
         self.shift = partition_shift(partitions)
         self.members = tuple(sorted(members))
         self._tokens = sorted(
-            (mmh3.hash64(f"{member.node}#{index}".encode(), 0, x64arch=True, signed=False)[0], member.node, member.rack)
+            (key_hash(f"{member.node}#{index}".encode()), member.node, member.rack)
             for member in self.members
             for index in range(round(member.weight * TOKENS_PER_WEIGHT))
         )

@@ -175,13 +175,25 @@ class Commit:
         self.records += len(group.entries)
         self.appended_bytes += group.nbytes
         last = self.segment_last.setdefault(segment, {})
+        place = segment << 32 | offset
         for raw, stream, number in group.entries:
             size = len(raw)
-            if stream is not None:
-                stream.synced(number, segment, offset, size)
+            if stream is None:
+                pass
+            elif (
+                number == stream.frontier + 1 == stream.first + len(stream.places)
+                and not stream.synced_beyond
+                and not stream.voids
+            ):
+                # As `synced` does it, without the call: it is most of what a synced record costs.
+                stream.places.append(place)
+                stream.sizes.append(size)
+                stream.frontier = last[stream] = number
+            else:
+                stream.synced(number, segment, place & 0xFFFFFFFF, size)
                 if last.get(stream, 0) < number:
                     last[stream] = number
-            offset += size
+            place += size
         for table in group.tables.values():
             table.land()
         self.on_landed(group.entries)

@@ -67,8 +67,8 @@ class Intake:
         tables: dict[int, Table] = {}
         present = taken.present
         all_tables = context.tables
-        nbytes = 0
         last_namespace = -1
+        hlc_last = 0
         table: Table | None = None
         is_lww = False
         partitions: list[dict[bytes, Stream]] = []
@@ -105,7 +105,9 @@ class Intake:
                     taken.refused[origin] = None
                     taken.contiguous = False
                     continue
-                if not stream.take(number):
+                if number == stream.received + 1 and stream.last is None and not stream.beyond:
+                    stream.received = number  # as `take` does it, without the call
+                elif not stream.take(number):
                     if number <= stream.received or number in stream.beyond:
                         present.append(record)
                         taken.contiguous &= number <= stream.received
@@ -115,7 +117,7 @@ class Intake:
                     elif stream.last is None:
                         taken.contiguous = False
                     continue
-                if stream.received < number:
+                elif stream.received < number:
                     taken.contiguous = False
             stored = waiting.get(key) or flying.get(key) or cells.get(key)
             if stored is None:
@@ -128,11 +130,13 @@ class Intake:
                     waiting[key] = cell
             else:
                 waiting[key] = table.merge(stored, cell)
-            if hlc > context.clock.last:
-                context.clock.observe(hlc, context.wall_ms)
+            if hlc > hlc_last:
+                hlc_last = hlc
             entries.append((raw, stream, number))
-            nbytes += len(raw)
             present.append(record)
+        if not context.clock.observe(hlc_last, context.wall_ms):
+            for record in decoded:  # one of them is from a clock that is far ahead; the others are followed
+                context.clock.observe(record.hlc, context.wall_ms)
         taken.fresh = len(entries)
         if answer is not None:
             answer.contiguous, answer.newer = taken.contiguous, taken.newer
@@ -142,6 +146,7 @@ class Intake:
         else:
             sync_by_us = self._sync_by_us(tables.values())
             is_early = may_be_early and sync_by_us is not None
+            nbytes = len(records) if len(entries) == len(decoded) else sum([len(entry[0]) for entry in entries])
             context.commit.add(entries, nbytes, tables.values(), None if is_early else then, sync_by_us)
             if is_early:
                 then()

@@ -24,7 +24,7 @@ from typing import Final
 from geokv.core.cell import VERSION_MAX, lww_version
 from geokv.core.hlc import hlc_from_ms, hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, TIMEOUT_MS_MAX
-from geokv.core.lww import encode_lww_record, record_bytes_max
+from geokv.core.lww import encode_lww_record, records_bytes_max
 from geokv.core.quorum import Consistency, needed
 from geokv.core.record import NO_OPERATION
 from geokv.core.ring import key_hash
@@ -48,6 +48,7 @@ class WriteCall:
         "dcs_needed",
         "deadline_us",
         "order",
+        "partitions",
         "parts",
         "remaining",
         "reply",
@@ -66,6 +67,7 @@ class WriteCall:
         self.deadline_us = now_us + batch.timeout_ms * 1000 - min(100_000, batch.timeout_ms * 100)
         self.remaining = 0
         self.parts: list[WritePart] = []
+        self.partitions: list[int] = []  # of every key
         self.table: Table | None = None
         self.dcs_needed = 0
         self.order = 0
@@ -188,6 +190,11 @@ class WriteCoordinator:
         definition = table.definition
         key_max, value_max = definition.key_bytes_max, definition.value_bytes_max
         batch = call.batch
+        lengths = list(map(len, batch.keys))
+        value_lengths = [len(value) for value in batch.values if value is not None]
+        if min(lengths) > 0 and max(lengths) <= key_max and max(value_lengths, default=0) <= value_max:
+            self._check_contexts(call, table)
+            return
         for index, key in enumerate(batch.keys):
             value = batch.values[index]
             if 0 < len(key) <= key_max and (value is None or len(value) <= value_max):
@@ -202,6 +209,10 @@ class WriteCoordinator:
                     f" (raise it with: geokv namespace alter {definition.name} --value-bytes-max N)"
                 )
             self._refuse(call, (index,), Outcome.INVALID, text)
+        self._check_contexts(call, table)
+
+    def _check_contexts(self, call: WriteCall, table: Table) -> None:
+        batch = call.batch
         if batch.contexts:
             limit = hlc_from_ms(self._context.wall_ms + self._context.clock.drift_ms_max)
             for index, token in enumerate(batch.contexts):
@@ -222,18 +233,16 @@ class WriteCoordinator:
         placement = table.placement
         outcomes = call.reply.outcomes
         by_set: dict[int, list[int]] = {}
-        set_of, shift = placement.set_of, placement.shift
-        nbytes = 0
+        set_of, shift, is_mine = placement.set_of, placement.shift, placement.is_mine
         keys, values = call.batch.keys, call.batch.values
-        for index, key in enumerate(keys):
+        call.partitions = partitions = [key_hash(key) >> shift for key in keys]
+        for index, partition in enumerate(partitions):
             if outcomes[index] == UNSET:
-                partition = key_hash(key) >> shift
-                if not placement.is_mine[partition]:
+                if is_mine[partition]:
+                    by_set.setdefault(set_of[partition], []).append(index)
+                else:
                     self._refuse(call, (index,), Outcome.WRONG_NODE, f"{context.node} does not own this key's partition")
-                    continue
-                by_set.setdefault(set_of[partition], []).append(index)
-                nbytes += record_bytes_max(key, values[index], context.packed)
-        refusal = self._refusal(nbytes)
+        refusal = self._refusal(records_bytes_max(keys, values, context.packed))
         parts: list[WritePart] = []
         for owner_set, indexes in by_set.items():
             if refusal:
@@ -282,7 +291,7 @@ class WriteCoordinator:
         batch = part.call.batch
         placement = table.placement
         definition = table.definition
-        packed, namespace, shift = context.packed, definition.id, placement.shift
+        packed, namespace, call_partitions = context.packed, definition.id, part.call.partitions
         keys, values, operations, contexts = batch.keys, batch.values, batch.operations, batch.contexts
         hlc = context.clock.stamps(context.wall_ms, len(indexes)) - 1
         context.commit.originated(hlc + 1)
@@ -309,7 +318,7 @@ class WriteCoordinator:
                 version = max(version, int.from_bytes(contexts[index], "big") + 1)
             if above is not None:
                 version = max(version, above[position] + 1)
-            partition = key_hash(key) >> shift
+            partition = call_partitions[index]
             stream = partitions[partition].get(packed) or table.streams.make(partition, packed)
             number = stream.received + 1
             stream.received = number
@@ -334,7 +343,7 @@ class WriteCoordinator:
             streams.append(stream)
         part.versions, part.numbers, part.streams = versions, numbers, streams
         records = b"".join(raws)
-        peers = placement.peers_of_set[placement.set_of[key_hash(keys[indexes[0]]) >> shift]]
+        peers = placement.peers_of_set[placement.set_of[call_partitions[indexes[0]]]]
         sent = self._replication.start(peers, records, lambda _: self._progress(part))
         part.part = sent
         sync_by_us = context.now_us + definition.interval_ms * 1000 if table.is_interval else None
@@ -370,7 +379,8 @@ class WriteCoordinator:
             self._achieved(self._share(part, kept))
         batch, packed = part.call.batch, self._context.packed
         indexes = [part.indexes[position] for position in lost]
-        if self._context.commit.reserve(sum(record_bytes_max(batch.keys[i], batch.values[i], packed) for i in indexes)):
+        again_bytes = records_bytes_max([batch.keys[i] for i in indexes], [batch.values[i] for i in indexes], packed)
+        if self._context.commit.reserve(again_bytes):
             part.is_done = True
             again = self._share(part, lost)
             again.lost = set(range(len(lost)))
@@ -412,6 +422,18 @@ class WriteCoordinator:
         replicas = sent.replicas
         met = Outcome.PENDING if is_pending else Outcome.APPLIED
         detail = self._pending_detail(part) if is_pending else None
+        count = len(part.indexes)
+        if count == len(reply.outcomes) and detail is None and not part.lost:  # all of the batch, the usual case
+            reply.outcomes = [met] * count
+            reply.versions = part.versions
+            reply.replicas = [replicas] * count
+            if call.table is None or len(call.table.definition.dcs) < 2:
+                reply.dcs = [1] * count
+            else:
+                numbered = zip(part.streams, part.numbers, strict=True)
+                reply.dcs = [1 + _covering(stream, number) for stream, number in numbered]
+            self._settled(part, sent)
+            return
         for position, index in enumerate(part.indexes):
             reply.outcomes[index] = Outcome.SUPERSEDED if position in part.lost else met
             reply.versions[index] = part.versions[position]
@@ -419,9 +441,12 @@ class WriteCoordinator:
             reply.dcs[index] = 1 + self._covered_elsewhere(part, position)
             if detail is not None:
                 reply.details[index] = detail
+        self._settled(part, sent)
+
+    def _settled(self, part: WritePart, sent: Part) -> None:
         self._replication.release(sent)
-        call.remaining -= 1
-        self._finish_if_complete(call)
+        part.call.remaining -= 1
+        self._finish_if_complete(part.call)
 
     def _pending_detail(self, part: WritePart) -> Detail:
         """Which datacenters are still to cover the write, and why that may take long."""
@@ -449,8 +474,7 @@ class WriteCoordinator:
     def _covered_elsewhere(self, part: WritePart, position: int) -> int:
         if len(part.call.table.definition.dcs if part.call.table else ()) < 2:
             return 0
-        number = part.numbers[position]
-        return sum(1 for covered in part.streams[position].dcs.values() if covered >= number)
+        return _covering(part.streams[position], part.numbers[position])
 
     def _await_dcs(self, part: WritePart, table: Table) -> None:
         """Wait, per record, for as many other datacenters as the request wants and do not cover it yet."""
@@ -544,3 +568,9 @@ class WriteCoordinator:
             if call.respond is not None:
                 self._expire(call, why)
         self._deadlines.clear()
+
+
+def _covering(stream: Stream, number: int) -> int:
+    """How many other datacenters cover that number of an own stream."""
+    covered = stream.dcs
+    return sum([upto >= number for upto in covered.values()]) if covered else 0

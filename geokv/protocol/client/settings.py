@@ -23,7 +23,7 @@ class ClientSettings:
     # with two. A second one leaves beside it when it is worth a call by itself. To a node far away, where waiting for
     # the first to come back costs more than small batches do, several may be under way.
     calls_near_max: int = 2
-    worth_a_call: int = 64
+    worth_a_call: int = 24
     far_us: int = 20 * MS
     calls_far_max: int = 8
     # Nodes pause for 100 ms without being dead (a collection, a slow disk), so a silence is asked about only after
