@@ -1,6 +1,6 @@
 """The receiving half of a cursor: states its frontiers, takes batches in order, relays them to co-owners, says how far it is.
 
-    shipping:   one feed from every node of every other DC, for the partitions whose first live owner here is this node
+    shipping:   one feed from a node of another DC, for the partitions of which this node is that node's receiver here
     catching up: one feed from a co-owner whose statement shows records that have been missing here for a while
 
     FeedBatch ──> intake ──synced──> FeedAck.synced            opens the sender's window
@@ -15,26 +15,27 @@ ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 import zstandard
 
 from geokv.core.limits import WAN_BATCH_RAW_BYTES_MAX
 from geokv.core.origin import unpack_origin
-from geokv.core.record import DELTA, Record
 from geokv.errors import RecordError
 from geokv.protocol.context import Context
 from geokv.protocol.feed_sender import heads_of
 from geokv.protocol.intake import Intake, Taken
 from geokv.protocol.messages import FeedAck, FeedBatch, FeedClose, FeedOpen, FeedRefused, Replicated, StreamHeads
 from geokv.protocol.placement import Placement
-from geokv.protocol.replication import Part, Replication
+from geokv.protocol.relay import BUSY_US, Relays
+from geokv.protocol.replication import Replication
 from geokv.protocol.streams import Stream
 
 SILENT_US_MAX: Final = 2_000_000
 RETRY_US: Final = 500_000
-ACK_LINGER_US: Final = 4_000
+ACK_LINGER_US: Final = 4_000  # after a quiet time
+BUSY_ACK_LINGER_US: Final = 20_000
 HEARTBEAT_ACK_LINGER_US: Final = 300_000
 COVERED_US: Final = 1_000_000
 TELL_ALL_US: Final = 10_000_000
@@ -49,6 +50,7 @@ class Incoming:
 
     __slots__ = (
         "ack_at_us",
+        "acked_at_us",
         "behind",
         "covered_at_us",
         "echoed_us",
@@ -85,6 +87,7 @@ class Incoming:
         self.heard_us = now_us
         self.retry_at_us: int | None = None
         self.ack_at_us: int | None = None
+        self.acked_at_us = now_us - BUSY_US
         self.covered_at_us = now_us
         self.told: dict[Stream, int] = {}
         self.told_all_at_us = now_us
@@ -104,7 +107,7 @@ class FeedReceiver:
         self._context = context
         self._placement = placement
         self._intake = intake
-        self._replication = replication
+        self.relays = Relays(context, placement, replication)
         self._remote = remote  # node -> dc, of every node in another DC
         self._shipping: dict[str, Incoming] = {}
         self._catching_up: dict[str, Incoming] = {}
@@ -136,15 +139,26 @@ class FeedReceiver:
             return
         self._live_signature = signature
         wanted: dict[str, list[int]] = {node: [] for node in sorted(self._remote)}
-        for partition in self._placement.mine:
-            first = next((node for node in self._placement.owners[partition] if context.is_live(node)), None)
-            if first != context.node:
+        live = {node for node in (context.node, *self._neighbours) if context.is_live(node)}
+        mine = [(partition, live.intersection(self._placement.owners[partition])) for partition in self._placement.mine]
+        for dc, owners in self._placement.by_dc.items():
+            if dc == context.dc:
                 continue
-            for dc, owners in self._placement.by_dc.items():
-                if dc != context.dc:
-                    for node in owners[partition]:
+            for node, order in self._receivers_of(dc).items():
+                for partition, live_owners in mine:
+                    if node in owners[partition] and context.node == next(one for one in order if one in live_owners):
                         wanted[node].append(partition)
         self._wanted = {node: tuple(partitions) for node, partitions in wanted.items()}
+
+    def _receivers_of(self, dc: str) -> dict[str, list[str]]:
+        """Who receives from each node of another datacenter: the first of these that is live and owns the partition.
+
+        The same for all partitions, where it can be: what a node ships is then few large batches, not many small ones.
+        """
+        members = sorted([self._context.node, *self._neighbours])
+        remote = sorted(node for node, its_dc in self._remote.items() if its_dc == dc)
+        turns = {node: index % len(members) for index, node in enumerate(remote)}
+        return {node: members[turn:] + members[:turn] for node, turn in turns.items()}
 
     def _open_shipping(self, peer: str) -> None:
         partitions = self._wanted.get(peer, ())
@@ -228,7 +242,7 @@ class FeedReceiver:
         self._tell_refused(taken.refused)
         self._context.tell_forgotten(peer, taken.forgotten)
         if link.own_only and message.payload:
-            self._relay(link, message.sequence, taken)
+            self.relays.add(taken.present, lambda: self._on_quorum(link, message.sequence))
         else:
             self._on_quorum(link, message.sequence, HEARTBEAT_ACK_LINGER_US)
 
@@ -269,9 +283,9 @@ class FeedReceiver:
             link.behind = message.behind
             if not message.behind:
                 link.echoed_us = max(link.echoed_us, message.echo_us)
-        self._ack_soon(link, ACK_LINGER_US if message.payload else HEARTBEAT_ACK_LINGER_US)
+        self._ack_soon(link, BUSY_ACK_LINGER_US if message.payload else HEARTBEAT_ACK_LINGER_US)
 
-    def _ack_soon(self, link: Incoming, linger_us: int = ACK_LINGER_US) -> None:
+    def _ack_soon(self, link: Incoming, linger_us: int) -> None:
         at_us = self._context.now_us + linger_us
         if link.ack_at_us is None or at_us < link.ack_at_us:
             link.ack_at_us = at_us
@@ -286,43 +300,7 @@ class FeedReceiver:
     def _wake_by(self, at_us: int) -> None:
         self._due_us = at_us if self._due_us is None else min(self._due_us, at_us)
 
-    # --- to the co-owners -------------------------------------------------------------------------------------------
-
-    def _relay(self, link: Incoming, sequence: int, taken: Taken) -> None:
-        """Send what came over the WAN on to the co-owners; the batch is on a quorum when all of its parts are."""
-        placement = self._placement
-        by_set: dict[int, list[Record]] = {}
-        for record in taken.present:
-            if record.kind == DELTA:
-                by_set.setdefault(placement.set_of[record.partition], []).append(record)
-        open_parts = set(by_set)
-        quorum = placement.replicas // 2 + 1
-
-        def changed(owner_set: int) -> Callable[[Part], None]:
-            def on_change(part: Part) -> None:
-                if owner_set in open_parts and part.replicas >= quorum:
-                    open_parts.discard(owner_set)
-                    self._replication.release(part)
-                    if not open_parts:
-                        self._on_quorum(link, sequence)
-
-            return on_change
-
-        parts: list[Part] = []
-        for owner_set, records in by_set.items():
-            raws = b"".join([record.raw for record in records])
-            peers = placement.peers_of_set[owner_set]
-            parts.append(self._replication.start(peers, raws, changed(owner_set), is_relay=True))
-
-        def own() -> None:
-            for part in parts:
-                self._replication.own_synced(part)
-            if not parts:
-                self._on_quorum(link, sequence)
-
-        self._context.commit.after_pending(own)
-
-    def _on_quorum(self, link: Incoming, sequence: int, linger_us: int = ACK_LINGER_US) -> None:
+    def _on_quorum(self, link: Incoming, sequence: int, linger_us: int | None = None) -> None:
         if link.is_stuck:
             return
         link.quorum_done.add(sequence)
@@ -330,6 +308,9 @@ class FeedReceiver:
             link.quorum += 1
             link.quorum_at_us = self._context.now_us
             link.quorum_done.discard(link.quorum)
+        if linger_us is None:
+            is_busy = self._context.now_us - link.acked_at_us < BUSY_US
+            linger_us = BUSY_ACK_LINGER_US if is_busy else ACK_LINGER_US
         self._ack_soon(link, linger_us)
 
     def dc_frontier(self, stream: Stream) -> int:
@@ -425,12 +406,16 @@ class FeedReceiver:
     # --- time -------------------------------------------------------------------------------------------------------
 
     def wake_at_us(self) -> int | None:
-        return self._due_us
+        relay_us = self.relays.wake_at_us()
+        if self._due_us is None or relay_us is None:
+            return relay_us if self._due_us is None else self._due_us
+        return min(relay_us, self._due_us)
 
     def tick(self, is_heartbeat: bool) -> None:
         """Acknowledge, and open anew what is due; at heartbeats look after silence and missing records."""
         context = self._context
         now_us = context.now_us
+        self.relays.tick()
         if is_heartbeat:
             self._decide()
             self._catch_up()
@@ -478,6 +463,7 @@ class FeedReceiver:
     def _ack(self, link: Incoming) -> None:
         link.ack_at_us = None
         context = self._context
+        link.acked_at_us = context.now_us
         covered: list[StreamHeads] = []
         if link.own_only and context.now_us - link.covered_at_us >= COVERED_US:
             link.covered_at_us = context.now_us

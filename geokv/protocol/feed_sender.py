@@ -36,7 +36,10 @@ from geokv.protocol.messages import FeedAck, FeedBatch, FeedOpen, FeedRefused, S
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
 
-LINGER_US: Final = 10_000
+# While records keep coming, batches leave at the wall clock's multiples of this: those of a datacenter's nodes come in
+# together, and the receiver writes, relays and acknowledges them together. After a quiet time a record leaves at once.
+LINGER_US: Final = 25_000
+BUSY_US: Final = 100_000
 HEARTBEAT_US: Final = 400_000
 HEADS_US: Final = 1_000_000
 UNACKED_BATCHES_MAX: Final = 4096
@@ -81,6 +84,7 @@ class Feed:
         self.sequence = 0
         self.flush_at_us: int | None = None
         self.last_sent_us = 0
+        self.last_batch_us = -BUSY_US
         self.last_heads_us = 0
         self.reading: tuple[int, list[tuple[Stream, int, int]]] | None = None
         self.echo_us = 0
@@ -247,9 +251,15 @@ class FeedSender:
         while feed.pending_bytes >= WAN_BATCH_BYTES_MAX:
             self._flush(feed)
         if feed.pending and feed.flush_at_us is None:
-            feed.flush_at_us = self._context.now_us + LINGER_US
+            feed.flush_at_us = self._flush_at_us(feed)
             if self._due_us is None or feed.flush_at_us < self._due_us:
                 self._due_us = feed.flush_at_us
+
+    def _flush_at_us(self, feed: Feed) -> int:
+        context = self._context
+        if context.now_us - feed.last_batch_us >= BUSY_US:
+            return context.now_us
+        return context.now_us + LINGER_US - context.wall_us % LINGER_US
 
     # --- from the log -----------------------------------------------------------------------------------------------
 
@@ -360,6 +370,8 @@ class FeedSender:
         self.raw_bytes += nbytes
         self.records += len(taken)
         payload = self._compressor.compress(raw) if raw else b""
+        if raw:
+            feed.last_batch_us = context.now_us
         self.wire_bytes += len(payload)
         is_heads_due = context.now_us - feed.last_heads_us >= HEADS_US
         context.send(
