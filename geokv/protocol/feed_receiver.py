@@ -42,6 +42,7 @@ TELL_ALL_US: Final = 10_000_000
 WINDOW_BYTES_MAX: Final = 1 << 23  # what a frame may make the reader set aside; level 3 needs a quarter of it
 BEHIND_US: Final = 400_000
 QUORUM_US_MAX: Final = 6_000_000
+_decompressor: Final = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
 LAG_BUCKETS_MS: Final = (5, 10, 20, 30, 40, 50, 60, 80, 100, 125, 150, 200, 250, 300, 400, 500, 1000, 2000, 5000, 10000)
 
 
@@ -485,17 +486,16 @@ def decompress(payload: bytes, raw_bytes: int) -> bytes:
     """
     if not 0 <= raw_bytes <= WAN_BATCH_RAW_BYTES_MAX:
         raise RecordError(f"a batch of {raw_bytes} bytes: at most {WAN_BATCH_RAW_BYTES_MAX}")
-    decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).decompressobj()
+    whole = _decompressor.decompressobj()
     try:
-        bounded = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
-        with bounded.stream_reader(payload, read_across_frames=False) as reader:
+        with _decompressor.stream_reader(payload, read_across_frames=False) as reader:
             raw = reader.read(raw_bytes + 1)
             while len(raw) <= raw_bytes and (more := reader.read(raw_bytes + 1 - len(raw))):
                 raw += more
         if len(raw) == raw_bytes:
-            decompressor.decompress(payload)
+            whole.decompress(payload)  # it is no more than that: now see whether anything is missing or follows
     except zstandard.ZstdError as error:
         raise RecordError(f"not a zstd frame: {error}") from error
-    if len(raw) != raw_bytes or decompressor.unused_data or not decompressor.eof:
+    if len(raw) != raw_bytes or whole.unused_data or not whole.eof:
         raise RecordError(f"a batch that says {raw_bytes} bytes and is not one whole frame of that size")
     return raw

@@ -76,15 +76,20 @@ class _Peer:
         self.budget = Budget(PEER_QUEUE_BYTES_MAX)
         self.streams: dict[StreamName, _Stream] = {}
         self.routes: dict[type, tuple[StreamName, ...]] = {}
+        self.chosen: dict[type, _Stream] = {}  # by kind of message, while the streams stay as they are
         self.is_told_refused = False
 
     def stream_for(self, kind: type) -> _Stream | None:
+        chosen = self.chosen.get(kind)
+        if chosen is not None:
+            return chosen
         names = self.routes.get(kind)
         if names is None:
             names = self.routes[kind] = candidates(self.facts, kind)
         for name in names:
             stream = self.streams.get(name)
             if stream is not None:
+                self.chosen[kind] = stream
                 return stream
         return None
 
@@ -102,6 +107,8 @@ class Transport:
         self._supervisor = Supervisor(counters, self._task_failed)
         self._accepted: set[asyncio.Future[None]] = set()
         self._is_closed = False
+        self._newest: object = None
+        self._newest_frame = b""
 
     def start(self) -> None:
         """Begin to dial."""
@@ -130,7 +137,10 @@ class Transport:
             self._counters.add("transport.dropped_unconnected")
             return
         try:
-            frame = encode_message(message)
+            if message is not self._newest:  # the same one goes to several peers, one after the other
+                self._newest_frame = encode_message(message)
+                self._newest = message
+            frame = self._newest_frame
         except WireError as error:
             _log.error("a message to %s was not sent: %s", name, error)
             self._counters.add("transport.dropped_oversized")
@@ -234,6 +244,7 @@ class Transport:
         if older is not None:
             older.end()
         stream = peer.streams[name] = _Stream(peer.budget)
+        peer.chosen.clear()
         peer.is_told_refused = False
         self._counters.add("transport.streams_begun")
         self._receiver.peer_connected(peer.facts.name, hello.incarnation)
@@ -245,6 +256,7 @@ class Transport:
         if peer.streams.get(name) is not stream:
             return
         del peer.streams[name]
+        peer.chosen.clear()
         self._counters.add("transport.streams_ended")
         if not peer.streams and not self._is_closed:
             self._receiver.peer_lost(peer.facts.name, False)
