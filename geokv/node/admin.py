@@ -195,11 +195,12 @@ class Admin:
         """Per other DC: what this node originated that its frontier is not known to cover: lost if this DC dies now."""
         node = self._node
         lag: dict[str, dict[str, int | None]] = {}
+        own = list(self._own_streams())
         for dc in node.config.topology.dc_names:
             if dc == node.config.dc:
                 continue
             records = nbytes = 0
-            for stream in self._own_streams():
+            for stream in own:
                 covered = stream.dcs.get(dc, 0)
                 table = node.context.tables[stream.namespace]
                 if dc in table.definition.dcs and stream.frontier > covered:

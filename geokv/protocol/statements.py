@@ -124,8 +124,8 @@ class Statements:
         table = self._context.tables.get(stream.namespace)
         if table is None:
             return stream.frontier
-        others = [dc for dc in table.definition.dcs if dc != self._context.dc]
-        return min((stream.dcs.get(dc, 0) for dc in others), default=stream.frontier)
+        own, covered = self._context.dc, stream.dcs
+        return min([covered.get(dc, 0) for dc in table.definition.dcs if dc != own], default=stream.frontier)
 
     def heard(self, peer: str, message: Statement) -> None:
         """A peer's statement."""
