@@ -29,7 +29,6 @@ _NO_CONNECTION: Final = (
     "empty address list",
 )
 _REFUSED: Final = "Connection refused"
-_TOO_LARGE: Final = "larger than max"
 
 
 def encode(request: Request | RingAsk) -> tuple[Method, bytes]:
@@ -73,8 +72,6 @@ def failure_of(call: int, error: grpc.aio.AioRpcError) -> CallFailed:
 def _failure(code: grpc.StatusCode, text: str, is_not_begun: bool) -> Failure:
     status = grpc.StatusCode
     if code is status.RESOURCE_EXHAUSTED:
-        if _TOO_LARGE in text:
-            return Failure.TOO_LARGE
         return Failure.OVERLOADED if is_not_begun else Failure.FAILED
     if code in (status.INVALID_ARGUMENT, status.UNIMPLEMENTED, status.PERMISSION_DENIED, status.UNAUTHENTICATED):
         return Failure.REJECTED

@@ -11,7 +11,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import Final
 
-from geokv.core.limits import CALLS_MAX
+from geokv.core.limits import CALLS_MAX, READ_ANSWER_BYTES_MAX
 from geokv.core.ring import key_hash
 from geokv.protocol.context import Context
 from geokv.protocol.messages import Forward, Forwarded
@@ -27,12 +27,13 @@ Respond = Callable[[BatchReply], None]
 class _Split:
     """One client batch that is answered by several owners."""
 
-    __slots__ = ("batch", "merged", "remaining", "respond")
+    __slots__ = ("batch", "merged", "nbytes", "remaining", "respond")
 
     def __init__(self, batch: Batch, remaining: int, respond: Respond, coordinator: str) -> None:
         count = len(batch.keys)
         self.batch = batch
         self.remaining = remaining
+        self.nbytes = 0  # of the values in the merged answer
         self.respond = respond
         self.merged: BatchReply = (
             WriteReply([0] * count, [0] * count, [0] * count, [0] * count, coordinator, 0, 0)
@@ -51,13 +52,21 @@ class _Split:
             if isinstance(merged, WriteReply) and isinstance(reply, WriteReply):
                 merged.dcs[index] = reply.dcs[position]
             elif isinstance(merged, ReadReply) and isinstance(reply, ReadReply):
-                merged.values[index] = reply.values[position]
+                self._put_value(merged, index, reply.values[position])
         merged.coordinator = reply.coordinator
         merged.hlc = max(merged.hlc, reply.hlc)
         merged.elapsed_us = max(merged.elapsed_us, reply.elapsed_us)
         self.remaining -= 1
         if not self.remaining:
             self.respond(merged)
+
+    def _put_value(self, merged: ReadReply, index: int, value: bytes | None) -> None:
+        """Each owner kept to the limit of one answer; all of them together must too."""
+        if value is not None and self.nbytes + len(value) > READ_ANSWER_BYTES_MAX:
+            merged.outcomes[index] = Outcome.ASK_AGAIN
+            return
+        self.nbytes += len(value or b"")
+        merged.values[index] = value
 
 
 class Forwarder:

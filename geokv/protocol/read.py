@@ -22,7 +22,7 @@ import mmh3
 
 from geokv.core.cell import live_value, lww_version
 from geokv.core.hlc import hlc_ms
-from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, TIMEOUT_MS_MAX
+from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, READ_ANSWER_BYTES_MAX, TIMEOUT_MS_MAX
 from geokv.core.quorum import Consistency, needed
 from geokv.core.record import CELL, NO_OPERATION, encode_record
 from geokv.core.ring import key_hash
@@ -37,7 +37,6 @@ from geokv.protocol.table import Table
 ASK_MORE_US: Final = 150_000
 UNSET: Final = 255
 NO_DIGEST: Final = bytes(8)
-ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024  # of cells, in one message between nodes
 Respond = Callable[[ReadReply], None]
 
 
@@ -49,7 +48,7 @@ def digest_of(cell: bytes | None) -> bytes:
 class ReadCall:
     """One client batch of gets in progress."""
 
-    __slots__ = ("batch", "deadline_us", "remaining", "reply", "respond", "started_us", "table")
+    __slots__ = ("batch", "deadline_us", "nbytes", "remaining", "reply", "respond", "started_us", "table")
 
     def __init__(self, batch: ReadBatch, respond: Respond, coordinator: str, now_us: int) -> None:
         count = len(batch.keys)
@@ -59,6 +58,7 @@ class ReadCall:
         self.started_us = now_us
         self.deadline_us = now_us + batch.timeout_ms * 1000 - min(100_000, batch.timeout_ms * 100)
         self.remaining = 0
+        self.nbytes = 0  # of the values in the reply
         self.table: Table | None = None
 
 
@@ -375,6 +375,12 @@ class ReadCoordinator:
             reply.replicas[index] = replicas
             if cell is not None:
                 value = live_value(cell, now_ms)
+                if value is not None:
+                    call.nbytes += len(value)
+                    if call.nbytes > READ_ANSWER_BYTES_MAX:
+                        call.nbytes -= len(value)
+                        reply.outcomes[index] = Outcome.ASK_AGAIN
+                        continue
                 reply.values[index] = value
                 reply.versions[index] = lww_version(cell)
         call.remaining -= 1
@@ -419,7 +425,7 @@ class ReadCoordinator:
         for key in message.keys:
             cell = get(key) or b""
             nbytes += len(cell)
-            if cells and nbytes > ANSWER_BYTES_MAX:
+            if cells and nbytes > READ_ANSWER_BYTES_MAX:
                 break  # the coordinator asks for the rest
             cells.append(cell)
         self._context.send(peer, CellsRead(message.query, cells, b""))

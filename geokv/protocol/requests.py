@@ -28,6 +28,7 @@ class Outcome(IntEnum):
     DEADLINE = 17
     ALREADY_EXISTS = 18
     WRONG_NODE = 19  # refresh the ring; nothing was numbered
+    ASK_AGAIN = 20  # a get that had no room in this answer; it has in the next one
 
     @property
     def is_error(self) -> bool:

@@ -123,3 +123,26 @@ def test_a_share_of_a_batch_carries_its_own_operations() -> None:
         [b"d", b""],
     )
     assert share.ttl_ms == 5
+
+
+def test_more_values_than_one_answer_holds_come_in_several() -> None:
+    """An answer stays within a message, over all owners that it was gathered from; every key is answered in the end."""
+    cluster = cluster_of_five()
+    cluster.admin("dc1-1", "namespace_create", name="large", value_bytes_max=1 << 20)
+    cluster.run(SECOND)
+    value = bytes(500_000)
+    keys = [b"k%d" % at for at in range(20)]
+    for key in keys:
+        assert cluster.put("dc1-1", key, value, namespace="large").outcomes == [Outcome.APPLIED]
+    rounds = 0
+    while keys:
+        rounds += 1
+        call = cluster.ask("dc1-1", ReadBatch("large", keys, Consistency.QUORUM))
+        cluster.run(100 * MS)
+        reply = cluster.reply("dc1-1", call)
+        assert set(reply.outcomes) <= {Outcome.APPLIED, Outcome.ASK_AGAIN}
+        answered = [index for index, outcome in enumerate(reply.outcomes) if outcome == Outcome.APPLIED]
+        assert all(reply.values[index] == value for index in answered)
+        assert 0 < len(answered) <= 8
+        keys = [key for index, key in enumerate(keys) if index not in answered]
+    assert rounds == 3

@@ -27,7 +27,7 @@ NEVER: Final = 1 << 62
 class Group:
     """What waits for calls of one kind (options) to one node."""
 
-    __slots__ = ("calls", "deadline_us", "is_touched", "items_max", "node", "options", "pending")
+    __slots__ = ("calls", "deadline_us", "is_touched", "node", "options", "pending")
 
     def __init__(self, node: NodeState, options: Options) -> None:
         self.node = node
@@ -35,13 +35,12 @@ class Group:
         self.pending: list[Operation] = []
         self.calls = 0  # under way
         self.is_touched = False  # has got something in this event
-        self.items_max = BATCH_ITEMS_MAX  # less where answers turned out too large
         self.deadline_us = NEVER  # for which a timer is set, while something is pending
 
     def cut(self) -> list[Operation]:
         """Take the next batch out of `pending`."""
         pending = self.pending
-        batch = pending[: self.items_max]
+        batch = pending[:BATCH_ITEMS_MAX]
         if _size(batch) > BATCH_BYTES_MAX:
             batch = batch[: _fitting(batch)]
         if len(batch) == len(pending):

@@ -68,7 +68,6 @@ _SERVED: Final = frozenset(
         Failure.NOT_READY,
         Failure.OVERLOADED,
         Failure.MALFORMED,
-        Failure.TOO_LARGE,
         Failure.REJECTED,
         Failure.FAILED,
     }
@@ -476,11 +475,16 @@ class ClientMachine:
         """Some of the items failed, or have nobody who waits for them any more."""
         told: list[Operation | None] = []
         errors: dict[int, GeokvError] = {}
+        again: list[Operation] = []
         outcomes = reply.outcomes
         for index, operation in enumerate(call.operations):
             outcome = outcomes[index]
             told.append(None if operation.is_done else operation)
             if operation.is_done or outcome < FIRST_ERROR:
+                continue
+            if outcome == Outcome.ASK_AGAIN and may_repeat(operation):
+                told[index] = None
+                again.append(operation)
                 continue
             error = error_of(operation, outcome, reply.details.get(index))
             if outcome in NOT_NUMBERED and self._try_again(operation, error, outcome):
@@ -494,6 +498,9 @@ class ClientMachine:
         elif min(outcomes) < FIRST_ERROR:
             self._health.note_success(node.dc)
         self._resolve(told, reply, errors, node.dc)
+        if again:
+            self._desk.note("client.asked_again", len(again))
+            self._route(again)
 
     def _failed(self, call: Call, failure: Failure, message: str, retry_after_ms: int) -> None:
         node = call.node
@@ -513,23 +520,9 @@ class ClientMachine:
             self._health.answered(node)
             if failure is Failure.NOT_READY:
                 self._health.note_trouble(node.dc)
-        if failure is Failure.TOO_LARGE and call.group is not None and len(call.operations) > 1:
-            self._halve(call.group, call.operations)
-            return
         self._settle_failure(call, failure, message, retry_after_ms)
         if call.group is not None:
             self._flush(call.group)
-
-    def _halve(self, group: Group, operations: list[Operation]) -> None:
-        """The values together were too large for one answer: ask for fewer at once, from now on."""
-        waiting = [operation for operation in operations if not operation.is_done]
-        if group.options.kind is not Kind.READ:
-            self._tell_all(waiting, Ambiguous("the node's answer was too large; the write may have been done"))
-            waiting = []
-        group.items_max = max(1, len(operations) // 2)
-        group.pending[:0] = waiting
-        self._desk.note("client.batch_halved")
-        self._flush(group)
 
     def _settle_failure(self, call: Call, failure: Failure, message: str, retry_after_ms: int) -> None:
         """Repeat what may be repeated of a call that failed, and tell the rest."""

@@ -62,9 +62,8 @@ class Failure(IntEnum):
     BROKEN = 5  # the connection was lost while the call was under way
     TIMEOUT = 6
     MALFORMED = 7  # the answer makes no sense
-    TOO_LARGE = 8  # the answer, or the request, is larger than a message may be
-    REJECTED = 9  # the server says that the call can never succeed as it is
-    FAILED = 10  # the server failed in a way that it does not explain
+    REJECTED = 8  # the server says that the call can never succeed as it is
+    FAILED = 9  # the server failed in a way that it does not explain
 
 
 @dataclass(slots=True)

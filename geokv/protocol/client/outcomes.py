@@ -105,7 +105,7 @@ def error_of_call(operation: Operation, failure: Failure, message: str, retry_af
     """The error for an operation whose whole call failed."""
     if failure == Failure.OVERLOADED:
         return _overloaded(operation, Detail(message=message, retry_after_ms=retry_after_ms))
-    if failure == Failure.REJECTED or (failure == Failure.TOO_LARGE and may_repeat(operation)):
+    if failure == Failure.REJECTED:
         return InvalidRequest(message)
     if failure < Failure.OVERLOADED or may_repeat(operation):
         return Unavailable(message)

@@ -9,7 +9,7 @@ from geokv.errors import Overloaded
 from geokv.protocol.client.messages import Failure, OperationsAbandoned, RingMember
 from geokv.protocol.client.operations import Kind
 from geokv.protocol.client.settings import MS, OPERATIONS_MAX, S
-from geokv.protocol.requests import ReadBatch
+from geokv.protocol.requests import Outcome, ReadBatch, ReadReply
 from tests.protocol.client.world import PARTITIONS, World, fails, silent
 
 
@@ -215,20 +215,18 @@ def test_a_call_whose_callers_are_all_gone_is_cancelled() -> None:
     assert world.cancelled == [world.batches()[-1].call]
 
 
-def test_answers_that_are_too_large_are_asked_for_in_halves() -> None:
-    """Reads whose values together exceed a message are repeated with fewer keys at once, until they fit."""
+def test_gets_that_an_answer_had_no_room_for_are_asked_again_at_once() -> None:
+    """Values of many megabytes come in several answers, without a pause and without anybody noticing."""
     world = warm(World({"eu": 1}))
 
-    def small_only(request: ReadBatch) -> object:
-        if len(request.keys) > 100:
-            return fails(Failure.TOO_LARGE)(request)
-        return world._serve("eu-1", request)
+    def a_hundred_fit(request: ReadBatch) -> object:
+        reply: ReadReply = world._serve("eu-1", request)
+        for index in range(100, len(request.keys)):
+            reply.outcomes[index], reply.values[index] = Outcome.ASK_AGAIN, None
+        return reply
 
-    world.behaviours["eu-1"] = small_only
-    operations = world.get(*[f"k{index}" for index in range(1000)])
+    world.behaviours["eu-1"] = a_hundred_fit
+    operations = world.get(*[f"k{index}" for index in range(350)])
     world.run_until_told(*operations)
     assert all(world.result(operation) == ("ok", "eu") for operation in operations)
-    sizes = [len(effect.request.keys) for effect in world.batches(ReadBatch)]
-    assert sizes[0] == 1000 and len(sizes) < 40
-    world.run_until_told(*world.get(*[f"n{index}" for index in range(1000)]))
-    assert max(len(effect.request.keys) for effect in world.batches(ReadBatch)[len(sizes) :]) <= 100
+    assert [len(effect.request.keys) for effect in world.batches(ReadBatch)] == [350, 250, 150, 50]
