@@ -82,12 +82,22 @@ def show(name: str, as_json: bool, place: Place) -> None:
 @namespace.command("alter")
 @click.argument("name")
 @_settings
+@click.option("--link-off", "off", multiple=True, metavar="FROM>TO", help="Do not ship over this link; the log is kept.")
+@click.option("--links-on", is_flag=True, help="Ship over all links again, from where it stopped.")
 @_json
 @place_options
-def alter(name: str, as_json: bool, place: Place, **settings: Any) -> None:
-    """Change settings of namespace NAME: those that are given."""
+def alter(name: str, off: tuple[str, ...], links_on: bool, as_json: bool, place: Place, **settings: Any) -> None:
+    """Change settings of namespace NAME: those that are given.
+
+    The links that are off are those of the last --link-off options, all of them together.
+    """
+    if off and links_on:
+        raise click.UsageError("give --link-off or --links-on, not both")
+    chosen = _given(settings)
+    if off or links_on:
+        chosen["links_off"] = list(off)
     with place.client() as client:
-        client.alter_namespace(name, **_given(settings))
+        client.alter_namespace(name, **chosen)
         found = _find(client.namespaces(), name)
     _show_one(found, as_json)
 

@@ -296,6 +296,15 @@ _CHECKS: Final[dict[str, Any]] = {
 assert set(_CHECKS) == set(SETTINGS) > set(ALTERABLE)
 
 
+def check_links(changes: Mapping[str, object], datacenters: list[str]) -> None:
+    """Links that are named are between datacenters that exist. Raises InvalidRequest."""
+    links = changes.get("links_off")
+    for pair in _links_off("links_off", links) if links is not None else ():
+        for dc in pair:
+            if dc not in datacenters:
+                raise InvalidRequest(f"no datacenter {dc!r}: there are {', '.join(datacenters)}")
+
+
 def _check_places(chosen: Mapping[str, Any], datacenters: list[str]) -> None:
     """Datacenters that are named exist, and copies are stated only for those that hold the namespace."""
     held = chosen.get("dcs") or datacenters

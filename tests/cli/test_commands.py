@@ -167,6 +167,9 @@ def test_a_namespace_lives_through_all_its_commands(geokv: Run) -> None:
     altered = json.loads(geokv("namespace", "alter", "carts", "--ttl", "0", "--read-level", "one", "--json").stdout)
     assert (altered["namespace"]["ttl_ms"], altered["namespace"]["read_level"]) == (0, "ONE")
     assert json.loads(geokv("namespace", "show", "carts", "--json").stdout) == altered
+    refused = geokv("namespace", "alter", "carts", "--link-off", "here>nowhere")
+    assert refused.returncode == USAGE
+    assert "no datacenter" in one_line_of_error(refused)
     assert b"carts" in geokv("namespace", "list").stdout
     assert geokv("namespace", "delete", "carts", "--yes").returncode == DONE
     assert geokv("namespace", "show", "carts").returncode == NOT_FOUND
