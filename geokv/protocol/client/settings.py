@@ -24,6 +24,10 @@ class ClientSettings:
     # the first to come back costs more than small batches do, several may be under way.
     calls_near_max: int = 2
     worth_a_call: int = 24
+    # A write goes to the first live owner of its key. From this many operations under way on they go to one owner
+    # together, each time to another: a call of 64 writes costs the nodes a third of what three of 21 do.
+    together_from: int = 16
+    two_calls_from: int = 96
     far_us: int = 20 * MS
     calls_far_max: int = 8
     # Nodes pause for 100 ms without being dead (a collection, a slow disk), so a silence is asked about only after

@@ -99,16 +99,41 @@ def test_different_options_travel_apart() -> None:
 
 
 def test_each_key_goes_to_the_first_owner() -> None:
-    """Every write goes to the node that the ring names first for its key."""
+    """Every write goes to the node that the ring names first for its key, while few are under way."""
     world = warm(World({"eu": 5}))
-    keys = [f"k{index}" for index in range(200)]
-    world.put(*keys)
+    for at in range(0, 200, 10):
+        world.run_until_told(*world.put(*[f"k{at + index}" for index in range(10)]))
     ring = Ring(PARTITIONS, [Member(member.name, member.rack) for member in world.members])
     for effect in world.batches():
         for key in effect.request.keys:
             assert effect.address == ring.owners_of_key(key, 3)[0] + ":1"
     assert sum(len(effect.request.keys) for effect in world.batches()) == 200
     assert len(set(world.nodes_asked())) == 5
+
+
+def test_many_writes_at_once_go_together_to_one_owner_of_each() -> None:
+    """Where all nodes own all keys 200 puts are one call, the next ones another node's; elsewhere they go to owners."""
+    world = warm(World({"eu": 3}))
+    for round_number in range(6):
+        world.run_until_told(*world.put(*[f"k{round_number}-{index}" for index in range(200)]))
+    assert [len(effect.request.keys) for effect in world.batches()] == [200] * 6
+    assert sorted(Counter(world.nodes_asked()).values()) == [2, 2, 2]
+    world = warm(World({"eu": 5}))
+    world.put(*[f"k{index}" for index in range(200)])
+    ring = Ring(PARTITIONS, [Member(member.name, member.rack) for member in world.members])
+    for effect in world.batches():
+        assert all(effect.address.removesuffix(":1") in ring.owners_of_key(key, 3) for key in effect.request.keys)
+    assert len(world.batches()) < 5
+
+
+def test_many_writes_at_once_pass_a_busy_node_by() -> None:
+    """A node that still has a call under way is not the next one to be asked."""
+    world = warm(World({"eu": 3}))
+    world.behaviours["eu-2"] = silent
+    for round_number in range(6):
+        world.put(*[f"k{round_number}-{index}" for index in range(50)])
+        world.run(20 * MS)
+    assert Counter(world.nodes_asked())["eu-2"] <= 1
 
 
 def test_operation_ids_are_unique_and_kept_over_retries() -> None:
@@ -172,8 +197,8 @@ def test_a_node_that_left_the_ring_gives_its_waiting_operations_back() -> None:
     world = warm(World({"eu": 3}))
     world.run(2 * S)
     world.behaviours["eu-3"] = silent
-    world.put(*[f"a{index}" for index in range(30)])
-    waiting = world.put(*[f"b{index}" for index in range(30)])
+    world.put(*[f"a{index}" for index in range(10)])
+    waiting = world.put(*[f"b{index}" for index in range(5)])
     world.members = [member for member in world.members if member.name != "eu-3"]
     world.ring_version = 6
     world.run(200 * MS)

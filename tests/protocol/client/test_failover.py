@@ -109,7 +109,7 @@ def test_a_node_of_another_cluster_is_not_used() -> None:
     world = two()
     world.ring_behaviours["eu-1"] = lambda _: RingTold("strange", 16, 99, list(world.members), {"eu": 3, "us": 3})
     world.behaviours["eu-1"] = fails(Failure.REFUSED)
-    world.put(*[f"k{index}" for index in range(30)])
+    world.put(*[f"k{index}" for index in range(10)])
     world.run(2 * S)
     assert "strange" in world.machine.datacenters.nodes["eu-1"].reason
     assert world.machine.datacenters.cluster == "test"
@@ -146,7 +146,7 @@ def test_a_dead_node_is_left_out_and_taken_back() -> None:
     world.run(2 * S)
     assert [(event.kind, event.node) for event in world.events] == [("node_down", "eu-2"), ("node_up", "eu-2")]
     world.sent.clear()
-    world.put(*[f"k{index}" for index in range(30)])
+    world.put(*[f"k{index}" for index in range(10)])
     assert "eu-2" in world.nodes_asked()
 
 

@@ -275,8 +275,8 @@ def test_closing_tells_everybody() -> None:
     """Under way: Ambiguous for writes, ClientClosed for reads. Waiting, planned and late comers: ClientClosed."""
     world = ready(World({"eu": 2}))
     world.behaviours = {"eu-1": silent, "eu-2": silent}
-    write = world.put(*[f"k{index}" for index in range(20)])
-    waiting = world.put(*[f"w{index}" for index in range(20)])
+    write = world.put(*[f"k{index}" for index in range(12)])
+    waiting = world.put(*[f"w{index}" for index in range(3)])
     read = world.get(*[f"k{index}" for index in range(20)])
     world.handle(Closed())
     assert all(isinstance(world.result(operation), Ambiguous) for operation in write)
