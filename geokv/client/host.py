@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic_ns
 from typing import Any, Final, Protocol, cast
 
@@ -41,6 +41,7 @@ from geokv.protocol.client.operations import Operation
 from geokv.protocol.effects import Note, Woken
 from geokv.protocol.requests import ReadReply, Request, WriteReply
 from geokv.runtime.credentials import open_channel
+from geokv.runtime.methods import Method
 
 logger = logging.getLogger("geokv")
 _TRANSPORT_SLACK_S: Final = 0.25  # the machine keeps the time; gRPC's own deadline only cleans up
@@ -132,9 +133,7 @@ class Host:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case SendBatch(number, address, request, timeout_us):
-                task = self.loop.create_task(self._call(number, address, request, timeout_us / 1e6))
-                self._tasks[number] = task
-                task.add_done_callback(self._call_done)
+                self._send(number, address, request, timeout_us / 1e6)
             case Resolve():
                 self._resolve(effect)
             case Note(name, count):
@@ -177,19 +176,27 @@ class Host:
     # --- calls
     # ----------------------------------------------------------------------------------------------------------
 
-    async def _call(self, number: int, address: str, request: Request | RingAsk, timeout_s: float) -> None:
+    def _send(self, number: int, address: str, request: Request | RingAsk, timeout_s: float) -> None:
+        """Begin a call now, and wait for it in a task of its own."""
         try:
-            method, payload = wire.encode(request)
             link = self._links.get(address) or self._open(address)
-            answer = await link.methods[method.path](payload, timeout=timeout_s + _TRANSPORT_SLACK_S, metadata=self._metadata)
-            event: Event = wire.decode(number, method, answer)
+            method, payload = wire.encode(request)
+            call = link.methods[method.path](payload, timeout=timeout_s + _TRANSPORT_SLACK_S, metadata=self._metadata)
+        except Exception as error:
+            self.loop.call_soon(self._handle, _fault(number, error))
+            return
+        task = self._tasks[number] = self.loop.create_task(self._answer(number, method, call))
+        task.add_done_callback(self._call_done)
+
+    async def _answer(self, number: int, method: Method, call: Awaitable[bytes]) -> None:
+        try:
+            event: Event = wire.decode(number, method, await call)
         except grpc.aio.AioRpcError as error:
             event = wire.failure_of(number, error)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            logger.exception("a call failed in the client itself")
-            event = CallFailed(number, Failure.FAILED, f"{type(error).__name__}: {error}")
+            event = _fault(number, error)
         self._tasks.pop(number, None)
         self._handle(event)
 
@@ -234,6 +241,11 @@ class _Link:
     def __init__(self, address: str) -> None:
         self.channel = open_channel(address)
         self.methods: dict[str, Any] = {method.path: self.channel.unary_unary(method.path) for method in wire.METHODS}
+
+
+def _fault(number: int, error: Exception) -> CallFailed:
+    logger.error("a call failed in the client itself", exc_info=error)
+    return CallFailed(number, Failure.FAILED, f"{type(error).__name__}: {error}")
 
 
 def _tell(
