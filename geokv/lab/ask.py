@@ -60,7 +60,21 @@ class NodeConnection:
         return kv.decode_ring_reply(self._call(ADMIN_RING, kv.encode_ring_request(viewpoint), timeout_s))
 
     def read(self, namespace: str, keys: list[bytes], timeout_s: float = TIMEOUT_S) -> ReadReply:
-        """Read at ONE: where this node is an owner of the keys, what it holds itself."""
+        """Read at ONE: where this node is an owner of the keys, what it holds itself.
+
+        In as many answers as the values need; `timeout_s` is for each of them.
+        """
+        reply = self._read(namespace, keys, timeout_s)
+        while left := [index for index, outcome in enumerate(reply.outcomes) if outcome == Outcome.ASK_AGAIN]:
+            more = self._read(namespace, [keys[index] for index in left], timeout_s)
+            for position, index in enumerate(left):
+                reply.outcomes[index], reply.values[index] = more.outcomes[position], more.values[position]
+                reply.versions[index], reply.replicas[index] = more.versions[position], more.replicas[position]
+                if position in more.details:
+                    reply.details[index] = more.details[position]
+        return reply
+
+    def _read(self, namespace: str, keys: list[bytes], timeout_s: float) -> ReadReply:
         batch = ReadBatch(namespace, keys, Consistency.ONE, timeout_ms=max(1, round(timeout_s * 1000)))
         return kv.decode_read_reply(self._call(KV_READ, kv.encode_read_request(batch), timeout_s))[0]
 
