@@ -87,6 +87,7 @@ class Assembly:
             [name for name in self.members if name != config.node],
             list(remote),
             config.statement_us,
+            config.frontiers_us,
             config.full_statement_us,
             config.remote_statement_us,
         )

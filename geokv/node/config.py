@@ -17,6 +17,7 @@ class NodeConfig:
     node: str
     topology: Topology
     statement_us: int = 250_000
+    frontiers_us: int = 1_000_000  # how often statements carry the frontiers that have moved
     full_statement_us: int = 5_000_000
     remote_statement_us: int = 1_000_000
     segment_bytes: int = SEGMENT_BYTES

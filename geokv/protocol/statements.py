@@ -1,7 +1,7 @@
-"""Statements: at every heartbeat each node tells its peers what it has synced, and hears what they have.
+"""Statements: at every heartbeat each node tells its peers that it lives, and now and then what it has synced.
 
-To co-owners: frontiers that changed (all of them now and then, so a lost statement heals), what of the own streams
-every other datacenter covers, clocks, and how many definitions are known. To other datacenters: clocks and
+To co-owners: clocks, how many definitions are known, and every second the frontiers that changed (all of them now and
+then, so a lost statement heals) and what of the own streams every other datacenter covers. To other datacenters: clocks and
 definitions only; frontiers go there with the feeds.
 
 Invariants: a stated frontier is synced here. Statements are only heard from live streams, so what is noted of a peer
@@ -33,6 +33,7 @@ class Statements:
         neighbours: list[str],
         remote: list[str],
         interval_us: int,
+        frontiers_us: int,
         full_us: int,
         remote_us: int,
     ) -> None:
@@ -43,11 +44,13 @@ class Statements:
         self._neighbours = neighbours
         self._remote = remote
         self._interval_us = interval_us
+        self._frontiers_us = frontiers_us
         self._full_us = full_us
         self._remote_us = remote_us
         self._touched: set[Stream | None] = set()
         self._shipped: set[Stream] = set()
         self._next_us = 0
+        self._next_frontiers_us = 0
         self._next_full_us = 0
         self._next_remote_us = 0
 
@@ -76,7 +79,11 @@ class Statements:
         is_full = now_us >= self._next_full_us
         if is_full:
             self._next_full_us = now_us + self._full_us
-        frontiers, shipped = self._frontiers(is_full), self._shipped_heads(is_full)
+        frontiers: list[StreamHeads] = []
+        shipped: list[StreamHeads] = []
+        if is_full or now_us >= self._next_frontiers_us:
+            self._next_frontiers_us = now_us + self._frontiers_us
+            frontiers, shipped = self._frontiers(is_full), self._shipped_heads(is_full)
         for peer in self._neighbours:
             if context.peers[peer].is_connected:
                 context.send(peer, self._statement(peer, is_full, frontiers, shipped))
