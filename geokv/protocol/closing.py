@@ -507,11 +507,18 @@ class CloseRun:
             self._ask_missing()
         self._advance()
 
-    def _note_held(self, peer: str, held: list[StreamHeld]) -> None:
+    def _note_held(self, peer: str, held: list[StreamHeld]) -> list[Pair]:
+        """Note what a node has; returns where that is news."""
+        news: list[Pair] = []
         for stream in held:
-            closing = self._pairs.get((stream.origin, stream.partition))
+            pair = (stream.origin, stream.partition)
+            closing = self._pairs.get(pair)
             if closing is not None:
-                closing.held.setdefault(stream.namespace, {})[peer] = stream
+                known = closing.held.setdefault(stream.namespace, {})
+                if known.get(peer) != stream:
+                    news.append(pair)
+                known[peer] = stream
+        return news
 
     def _found(self, origin: bytes, partition: int, value: bytes) -> None:
         """Somebody knows the closing already: it stands, finish it."""
@@ -587,17 +594,41 @@ class CloseRun:
 
     def fill(self, message: CloseFill) -> None:
         """Records that we asked for came; once they are synced here, go on."""
-        self._closings.filled(message, lambda filled: self.filled(self._context.node, filled))
+
+        def taken_in(filled: CloseFilled) -> None:
+            self._pass_on(message, filled.held)
+            self.filled(self._context.node, filled)
+
+        self._closings.filled(message, taken_in)
+
+    def _pass_on(self, message: CloseFill, held: list[StreamHeld]) -> None:
+        """What our own log holds no more (it was trimmed) goes from the one who has it to those who lack it."""
+        context = self._context
+        brought: dict[tuple[int, int, bytes], set[int]] = {}
+        for record in decode_records(message.records):
+            brought.setdefault((record.namespace, record.partition, record.origin), set()).add(record.number)
+        lack: dict[str, None] = {}
+        for here in held:
+            numbers = brought.get((here.namespace, here.partition, here.origin), set())
+            stream = context.find_stream(here.namespace, here.partition, here.origin)
+            closing = self._pairs.get((here.origin, here.partition))
+            if closing is None or stream is None or all(stream.place(number) for number in numbers):
+                continue
+            theirs = closing.held.get(here.namespace, {})
+            _, beyond, frontier = self._present(theirs)
+            for owner in self._placement.owners[here.partition]:
+                if owner != context.node and numbers.intersection(missing_of(theirs.get(owner), frontier, beyond)):
+                    lack[owner] = None
+        for owner in lack:
+            context.send(owner, CloseFill(self.close, message.records))
 
     def filled(self, peer: str, message: CloseFilled) -> None:
         """An owner took in what we brought."""
         if message.close != self.close:
             return
-        self._note_held(peer, message.held)
-        for held in message.held:
-            pair = (held.origin, held.partition)
-            closing = self._pairs.get(pair)
-            if closing is not None and closing.phase == "filling":
+        for pair in self._note_held(peer, message.held):
+            closing = self._pairs[pair]
+            if closing.phase == "filling":
                 self._fill(pair, closing)
         self._agree()
 

@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("sh", "cat", "dirname", "mv", "rm", "sed", "cp", "mkdir", "flock", "make", "sleep", "touch")
-PARTS = ("pyproject.toml", "constraints.txt", "LICENSE", "README.md", "scripts", "geokv", "proto")
+PARTS = ("pyproject.toml", "constraints.txt", "LICENSE", "README.md", "scripts", "geokv", "proto", "topology")
 
 # What an interpreter is to the script: it is probed with -c, makes an environment, and runs pip there.
 STAND_IN = """#!/bin/sh

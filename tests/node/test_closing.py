@@ -472,3 +472,23 @@ def test_a_run_that_one_owner_alone_refuses_ends() -> None:
         assert cluster.ended[0][0] == "dc1-1"
         cluster.restart("dc1-1")
         cluster.run_until(cluster.are_equal)
+
+
+def test_what_the_closer_has_and_its_log_no_longer_holds_is_passed_on() -> None:
+    """A record that one owner lacks comes to it from the other's log, through the closer, and is not asked for all the time."""
+    cluster = Cluster(partitions=1).start().serving()
+    cluster.is_dropped = lambda s, r, m: isinstance(m, Replicate) and r == "dc1-3"
+    assert cluster.put("dc1-1", b"k", b"v").outcomes == [Outcome.APPLIED]
+    old = cluster.nodes["dc1-1"].origin.packed()
+    cluster.crash("dc1-1")
+    cluster.is_dropped = lambda s, r, m: False
+    cluster.is_held = lambda s, r, m: isinstance(m, CloseAnswer)
+    cluster.start("dc1-1")
+    cluster.settle()
+    for stream in cluster.streams("dc1-1").values():
+        stream.drop_places(1 << 20)
+    cluster.release()
+    cluster.run_until(lambda: is_closed_everywhere(cluster, old))
+    assert cluster.are_equal()
+    assert len(cluster.messages(RecordsWanted)) <= 2
+    assert 1 <= len(cluster.messages(CloseFill, "dc1-1", "dc1-3")) <= 2
