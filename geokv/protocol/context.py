@@ -64,6 +64,10 @@ class Context:
     def wall_ms(self) -> int:
         return self.wall_us // 1000
 
+    def until_next_us(self, step_us: int) -> int:
+        """How long until the wall clock's next multiple of `step_us`: what waits for it leaves at one moment."""
+        return step_us - self.wall_us % step_us
+
     def next_id(self) -> int:
         """A name for an exchange with a peer, not used before by this run nor, in all likelihood, by an earlier one."""
         self._next_id += 1

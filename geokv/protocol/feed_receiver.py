@@ -24,7 +24,7 @@ from geokv.core.limits import WAN_BATCH_RAW_BYTES_MAX
 from geokv.core.origin import unpack_origin
 from geokv.errors import RecordError
 from geokv.protocol.context import Context
-from geokv.protocol.feed_sender import heads_of
+from geokv.protocol.feed_sender import LINGER_US, SLACK_US, heads_of
 from geokv.protocol.intake import Intake, Taken
 from geokv.protocol.messages import FeedAck, FeedBatch, FeedClose, FeedOpen, FeedRefused, Replicated, StreamHeads
 from geokv.protocol.placement import Placement
@@ -34,8 +34,7 @@ from geokv.protocol.streams import Stream
 
 SILENT_US_MAX: Final = 2_000_000
 RETRY_US: Final = 500_000
-ACK_LINGER_US: Final = 4_000  # after a quiet time
-BUSY_ACK_LINGER_US: Final = 20_000
+ACK_LINGER_US: Final = 4_000  # after a quiet time; under load acknowledgements leave with the batches
 HEARTBEAT_ACK_LINGER_US: Final = 300_000
 COVERED_US: Final = 1_000_000
 TELL_ALL_US: Final = 10_000_000
@@ -284,7 +283,7 @@ class FeedReceiver:
             link.behind = message.behind
             if not message.behind:
                 link.echoed_us = max(link.echoed_us, message.echo_us)
-        self._ack_soon(link, BUSY_ACK_LINGER_US if message.payload else HEARTBEAT_ACK_LINGER_US)
+        self._ack_soon(link, self._context.until_next_us(LINGER_US) if message.payload else HEARTBEAT_ACK_LINGER_US)
 
     def _ack_soon(self, link: Incoming, linger_us: int) -> None:
         at_us = self._context.now_us + linger_us
@@ -311,7 +310,7 @@ class FeedReceiver:
             link.quorum_done.discard(link.quorum)
         if linger_us is None:
             is_busy = self._context.now_us - link.acked_at_us < BUSY_US
-            linger_us = BUSY_ACK_LINGER_US if is_busy else ACK_LINGER_US
+            linger_us = self._context.until_next_us(LINGER_US) if is_busy else ACK_LINGER_US
         self._ack_soon(link, linger_us)
 
     def dc_frontier(self, stream: Stream) -> int:
@@ -425,13 +424,13 @@ class FeedReceiver:
             for link in self._catching_up.values():
                 if now_us - link.heard_us > SILENT_US_MAX and context.peers[link.peer].is_connected:
                     self._retry_in(link, 0)
-        if self._due_us is None or self._due_us > now_us:
+        if self._due_us is None or self._due_us > now_us + SLACK_US:
             return
         self._due_us = None
         for link in self.links():
             if link.retry_at_us is not None and link.retry_at_us <= now_us:
                 self._retry(link)
-            elif link.ack_at_us is not None and link.ack_at_us <= now_us:
+            elif link.ack_at_us is not None and link.ack_at_us <= now_us + SLACK_US:
                 self._ack(link)
         for link in self.links():
             for at_us in (link.retry_at_us, link.ack_at_us):

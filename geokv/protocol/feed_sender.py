@@ -40,6 +40,7 @@ from geokv.protocol.table import Table
 # together, and the receiver writes, relays and acknowledges them together. After a quiet time a record leaves at once.
 LINGER_US: Final = 25_000
 BUSY_US: Final = 100_000
+SLACK_US: Final = 1_000  # what is due so soon goes now, in one write with the rest
 HEARTBEAT_US: Final = 400_000
 HEADS_US: Final = 1_000_000
 UNACKED_BATCHES_MAX: Final = 4096
@@ -259,7 +260,7 @@ class FeedSender:
         context = self._context
         if context.now_us - feed.last_batch_us >= BUSY_US:
             return context.now_us
-        return context.now_us + LINGER_US - context.wall_us % LINGER_US
+        return context.now_us + context.until_next_us(LINGER_US)
 
     # --- from the log -----------------------------------------------------------------------------------------------
 
@@ -472,7 +473,7 @@ class FeedSender:
 
     def tick(self, is_heartbeat: bool) -> None:
         """Send what is due; at the node's heartbeat also those of the feeds, and go on where a stream is behind."""
-        now_us = self._context.now_us
+        now_us = self._context.now_us + SLACK_US
         if self._due_us is not None and self._due_us <= now_us:
             self._due_us = None
             for feed in list(self):
