@@ -229,6 +229,9 @@ class Node:
             m.RecordsWanted: a.closings.wanted,
             m.CloseFill: self._on_close_fill,
             m.CloseFilled: self._on_close_filled,
+            m.CellsFetch: self._on_cells_fetch,
+            m.CellsWanted: a.closings.cells.wanted,
+            m.CellsPage: a.closings.cells.page,
             m.CloseTell: lambda peer, message: a.closings.told(message, self._sender_to(peer)),
             m.CloseTold: self._on_close_told,
             m.CloseForget: lambda peer, message: a.closings.forget(message.closings),
@@ -569,6 +572,10 @@ class Node:
     def _on_close_filled(self, peer: str, message: messages.CloseFilled) -> None:
         for run in self._runs:
             run.filled(peer, message)
+
+    def _on_cells_fetch(self, peer: str, message: messages.CellsFetch) -> None:
+        tell = self._sender_to(peer)
+        self.assembly.closings.cells.fetch(message, lambda held: tell(messages.CloseFilled(message.close, [held])))
 
     def _on_close_told(self, peer: str, message: messages.CloseTold) -> None:
         for run in self._runs:

@@ -60,6 +60,7 @@ class _Restoring:
             control.ACCEPT: self._accept,
             control.SLOT: self._slot,
             control.SEEN: self._seen,
+            control.COVERED: self._covered,
         }
 
     def run(self, checkpoint: Any, frames: Iterable[tuple[int, int, bytes]]) -> Recovered:
@@ -172,6 +173,12 @@ class _Restoring:
 
     def _forgotten(self, body: Any) -> None:
         self._assembly.closings.apply_forgotten(body[0], body[1])
+
+    def _covered(self, body: Any) -> None:
+        namespace, partition, origin, number = body
+        table = self._context.tables.get(namespace)
+        if table is not None and partition not in self._context.closed.get(origin, ()):
+            table.streams.make(partition, origin).cover(number)
 
     def _accept(self, body: Any) -> None:
         for definition in self._assembly.definitions.restore_items(body):

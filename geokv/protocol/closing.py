@@ -8,6 +8,7 @@ frontier could wait for ever for a number that exists nowhere.
       │ <──────────────────── CloseAnswer       … and what is held of it
       │   all have answered: what is held is now fixed
       │ 2 RecordsWanted / CloseFill ────────> every owner of this DC takes in, synced, what any owner has
+      │   (what is in no log comes as whole cells: protocol.cells_fetch)
       │ 3 agreement: (last number, void numbers), one item per origin and partition
       │ 4 CloseTell ────────────────────────> log it; the rest comes by catching up
       │ 5 all cover it: CloseForget ────────> only that it is closed is remembered
@@ -31,9 +32,11 @@ from geokv.core.origin import unpack_origin
 from geokv.core.record import decode_records
 from geokv.errors import GeokvError, RecordError
 from geokv.protocol import control
+from geokv.protocol.cells_fetch import CellsFetches, held_of
 from geokv.protocol.context import Context
 from geokv.protocol.intake import Intake
 from geokv.protocol.messages import (
+    CellsFetch,
     CloseAnswer,
     CloseAsk,
     CloseFill,
@@ -53,7 +56,6 @@ FILL_NUMBERS_MAX: Final = 512
 RUNS_TOLD_MAX: Final = 256  # of its runs, the newest that a closer tells
 ITEM_PREFIX: Final = b"close/"
 PROPOSE_MAX: Final = 256
-BEYOND_MAX: Final = 100_000
 
 Pair = tuple[bytes, int]
 """(packed origin, partition): what one closing is about."""
@@ -77,6 +79,7 @@ class Closings:
         self._context = context
         self._placement = placement
         self._intake = intake
+        self.cells = CellsFetches(context, intake)
         self.known: dict[Pair, bytes] = {}
         self.seen: dict[str, tuple[int, int]] = {}  # node -> (newest incarnation, log sequence) it has stated
         self._checked: dict[str, int] = {}  # node -> the run of it whose disk was found to hold what was seen of it
@@ -342,12 +345,6 @@ class Closings:
             context.closed[origin] = self._all_mine  # one set for all origins that are closed throughout
 
 
-def held_of(stream: Stream) -> StreamHeld:
-    """What this replica has of a stream, synced."""
-    beyond = sorted(stream.synced_beyond)[:BEYOND_MAX]
-    return StreamHeld(stream.namespace, stream.partition, stream.origin, stream.frontier, beyond, stream.log_from())
-
-
 class _Closing:
     """One (origin, partition) on its way to being closed."""
 
@@ -587,10 +584,29 @@ class CloseRun:
             if holder != context.node and numbers and context.is_live(holder):
                 context.send(holder, RecordsWanted(self.close, namespace, partition, origin, numbers))
                 return
+        if self._bring_cells(pair, namespace, owner, chunk[0], held):
+            return
         self.waiting = (
             f"numbers {chunk[0]}… of {unpack_origin(origin)} in partition {partition} are in no log that can be reached"
         )
         context.note("close.not_in_any_log")
+
+    def _bring_cells(self, pair: Pair, namespace: int, owner: str, number: int, held: dict[str, StreamHeld]) -> bool:
+        """Have `owner` take the cells of a live owner that covers what is in no log; this datacenter's first."""
+        context = self._context
+        near = self._placement.owners[pair[1]]
+        for holder in sorted(held, key=lambda node: node not in near):
+            if holder != owner and held[holder].frontier >= number and context.is_live(holder):
+                message = CellsFetch(self.close, namespace, pair[1], pair[0], holder)
+                if owner != context.node:
+                    context.send(owner, message)
+                else:
+                    self._closings.cells.fetch(message, self._took_cells)
+                return True
+        return False
+
+    def _took_cells(self, held: StreamHeld) -> None:
+        self.filled(self._context.node, CloseFilled(self.close, [held]))
 
     def fill(self, message: CloseFill) -> None:
         """Records that we asked for came; once they are synced here, go on."""

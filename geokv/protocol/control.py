@@ -7,6 +7,7 @@ A control record has kind CONTROL; its key names it, its cell is MessagePack. Re
     promise    [origin, [partitions]]              no more of that origin is taken but with its closing
     closing    [origin, partition, value]          agreed; value: see `protocol.closing`
     forgotten  [origin, [partitions]]              every replica covers these closings; only that they are closed is remembered
+    covered    [namespace, partition, origin, number]   the cells of another owner, who covers up to there, are here
     accept     [[item, promised, accepted, chosen]…]   states of the agreement
     slot       [dc, slot, value]                   a definition carried from another datacenter
     seen       {node: [incarnation, log sequence]} the newest that peers have stated of themselves
@@ -28,6 +29,7 @@ BOUND: Final = b"bound"
 PROMISE: Final = b"promise"
 CLOSING: Final = b"closing"
 FORGOTTEN: Final = b"forgotten"
+COVERED: Final = b"covered"
 ACCEPT: Final = b"accept"
 SLOT: Final = b"slot"
 SEEN: Final = b"seen"

@@ -358,6 +358,42 @@ class CloseFilled:
 
 
 @dataclass(slots=True)
+class CellsFetch:
+    """ASK (closer to owner): numbers that you lack are covered by `holder` and in no log; take its cells instead."""
+
+    close: int
+    namespace: int
+    partition: int
+    origin: bytes
+    holder: str
+
+
+@dataclass(slots=True)
+class CellsWanted:
+    """ASK (owner to owner): your cells of this partition, in key order, those after a key."""
+
+    close: int
+    namespace: int
+    partition: int
+    origin: bytes
+    after: bytes = b""
+
+
+@dataclass(slots=True)
+class CellsPage:
+    """ANSWER to CellsWanted. `frontier`: what the sender covers of the stream, with all that these cells hold."""
+
+    close: int
+    namespace: int
+    partition: int
+    origin: bytes
+    after: bytes
+    frontier: int
+    records: bytes
+    is_last: bool
+
+
+@dataclass(slots=True)
 class CloseTell:
     """ASK: these closings were agreed: (origin, partition, value) each."""
 
@@ -395,6 +431,8 @@ ASKS: Final = (
     DefinitionsWanted,
     CloseAsk,
     RecordsWanted,
+    CellsFetch,
+    CellsWanted,
     CloseTell,
     CloseForget,
 )
@@ -410,6 +448,7 @@ ANSWERS: Final = (
     Definitions,
     CloseAnswer,
     CloseFilled,
+    CellsPage,
     CloseTold,
 )
 EITHER: Final = (CloseFill,)

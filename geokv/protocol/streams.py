@@ -120,6 +120,17 @@ class Stream:
             following += 1
         self.frontier = following - 1
 
+    def cover(self, number: int) -> None:
+        """Everything up to `number` is here in cells, in no log of this node."""
+        if number <= self.frontier:
+            return
+        self.synced_beyond = {beyond for beyond in self.synced_beyond if beyond > number}
+        self.beyond = {beyond for beyond in self.beyond if beyond > number}
+        self.frontier = number
+        self._advance()
+        self.received = max(self.received, self.frontier)
+        self._absorb()
+
     def _place(self, number: int, place: int, size: int) -> None:
         """Note a place out of order: gaps are zero places until filled."""
         self.is_mixed = True

@@ -34,6 +34,9 @@ _BULK: Final = frozenset(
         messages.RecordsWanted,
         messages.CloseFill,
         messages.CloseFilled,
+        messages.CellsFetch,
+        messages.CellsWanted,
+        messages.CellsPage,
     }
 )
 _ASKS: Final = frozenset(messages.ASKS)

@@ -31,7 +31,7 @@ class Hello(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., dc: _Optional[str] = ..., node: _Optional[str] = ..., incarnation: _Optional[int] = ..., format: _Optional[int] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("replicate", "replicated", "read_cells", "cells_read", "forward", "forwarded", "statement", "feed_open", "feed_batch", "feed_ack", "feed_close", "feed_refused", "prepare", "promised", "accept", "accepted", "chosen", "copy_items", "items_copied", "definitions_wanted", "definitions", "close_ask", "close_answer", "records_wanted", "close_fill", "close_filled", "close_tell", "close_told", "close_forget")
+    __slots__ = ("replicate", "replicated", "read_cells", "cells_read", "forward", "forwarded", "statement", "feed_open", "feed_batch", "feed_ack", "feed_close", "feed_refused", "prepare", "promised", "accept", "accepted", "chosen", "copy_items", "items_copied", "definitions_wanted", "definitions", "close_ask", "close_answer", "records_wanted", "close_fill", "close_filled", "close_tell", "close_told", "close_forget", "cells_fetch", "cells_wanted", "cells_page")
     REPLICATE_FIELD_NUMBER: _ClassVar[int]
     REPLICATED_FIELD_NUMBER: _ClassVar[int]
     READ_CELLS_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,9 @@ class PeerMessage(_message.Message):
     CLOSE_TELL_FIELD_NUMBER: _ClassVar[int]
     CLOSE_TOLD_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FORGET_FIELD_NUMBER: _ClassVar[int]
+    CELLS_FETCH_FIELD_NUMBER: _ClassVar[int]
+    CELLS_WANTED_FIELD_NUMBER: _ClassVar[int]
+    CELLS_PAGE_FIELD_NUMBER: _ClassVar[int]
     replicate: Replicate
     replicated: Replicated
     read_cells: ReadCells
@@ -90,7 +93,10 @@ class PeerMessage(_message.Message):
     close_tell: CloseTell
     close_told: CloseTold
     close_forget: CloseForget
-    def __init__(self, replicate: _Optional[_Union[Replicate, _Mapping]] = ..., replicated: _Optional[_Union[Replicated, _Mapping]] = ..., read_cells: _Optional[_Union[ReadCells, _Mapping]] = ..., cells_read: _Optional[_Union[CellsRead, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., forwarded: _Optional[_Union[Forwarded, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., feed_open: _Optional[_Union[_geo_pb2.FeedOpen, _Mapping]] = ..., feed_batch: _Optional[_Union[_geo_pb2.FeedBatch, _Mapping]] = ..., feed_ack: _Optional[_Union[_geo_pb2.FeedAck, _Mapping]] = ..., feed_close: _Optional[_Union[_geo_pb2.FeedClose, _Mapping]] = ..., feed_refused: _Optional[_Union[_geo_pb2.FeedRefused, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., promised: _Optional[_Union[Promised, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., chosen: _Optional[_Union[Chosen, _Mapping]] = ..., copy_items: _Optional[_Union[CopyItems, _Mapping]] = ..., items_copied: _Optional[_Union[ItemsCopied, _Mapping]] = ..., definitions_wanted: _Optional[_Union[_geo_pb2.DefinitionsWanted, _Mapping]] = ..., definitions: _Optional[_Union[_geo_pb2.Definitions, _Mapping]] = ..., close_ask: _Optional[_Union[CloseAsk, _Mapping]] = ..., close_answer: _Optional[_Union[CloseAnswer, _Mapping]] = ..., records_wanted: _Optional[_Union[RecordsWanted, _Mapping]] = ..., close_fill: _Optional[_Union[CloseFill, _Mapping]] = ..., close_filled: _Optional[_Union[CloseFilled, _Mapping]] = ..., close_tell: _Optional[_Union[CloseTell, _Mapping]] = ..., close_told: _Optional[_Union[CloseTold, _Mapping]] = ..., close_forget: _Optional[_Union[CloseForget, _Mapping]] = ...) -> None: ...
+    cells_fetch: CellsFetch
+    cells_wanted: CellsWanted
+    cells_page: CellsPage
+    def __init__(self, replicate: _Optional[_Union[Replicate, _Mapping]] = ..., replicated: _Optional[_Union[Replicated, _Mapping]] = ..., read_cells: _Optional[_Union[ReadCells, _Mapping]] = ..., cells_read: _Optional[_Union[CellsRead, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., forwarded: _Optional[_Union[Forwarded, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., feed_open: _Optional[_Union[_geo_pb2.FeedOpen, _Mapping]] = ..., feed_batch: _Optional[_Union[_geo_pb2.FeedBatch, _Mapping]] = ..., feed_ack: _Optional[_Union[_geo_pb2.FeedAck, _Mapping]] = ..., feed_close: _Optional[_Union[_geo_pb2.FeedClose, _Mapping]] = ..., feed_refused: _Optional[_Union[_geo_pb2.FeedRefused, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., promised: _Optional[_Union[Promised, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., chosen: _Optional[_Union[Chosen, _Mapping]] = ..., copy_items: _Optional[_Union[CopyItems, _Mapping]] = ..., items_copied: _Optional[_Union[ItemsCopied, _Mapping]] = ..., definitions_wanted: _Optional[_Union[_geo_pb2.DefinitionsWanted, _Mapping]] = ..., definitions: _Optional[_Union[_geo_pb2.Definitions, _Mapping]] = ..., close_ask: _Optional[_Union[CloseAsk, _Mapping]] = ..., close_answer: _Optional[_Union[CloseAnswer, _Mapping]] = ..., records_wanted: _Optional[_Union[RecordsWanted, _Mapping]] = ..., close_fill: _Optional[_Union[CloseFill, _Mapping]] = ..., close_filled: _Optional[_Union[CloseFilled, _Mapping]] = ..., close_tell: _Optional[_Union[CloseTell, _Mapping]] = ..., close_told: _Optional[_Union[CloseTold, _Mapping]] = ..., close_forget: _Optional[_Union[CloseForget, _Mapping]] = ..., cells_fetch: _Optional[_Union[CellsFetch, _Mapping]] = ..., cells_wanted: _Optional[_Union[CellsWanted, _Mapping]] = ..., cells_page: _Optional[_Union[CellsPage, _Mapping]] = ...) -> None: ...
 
 class Replicate(_message.Message):
     __slots__ = ("batch", "records")
@@ -395,3 +401,51 @@ class CloseForget(_message.Message):
     origins: _containers.RepeatedScalarFieldContainer[bytes]
     partitions: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, origins: _Optional[_Iterable[bytes]] = ..., partitions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CellsFetch(_message.Message):
+    __slots__ = ("close", "namespace", "partition", "origin", "holder")
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    close: int
+    namespace: int
+    partition: int
+    origin: bytes
+    holder: str
+    def __init__(self, close: _Optional[int] = ..., namespace: _Optional[int] = ..., partition: _Optional[int] = ..., origin: _Optional[bytes] = ..., holder: _Optional[str] = ...) -> None: ...
+
+class CellsWanted(_message.Message):
+    __slots__ = ("close", "namespace", "partition", "origin", "after")
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    close: int
+    namespace: int
+    partition: int
+    origin: bytes
+    after: bytes
+    def __init__(self, close: _Optional[int] = ..., namespace: _Optional[int] = ..., partition: _Optional[int] = ..., origin: _Optional[bytes] = ..., after: _Optional[bytes] = ...) -> None: ...
+
+class CellsPage(_message.Message):
+    __slots__ = ("close", "namespace", "partition", "origin", "after", "frontier", "records", "is_last")
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    FRONTIER_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    IS_LAST_FIELD_NUMBER: _ClassVar[int]
+    close: int
+    namespace: int
+    partition: int
+    origin: bytes
+    after: bytes
+    frontier: int
+    records: bytes
+    is_last: bool
+    def __init__(self, close: _Optional[int] = ..., namespace: _Optional[int] = ..., partition: _Optional[int] = ..., origin: _Optional[bytes] = ..., after: _Optional[bytes] = ..., frontier: _Optional[int] = ..., records: _Optional[bytes] = ..., is_last: bool = ...) -> None: ...

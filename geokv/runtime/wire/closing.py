@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from geokv.protocol.messages import (
+    CellsFetch,
+    CellsPage,
+    CellsWanted,
     CloseAnswer,
     CloseAsk,
     CloseFill,
@@ -134,6 +137,56 @@ def fill_close_filled(message: Any, value: CloseFilled) -> None:
 
 def take_close_filled(message: Any, count: int) -> CloseFilled:
     return CloseFilled(message.close, _take_held(message.held, count))
+
+
+def fill_cells_fetch(message: Any, value: CellsFetch) -> None:
+    message.close = value.close
+    message.namespace = value.namespace
+    message.partition = value.partition
+    message.origin = value.origin
+    message.holder = value.holder
+
+
+def take_cells_fetch(message: Any, count: int) -> CellsFetch:
+    partition, origin = checks.partition(message.partition, count), checks.origin(message.origin)
+    return CellsFetch(message.close, message.namespace, partition, origin, message.holder)
+
+
+def fill_cells_wanted(message: Any, value: CellsWanted) -> None:
+    message.close = value.close
+    message.namespace = value.namespace
+    message.partition = value.partition
+    message.origin = value.origin
+    message.after = value.after
+
+
+def take_cells_wanted(message: Any, count: int) -> CellsWanted:
+    partition, origin = checks.partition(message.partition, count), checks.origin(message.origin)
+    return CellsWanted(message.close, message.namespace, partition, origin, message.after)
+
+
+def fill_cells_page(message: Any, value: CellsPage) -> None:
+    message.close = value.close
+    message.namespace = value.namespace
+    message.partition = value.partition
+    message.origin = value.origin
+    message.after = value.after
+    message.frontier = value.frontier
+    message.records = value.records
+    message.is_last = value.is_last
+
+
+def take_cells_page(message: Any, count: int) -> CellsPage:
+    return CellsPage(
+        close=message.close,
+        namespace=message.namespace,
+        partition=checks.partition(message.partition, count),
+        origin=checks.origin(message.origin),
+        after=message.after,
+        frontier=message.frontier,
+        records=message.records,
+        is_last=message.is_last,
+    )
 
 
 def fill_close_tell(message: Any, value: CloseTell) -> None:
