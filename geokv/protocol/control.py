@@ -12,7 +12,7 @@ A control record has kind CONTROL; its key names it, its cell is MessagePack. Re
     slot       [dc, slot, value]                   a definition carried from another datacenter
     seen       {node: [incarnation, log sequence]} the newest that peers have stated of themselves
 
-Format page: docs/formats/wal.md.
+Format page: docs/formats/record.md.
 """
 
 from __future__ import annotations
