@@ -25,6 +25,7 @@ Numbers that some owner covers but no log holds cannot be filled from a log; suc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from geokv.core.limits import LOG_READ_BYTES_MAX
@@ -216,8 +217,15 @@ class Closings:
         if stream is None:
             return
         places = fitting(place for n in message.numbers[:FILL_NUMBERS_MAX] if stream.has(n) and (place := stream.place(n)))
+
+        def read(raw: bytes | None) -> None:
+            """What the log does not hold (any more) is told, too: the closer goes to somebody else."""
+            context.send(peer, CloseFill(message.close, raw) if raw else CloseFilled(message.close, [held_of(stream)]))
+
         if places:
-            self.read_log(places, lambda raw: context.send(peer, CloseFill(message.close, raw)) if raw else None)
+            self.read_log(places, read)
+        else:
+            read(None)
 
     def _is_partition(self, message: RecordsWanted) -> bool:
         return 0 <= message.partition < self._context.partitions
@@ -348,7 +356,7 @@ class Closings:
 class _Closing:
     """One (origin, partition) on its way to being closed."""
 
-    __slots__ = ("fill_at_us", "held", "phase", "promised", "told", "value")
+    __slots__ = ("attempt", "fill_at_us", "held", "phase", "promised", "told", "value")
 
     def __init__(self) -> None:
         self.promised: set[str] = set()
@@ -357,6 +365,7 @@ class _Closing:
         self.value = b""
         self.told: set[str] = set()
         self.fill_at_us = 0
+        self.attempt = 0  # to bring what is missing, since somebody last had news
 
 
 class CloseRun:
@@ -434,6 +443,7 @@ class CloseRun:
         self._note_ended_by_others()
         for pair, closing in list(self._pairs.items()):
             if closing.phase == "filling" and context.now_us >= closing.fill_at_us:
+                closing.attempt += 1
                 self._fill(pair, closing)
         self._agree()
         if context.now_us - self._told_us >= TELL_AGAIN_US:
@@ -558,8 +568,9 @@ class CloseRun:
                 missing = missing_of(has, frontier, beyond)
                 if missing:
                     is_filled = False
-                    self._bring(pair, namespace, owner, missing, held)
+                    self._bring(pair, namespace, owner, missing, held, closing.attempt)
         if is_filled:
+            self.waiting = ""
             closing.value = control.pack(
                 {
                     namespace: [last, [n for n in range(frontier + 1, last) if n not in beyond]]
@@ -569,41 +580,65 @@ class CloseRun:
             )
             closing.phase = "agreeing"
 
-    def _bring(self, pair: Pair, namespace: int, owner: str, missing: list[int], held: dict[str, StreamHeld]) -> None:
-        """Have `owner` take in the numbers it lacks: from our log if it has them, otherwise get them first."""
+    def _bring(
+        self, pair: Pair, namespace: int, owner: str, missing: list[int], held: dict[str, StreamHeld], attempt: int
+    ) -> None:
+        """Have `owner` take in the numbers it lacks: from a log that has them, or as cells. Each attempt asks another one."""
+        context = self._context
+        chunk = missing[:FILL_NUMBERS_MAX]
+        ways = self._ways(pair, namespace, owner, chunk, held)
+        if attempt or not ways:
+            self.waiting = (
+                f"numbers {chunk[0]}… of {unpack_origin(pair[0])} in partition {pair[1]} for {owner}:"
+                f" {len(ways)} who may have them can be reached, attempt {attempt + 1}"
+            )
+        if attempt and owner != context.node:
+            context.send(owner, RecordsWanted(self.close, namespace, pair[1], pair[0], []))  # perhaps it has them by now
+        if ways:
+            ways[attempt % len(ways)]()
+        else:
+            context.note("close.not_in_any_log")
+
+    def _ways(
+        self, pair: Pair, namespace: int, owner: str, chunk: list[int], held: dict[str, StreamHeld]
+    ) -> list[Callable[[], None]]:
+        """All ways to have these numbers brought, the best first: our log, others' logs, cells."""
         context = self._context
         origin, partition = pair
         stream = context.find_stream(namespace, partition, origin)
-        chunk = missing[:FILL_NUMBERS_MAX]
         places = fitting(place for n in chunk if stream is not None and stream.has(n) and (place := stream.place(n)))
+        ways: list[Callable[[], None]] = []
         if owner != context.node and places:
-            self._closings.read_log(places, lambda raw: context.send(owner, CloseFill(self.close, raw)) if raw else None)
-            return
+            ways.append(lambda: self._closings.read_log(places, lambda raw: self._read(owner, raw)))
         for holder, has in held.items():
             numbers = [n for n in chunk if (has.log_from <= n <= has.frontier) or n in has.beyond]
-            if holder != context.node and numbers and context.is_live(holder):
-                context.send(holder, RecordsWanted(self.close, namespace, partition, origin, numbers))
-                return
-        if self._bring_cells(pair, namespace, owner, chunk[0], held):
-            return
-        self.waiting = (
-            f"numbers {chunk[0]}… of {unpack_origin(origin)} in partition {partition} are in no log that can be reached"
-        )
-        context.note("close.not_in_any_log")
+            if holder not in (context.node, owner) and numbers and context.is_live(holder):
+                wanted = RecordsWanted(self.close, namespace, partition, origin, numbers)
+                ways.append(partial(context.send, holder, wanted))
+        for holder in self._givers(pair, namespace, owner, chunk[0], held):
+            fetch = CellsFetch(self.close, namespace, partition, origin, holder)
+            if owner == context.node:
+                ways.append(partial(self._closings.cells.fetch, fetch, self._took_cells))
+            else:
+                ways.append(partial(context.send, owner, fetch))
+        return ways
 
-    def _bring_cells(self, pair: Pair, namespace: int, owner: str, number: int, held: dict[str, StreamHeld]) -> bool:
-        """Have `owner` take the cells of a live owner that covers what is in no log; this datacenter's first."""
+    def _read(self, owner: str, raw: bytes | None) -> None:
+        if raw:
+            self._context.send(owner, CloseFill(self.close, raw))
+
+    def _givers(self, pair: Pair, namespace: int, owner: str, number: int, held: dict[str, StreamHeld]) -> list[str]:
+        """Who may give cells: owners here that cover the number; only where there are none, those of other datacenters."""
         context = self._context
-        near = self._placement.owners[pair[1]]
-        for holder in sorted(held, key=lambda node: node not in near):
-            if holder != owner and held[holder].frontier >= number and context.is_live(holder):
-                message = CellsFetch(self.close, namespace, pair[1], pair[0], holder)
-                if owner != context.node:
-                    context.send(owner, message)
-                else:
-                    self._closings.cells.fetch(message, self._took_cells)
-                return True
-        return False
+        covering = [node for node, has in held.items() if node != owner and has.frontier >= number]
+        near = set(self._placement.owners[pair[1]])
+        if near.intersection(covering):
+            covering = [node for node in covering if node in near]
+        else:
+            table = context.tables.get(namespace)
+            off = table.definition.links_off if table is not None else ()
+            covering = [node for node in covering if (context.peers[node].dc, context.dc) not in off]
+        return [node for node in covering if context.is_live(node)]
 
     def _took_cells(self, held: StreamHeld) -> None:
         self.filled(self._context.node, CloseFilled(self.close, [held]))
@@ -645,6 +680,7 @@ class CloseRun:
         for pair in self._note_held(peer, message.held):
             closing = self._pairs[pair]
             if closing.phase == "filling":
+                closing.attempt = 0
                 self._fill(pair, closing)
         self._agree()
 

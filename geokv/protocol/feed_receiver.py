@@ -168,7 +168,7 @@ class FeedReceiver:
                 self._context.send(peer, FeedClose(old.feed))
             return
         link = self._open(peer, True, partitions)
-        if old is not None:
+        if old is not None and set(partitions) <= set(old.partitions):
             link.safe_hlc, link.behind, link.echoed_us, link.heads = old.safe_hlc, old.behind, old.echoed_us, old.heads
         self._shipping[peer] = link
 

@@ -124,6 +124,7 @@ class Stream:
         """Everything up to `number` is here in cells, in no log of this node."""
         if number <= self.frontier:
             return
+        self.is_mixed = self.is_mixed or bool(self.places)  # there is a hole in them now
         self.synced_beyond = {beyond for beyond in self.synced_beyond if beyond > number}
         self.beyond = {beyond for beyond in self.beyond if beyond > number}
         self.frontier = number
@@ -164,7 +165,16 @@ class Stream:
 
     def log_from(self) -> int:
         """The first number that the log surely still holds from there on; below it numbers are covered, but in no log here."""
-        return min(self.first, self.frontier + 1) if self.places else self.frontier + 1
+        if not self.places:
+            return self.frontier + 1
+        if not self.is_mixed:
+            return min(self.first, self.frontier + 1)
+        at = self.frontier - self.first
+        if at >= len(self.sizes):
+            return self.frontier + 1
+        while at >= 0 and self.sizes[at]:
+            at -= 1
+        return self.first + at + 1
 
     def drop_places(self, below_segment: int) -> None:
         """Forget the places in log segments below that one: they are about to be removed."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from geokv.core.quorum import Consistency
 from geokv.core.record import decode_records
 from geokv.errors import Overloaded
 from geokv.protocol import closing
@@ -13,9 +14,11 @@ from geokv.protocol.effects import Delivered
 from geokv.protocol.messages import (
     Accept,
     Accepted,
+    CellsPage,
     CloseAnswer,
     CloseAsk,
     CloseFill,
+    CloseFilled,
     CloseForget,
     Prepare,
     Promised,
@@ -191,7 +194,7 @@ def test_a_namespace_deleted_while_its_streams_are_being_closed_does_not_hold_up
     old = cluster.nodes["dc1-1"].origin.packed()
     cluster.is_dropped = lambda s, r, m: isinstance(m, Replicate) and r == "dc1-3"
     cluster.put("dc1-1", b"k", b"v", namespace="gone")
-    cluster.is_dropped = lambda s, r, m: isinstance(m, CloseFill)
+    cluster.is_dropped = lambda s, r, m: isinstance(m, CloseFill | CellsPage)
     cluster.nodes["dc1-3"].assembly.receiver.stated = lambda peer, frontiers: None  # type: ignore[method-assign]
     cluster.restart("dc1-1")
     cluster.run(3 * SECOND)
@@ -492,3 +495,50 @@ def test_what_the_closer_has_and_its_log_no_longer_holds_is_passed_on() -> None:
     assert cluster.are_equal()
     assert len(cluster.messages(RecordsWanted)) <= 2
     assert 1 <= len(cluster.messages(CloseFill, "dc1-1", "dc1-3")) <= 2
+
+
+def test_a_closer_with_an_old_picture_of_what_the_others_hold_gets_a_new_one() -> None:
+    """An answer was lost while all logs were trimmed: who is asked for a record says that it has it no more."""
+    cluster = Cluster(datacenters=2, partitions=1, checkpoint_bytes=1500)
+    for disk in cluster.disks.values():
+        disk.segment_bytes = 2000
+    cluster.start().serving().run(2 * SECOND)
+    cluster.is_dropped = lambda s, r, m: isinstance(m, Replicate) and r in ("dc1-3", "dc2-2")
+    assert cluster.put("dc1-1", b"b", b"v").outcomes == [Outcome.APPLIED]
+    cluster.run(100 * MS)
+    old = cluster.nodes["dc1-1"].origin.packed()
+    cluster.crash("dc1-1")
+    cluster.is_dropped = lambda s, r, m: isinstance(m, CloseFilled) and s == "dc1-3"
+    cluster.start("dc1-1").serving()
+    for at in range(80):
+        cluster.write(f"dc1-{2 + at % 2}", {b"x%d" % at: bytes(100)})
+        cluster.write("dc1-1", {b"y%d" % at: bytes(100)})
+        cluster.run(100 * MS)
+    cluster.is_dropped = lambda s, r, m: False
+    cluster.run_until(lambda: is_closed_everywhere(cluster, old), 30 * SECOND)
+    cluster.run_until(cluster.are_equal)
+    assert cluster.nodes["dc1-1"].runs[0].waiting == ""
+
+
+@pytest.mark.parametrize("bad", ["dc1-1", "dc1-2"])
+def test_a_log_that_cannot_be_read_does_not_hold_up_a_closing_that_others_can_fill(bad: str) -> None:
+    """The closer's own log, or the first owner's, has a bad place: the record comes from another one."""
+    cluster = Cluster(partitions=1).start().serving()
+    cluster.put("dc1-1", b"a", b"v", Consistency.ALL)
+    cluster.run(2 * SECOND)
+    old = cluster.nodes["dc1-1"].origin.packed()
+    if bad == "dc1-1":
+        cluster.is_dropped = lambda s, r, m: isinstance(m, Replicate) and r == "dc1-3"
+        cluster.put("dc1-1", b"b", b"v")
+    else:
+        cluster.slow_disks.add("dc1-1")
+        cluster.write("dc1-1", {b"b": b"v"})
+        cluster.settle()
+    cluster.crash("dc1-1")
+    cluster.slow_disks.clear()
+    cluster.is_dropped = lambda s, r, m: False
+    cluster.disks[bad].read = lambda places: None  # type: ignore[method-assign]
+    cluster.start("dc1-1")
+    cluster.run_until(lambda: is_closed_everywhere(cluster, old), 30 * SECOND)
+    cluster.run_until(cluster.are_equal)
+    assert all(b"b" in cluster.cells(name) for name in cluster.names)
