@@ -83,9 +83,12 @@ class Cluster:
         self.perform(name, self.timed(f"machine: {step}", lambda: self.nodes[name].handle(event, self.now_us)))
 
     def perform(self, name: str, effects: list[Effect]) -> None:
+        newest, frame = None, b""
         for effect in effects:
             if isinstance(effect, Send):
-                frame = self.timed("wire: encode between nodes", partial(encode_message, effect.message))
+                if effect.message is not newest:  # to several peers: encoded once, as the transport does it
+                    frame = self.timed("wire: encode between nodes", partial(encode_message, effect.message))
+                    newest = effect.message
                 self.queue.append((effect.peer, self._arrival(name, frame)))
             elif isinstance(effect, Persist):
                 offset = self.ends[name]

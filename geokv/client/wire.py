@@ -64,7 +64,8 @@ def _ring(seen: kv.RingSeen) -> RingTold:
 def failure_of(call: int, error: grpc.aio.AioRpcError) -> CallFailed:
     """What a failed call means: whether anything can have happened, and when to come back."""
     code, text = error.code(), error.details() or ""
-    trailing = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416  # the Metadata of older versions is no mapping
+    # Pair by pair: the Metadata of older versions is no mapping, and dict() takes it for one.
+    trailing = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416
     retry_after_ms = _milliseconds(trailing.get(RETRY_AFTER_MS))
     return CallFailed(call, _failure(code, text, NOT_BEGUN in trailing), _describe(code, text), retry_after_ms)
 

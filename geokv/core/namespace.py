@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Any, Final
 
 import msgpack
@@ -119,8 +120,13 @@ class NamespaceDefinition:
         packed: bytes = msgpack.packb(dict(sorted(tree.items())))
         return packed
 
-    def altered(self, changes: Mapping[str, object], hlc: int, dc: str) -> NamespaceDefinition:
-        """With these settings changed, at `hlc` or just above the last change. Raises InvalidRequest."""
+    def altered(
+        self, changes: Mapping[str, object], hlc: int, dc: str, datacenters: Iterable[str] | None = None
+    ) -> NamespaceDefinition:
+        """With these settings changed, at `hlc` or just above the last change. Raises InvalidRequest.
+
+        `datacenters`: those that exist, for settings that name some (None: not checked here).
+        """
         if not changes:
             raise InvalidRequest(f"nothing to alter: name at least one of {', '.join(ALTERABLE)}")
         for name in changes:
@@ -129,7 +135,10 @@ class NamespaceDefinition:
                 raise InvalidRequest(f"{known}; alterable: {', '.join(ALTERABLE)}")
         if self.durability != "interval" and changes.get("interval_ms"):
             raise InvalidRequest(f'interval_ms is only for durability "interval"; {self.name} has "{self.durability}"')
-        return replace(self, **_checked(changes), **self._next(hlc, dc))
+        chosen = _checked(changes)
+        if datacenters is not None:
+            _check_places(chosen, sorted(datacenters))
+        return replace(self, **chosen, **self._next(hlc, dc))
 
     def deleted(self, hlc: int, dc: str) -> NamespaceDefinition:
         """Its tombstone. Raises InvalidRequest for `default`, with which a cluster is born."""
@@ -296,19 +305,10 @@ _CHECKS: Final[dict[str, Any]] = {
 assert set(_CHECKS) == set(SETTINGS) > set(ALTERABLE)
 
 
-def check_links(changes: Mapping[str, object], datacenters: list[str]) -> None:
-    """Links that are named are between datacenters that exist. Raises InvalidRequest."""
-    links = changes.get("links_off")
-    for pair in _links_off("links_off", links) if links is not None else ():
-        for dc in pair:
-            if dc not in datacenters:
-                raise InvalidRequest(f"no datacenter {dc!r}: there are {', '.join(datacenters)}")
-
-
 def _check_places(chosen: Mapping[str, Any], datacenters: list[str]) -> None:
     """Datacenters that are named exist, and copies are stated only for those that hold the namespace."""
     held = chosen.get("dcs") or datacenters
-    for dc in chosen.get("dcs", ()):
+    for dc in (*chosen.get("dcs", ()), *chain.from_iterable(chosen.get("links_off", ()))):
         if dc not in datacenters:
             raise InvalidRequest(f"no datacenter {dc!r}: there are {', '.join(datacenters)}")
     for dc, _ in chosen.get("replicas") or ():

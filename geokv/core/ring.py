@@ -48,7 +48,7 @@ def partition_shift(partitions: int) -> int:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    return _hash(key)[0] >> partition_shift(partitions)
+    return key_hash(key) >> partition_shift(partitions)
 
 
 class Ring:

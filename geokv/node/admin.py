@@ -20,7 +20,7 @@ import mmh3
 
 from geokv.core.cell import live_value
 from geokv.core.hlc import hlc_ms
-from geokv.core.namespace import NamespaceDefinition, check_links
+from geokv.core.namespace import NamespaceDefinition
 from geokv.core.origin import unpack_origin
 from geokv.core.ring import key_hash
 from geokv.errors import (
@@ -119,7 +119,6 @@ class Admin:
 
     def _alter(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         changes = {k: v for k, v in arguments.items() if k != "name" and v is not None}
-        check_links(changes, list(self._node.config.topology.dc_names))
         name = text_of(arguments, "name")
         self._change(request, respond, lambda catalog, hlc, now: catalog.alter(name, changes, hlc, now))
 

@@ -162,7 +162,7 @@ class CatalogMachine:
         """Change any of namespace.ALTERABLE. Raises InvalidRequest, NamespaceNotFound, Overloaded."""
         namespace_id = self._living(name).id
         return self._enqueue(
-            lambda: self._alive(namespace_id, name).altered(changes, hlc, self.dc),
+            lambda: self._alive(namespace_id, name).altered(changes, hlc, self.dc, self._slots),
             lambda: self.catalog.by_id.get(namespace_id),
             now_us,
         )

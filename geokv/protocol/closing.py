@@ -18,8 +18,8 @@ forgotten already.
 
 Invariants: an answer leaves only after the promise, and everything taken before it, is synced. A closing is told only
 after it was agreed. A number is void only if no owner holds it: so nothing that any replica acknowledged can be void.
-Numbers that some owner covers but no log holds cannot be filled from a log; such a closing waits and says so (see
-`waiting`).
+Numbers that some owner covers but no log holds come as whole cells; where nobody who covers them is live, the closing
+waits and says so (see `waiting`).
 """
 
 from __future__ import annotations
@@ -568,7 +568,7 @@ class CloseRun:
                 missing = missing_of(has, frontier, beyond)
                 if missing:
                     is_filled = False
-                    self._bring(pair, namespace, owner, missing, held, closing.attempt)
+                    self._bring(pair, namespace, owner, missing, closing)
         if is_filled:
             self.waiting = ""
             closing.value = control.pack(
@@ -580,13 +580,11 @@ class CloseRun:
             )
             closing.phase = "agreeing"
 
-    def _bring(
-        self, pair: Pair, namespace: int, owner: str, missing: list[int], held: dict[str, StreamHeld], attempt: int
-    ) -> None:
+    def _bring(self, pair: Pair, namespace: int, owner: str, missing: list[int], closing: _Closing) -> None:
         """Have `owner` take in the numbers it lacks: from a log that has them, or as cells. Each attempt asks another one."""
-        context = self._context
+        context, attempt = self._context, closing.attempt
         chunk = missing[:FILL_NUMBERS_MAX]
-        ways = self._ways(pair, namespace, owner, chunk, held)
+        ways = self._ways(pair, namespace, owner, chunk, closing.held[namespace])
         if attempt or not ways:
             self.waiting = (
                 f"numbers {chunk[0]}… of {unpack_origin(pair[0])} in partition {pair[1]} for {owner}:"

@@ -24,11 +24,11 @@ from geokv.core.limits import WAN_BATCH_RAW_BYTES_MAX
 from geokv.core.origin import unpack_origin
 from geokv.errors import RecordError
 from geokv.protocol.context import Context
-from geokv.protocol.feed_sender import LINGER_US, SLACK_US, heads_of
+from geokv.protocol.feed_sender import BUSY_US, LINGER_US, SLACK_US, heads_of
 from geokv.protocol.intake import Intake, Taken
 from geokv.protocol.messages import FeedAck, FeedBatch, FeedClose, FeedOpen, FeedRefused, Replicated, StreamHeads
 from geokv.protocol.placement import Placement
-from geokv.protocol.relay import BUSY_US, Relays
+from geokv.protocol.relay import Relays
 from geokv.protocol.replication import Replication
 from geokv.protocol.streams import Stream
 
@@ -406,10 +406,7 @@ class FeedReceiver:
     # --- time -------------------------------------------------------------------------------------------------------
 
     def wake_at_us(self) -> int | None:
-        relay_us = self.relays.wake_at_us()
-        if self._due_us is None or relay_us is None:
-            return relay_us if self._due_us is None else self._due_us
-        return min(relay_us, self._due_us)
+        return min((us for us in (self._due_us, self.relays.wake_at_us()) if us is not None), default=None)
 
     def tick(self, is_heartbeat: bool) -> None:
         """Acknowledge, and open anew what is due; at heartbeats look after silence and missing records."""

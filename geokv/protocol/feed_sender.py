@@ -39,7 +39,7 @@ from geokv.protocol.table import Table
 # While records keep coming, batches leave at the wall clock's multiples of this: those of a datacenter's nodes come in
 # together, and the receiver writes, relays and acknowledges them together. After a quiet time a record leaves at once.
 LINGER_US: Final = 25_000
-BUSY_US: Final = 100_000
+BUSY_US: Final = 100_000  # what came this long ago counts as "they keep coming"
 SLACK_US: Final = 1_000  # what is due so soon goes now, in one write with the rest
 HEARTBEAT_US: Final = 400_000
 HEADS_US: Final = 1_000_000

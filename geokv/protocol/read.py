@@ -376,11 +376,10 @@ class ReadCoordinator:
             if cell is not None:
                 value = live_value(cell, now_ms)
                 if value is not None:
-                    call.nbytes += len(value)
-                    if call.nbytes > READ_ANSWER_BYTES_MAX:
-                        call.nbytes -= len(value)
+                    if call.nbytes + len(value) > READ_ANSWER_BYTES_MAX:
                         reply.outcomes[index] = Outcome.ASK_AGAIN
                         continue
+                    call.nbytes += len(value)
                 reply.values[index] = value
                 reply.versions[index] = lww_version(cell)
         call.remaining -= 1

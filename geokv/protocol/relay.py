@@ -15,11 +15,11 @@ from typing import Final
 
 from geokv.core.record import DELTA, Record
 from geokv.protocol.context import Context
+from geokv.protocol.feed_sender import BUSY_US
 from geokv.protocol.placement import Placement
 from geokv.protocol.replication import Part, Replication
 
 RELAY_LINGER_US: Final = 8_000
-BUSY_US: Final = 100_000  # what came this long ago counts as "they keep coming"
 RELAY_BYTES_MAX: Final = 256 << 10  # gathered for one owner set: then it goes at once
 
 

@@ -141,6 +141,7 @@ class WriteCoordinator:
             return
         call.table = table
         self._check_items(call, table)
+        self._check_contexts(call, table)
         parts = self._admit(call, table, w)
         if parts:
             call.remaining = len(parts)
@@ -193,8 +194,7 @@ class WriteCoordinator:
         lengths = list(map(len, batch.keys))
         value_lengths = [len(value) for value in batch.values if value is not None]
         if min(lengths) > 0 and max(lengths) <= key_max and max(value_lengths, default=0) <= value_max:
-            self._check_contexts(call, table)
-            return
+            return  # nearly always
         for index, key in enumerate(batch.keys):
             value = batch.values[index]
             if 0 < len(key) <= key_max and (value is None or len(value) <= value_max):
@@ -209,9 +209,9 @@ class WriteCoordinator:
                     f" (raise it with: geokv namespace alter {definition.name} --value-bytes-max N)"
                 )
             self._refuse(call, (index,), Outcome.INVALID, text)
-        self._check_contexts(call, table)
 
     def _check_contexts(self, call: WriteCall, table: Table) -> None:
+        """Mark the operations whose context is none, or is ahead of everything that can be here."""
         batch = call.batch
         if batch.contexts:
             limit = hlc_from_ms(self._context.wall_ms + self._context.clock.drift_ms_max)
@@ -419,34 +419,23 @@ class WriteCoordinator:
         part.is_done = True
         call = part.call
         reply = call.reply
-        replicas = sent.replicas
-        met = Outcome.PENDING if is_pending else Outcome.APPLIED
-        detail = self._pending_detail(part) if is_pending else None
         count = len(part.indexes)
-        if count == len(reply.outcomes) and detail is None and not part.lost:  # all of the batch, the usual case
-            reply.outcomes = [met] * count
-            reply.versions = part.versions
-            reply.replicas = [replicas] * count
-            if call.table is None or len(call.table.definition.dcs) < 2:
-                reply.dcs = [1] * count
-            else:
-                numbered = zip(part.streams, part.numbers, strict=True)
-                reply.dcs = [1 + _covering(stream, number) for stream, number in numbered]
-            self._settled(part, sent)
-            return
-        for position, index in enumerate(part.indexes):
-            reply.outcomes[index] = Outcome.SUPERSEDED if position in part.lost else met
-            reply.versions[index] = part.versions[position]
-            reply.replicas[index] = replicas
-            reply.dcs[index] = 1 + self._covered_elsewhere(part, position)
-            if detail is not None:
-                reply.details[index] = detail
-        self._settled(part, sent)
-
-    def _settled(self, part: WritePart, sent: Part) -> None:
+        outcomes: list[int] = [Outcome.PENDING if is_pending else Outcome.APPLIED] * count
+        for position in part.lost:
+            outcomes[position] = Outcome.SUPERSEDED
+        replicas = [sent.replicas] * count
+        dcs = [1 + _covering(stream, number) for stream, number in zip(part.streams, part.numbers, strict=True)]
+        if count == len(reply.outcomes):  # all of the batch, the usual case
+            reply.outcomes, reply.versions, reply.replicas, reply.dcs = outcomes, part.versions, replicas, dcs
+        else:
+            columns = zip(part.indexes, outcomes, part.versions, replicas, dcs, strict=True)
+            for index, *row in columns:
+                reply.outcomes[index], reply.versions[index], reply.replicas[index], reply.dcs[index] = row
+        if is_pending:
+            reply.details.update(dict.fromkeys(part.indexes, self._pending_detail(part)))
         self._replication.release(sent)
-        part.call.remaining -= 1
-        self._finish_if_complete(part.call)
+        call.remaining -= 1
+        self._finish_if_complete(call)
 
     def _pending_detail(self, part: WritePart) -> Detail:
         """Which datacenters are still to cover the write, and why that may take long."""
@@ -471,11 +460,6 @@ class WriteCoordinator:
 
     # --- other datacenters ------------------------------------------------------------------------------------------
 
-    def _covered_elsewhere(self, part: WritePart, position: int) -> int:
-        if len(part.call.table.definition.dcs if part.call.table else ()) < 2:
-            return 0
-        return _covering(part.streams[position], part.numbers[position])
-
     def _await_dcs(self, part: WritePart, table: Table) -> None:
         """Wait, per record, for as many other datacenters as the request wants and do not cover it yet."""
         others = table.ships_to(self._context.dc)
@@ -483,7 +467,7 @@ class WriteCoordinator:
         for position, stream in enumerate(part.streams):
             number = part.numbers[position]
             lacking = [dc for dc in others if stream.dcs.get(dc, 0) < number]
-            missing = wanted - self._covered_elsewhere(part, position)
+            missing = wanted - _covering(stream, number)
             if missing > 0:
                 part.waits_for[position] = missing
                 for dc in lacking:

@@ -260,6 +260,19 @@ class Cluster:
         if self.is_doubled(sender, receiver, message):
             self.queue.append((sender, receiver, message))
 
+    def lose_one(self, is_it: Callable[[object], bool]) -> list[object]:
+        """From now on drop the first message that is so, and no other; it will stand in the list returned."""
+        lost: list[object] = []
+
+        def is_dropped(sender: str, receiver: str, message: object) -> bool:
+            if lost or not is_it(message):
+                return False
+            lost.append(message)
+            return True
+
+        self.is_dropped = is_dropped
+        return lost
+
     def release(self) -> None:
         """What was held back arrives now."""
         held, self.held = self.held, []

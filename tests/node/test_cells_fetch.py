@@ -64,15 +64,7 @@ def test_what_is_covered_by_cells_is_so_after_a_crash() -> None:
 def test_many_cells_come_in_pages() -> None:
     """No page is larger than a read of the log; a page that is lost is asked for again."""
     cluster, old = one_lacks([b"k%03d" % at for at in range(150)], bytes(9_000))
-    lost: list[CellsPage] = []
-
-    def loses_one(sender: str, receiver: str, message: object) -> bool:
-        if isinstance(message, CellsPage) and message.after and not lost:
-            lost.append(message)
-            return True
-        return False
-
-    cluster.is_dropped = loses_one
+    lost = cluster.lose_one(lambda message: isinstance(message, CellsPage) and bool(message.after))
     cluster.run_until(lambda: is_closed_everywhere(cluster, old), 60 * SECOND)
     assert lost
     assert cluster.are_equal()

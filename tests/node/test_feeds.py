@@ -87,15 +87,7 @@ def test_a_new_run_of_the_receiver_opens_its_feed_whatever_number_it_draws() -> 
 def test_a_lost_batch_is_noticed_and_sent_again() -> None:
     """The next batch or heartbeat shows the gap; the receiver opens anew with its frontiers."""
     cluster = two_by_one()
-    lost: list[FeedBatch] = []
-
-    def is_dropped(sender: str, receiver: str, message: object) -> bool:
-        if isinstance(message, FeedBatch) and message.payload and not lost:
-            lost.append(message)
-            return True
-        return False
-
-    cluster.is_dropped = is_dropped
+    lost = cluster.lose_one(lambda message: isinstance(message, FeedBatch) and bool(message.payload))
     cluster.put("dc1-1", b"k", b"v")
     cluster.run(SECOND)
     assert lost

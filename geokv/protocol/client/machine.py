@@ -137,6 +137,8 @@ class ClientMachine:
             message = f"{OPERATIONS_MAX} operations wait for an answer already; wait for some before adding more"
             self._tell_all(operations[room:], Overloaded(message, retry_after=0.1), is_counted=False)
             operations = operations[:room]
+        if not operations:
+            return
         self.outstanding += len(operations)
         self._route(operations)
 

@@ -102,9 +102,10 @@ class DatacenterState:
             for partition, owners in enumerate(self.owners)
         ]
         rank = {node: at for at, node in enumerate(self.nodes.values())}
-        turned: dict[tuple[NodeState, ...], list[NodeState]] = {}  # by owners, in an order that owner sets share
-        for owners in self.owners:
-            turned[owners] = sorted((node for node in owners if node.is_up), key=rank.__getitem__)
+        turned = {  # by owners: those that are up, in an order that owner sets share
+            owners: sorted((node for node in owners if node.is_up), key=rank.__getitem__)
+            for owners in dict.fromkeys(self.owners)
+        }
         self._turns = [
             [
                 turned[owners][turn % len(turned[owners])] if turned[owners] else first

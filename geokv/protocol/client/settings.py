@@ -19,15 +19,15 @@ class ClientSettings:
     dc: str = ""  # empty: that of the node that answers first, seen from outside
     failover: tuple[str, ...] = ()
 
-    # One call of a kind to a node at a time makes the largest batches: at 256 callers 9 µs per operation instead of 11
-    # with two. A second one leaves beside it when it is worth a call by itself. To a node far away, where waiting for
-    # the first to come back costs more than small batches do, several may be under way.
+    # One call of a kind to a node at a time makes the largest batches. A second one leaves beside it when it is worth a
+    # call by itself. To a node far away, where waiting for the first to come back costs more than small batches do,
+    # several may be under way.
     calls_near_max: int = 2
     worth_a_call: int = 24
     # A write goes to the first live owner of its key. From this many operations under way on they go to one owner
     # together, each time to another: a call of 64 writes costs the nodes a third of what three of 21 do.
     together_from: int = 16
-    two_calls_from: int = 96
+    two_calls_from: int = 96  # gets, where they are nearly all that is under way: half to one owner, half to the next
     far_us: int = 20 * MS
     calls_far_max: int = 8
     # Nodes pause for 100 ms without being dead (a collection, a slow disk), so a silence is asked about only after

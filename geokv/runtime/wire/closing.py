@@ -65,6 +65,18 @@ def _take_pairs(origins: Iterable[bytes], partitions: Iterable[int], count: int)
     return list(zip(names, numbers, strict=True))
 
 
+def _fill_stream(message: Any, value: RecordsWanted | CellsFetch | CellsWanted | CellsPage) -> None:
+    """The closing, and the stream that a message is about."""
+    message.close = value.close
+    message.namespace = value.namespace
+    message.partition = value.partition
+    message.origin = value.origin
+
+
+def _take_stream(message: Any, count: int) -> tuple[int, int, int, bytes]:
+    return message.close, message.namespace, checks.partition(message.partition, count), checks.origin(message.origin)
+
+
 def fill_close_ask(message: Any, value: CloseAsk) -> None:
     message.close = value.close
     message.node = value.node
@@ -108,17 +120,12 @@ def take_close_answer(message: Any, count: int) -> CloseAnswer:
 
 
 def fill_records_wanted(message: Any, value: RecordsWanted) -> None:
-    message.close = value.close
-    message.namespace = value.namespace
-    message.partition = value.partition
-    message.origin = value.origin
+    _fill_stream(message, value)
     message.numbers.extend(value.numbers)
 
 
 def take_records_wanted(message: Any, count: int) -> RecordsWanted:
-    partition = checks.partition(message.partition, count)
-    origin = checks.origin(message.origin)
-    return RecordsWanted(message.close, message.namespace, partition, origin, list(message.numbers))
+    return RecordsWanted(*_take_stream(message, count), list(message.numbers))
 
 
 def fill_close_fill(message: Any, value: CloseFill) -> None:
@@ -140,36 +147,25 @@ def take_close_filled(message: Any, count: int) -> CloseFilled:
 
 
 def fill_cells_fetch(message: Any, value: CellsFetch) -> None:
-    message.close = value.close
-    message.namespace = value.namespace
-    message.partition = value.partition
-    message.origin = value.origin
+    _fill_stream(message, value)
     message.holder = value.holder
 
 
 def take_cells_fetch(message: Any, count: int) -> CellsFetch:
-    partition, origin = checks.partition(message.partition, count), checks.origin(message.origin)
-    return CellsFetch(message.close, message.namespace, partition, origin, message.holder)
+    return CellsFetch(*_take_stream(message, count), message.holder)
 
 
 def fill_cells_wanted(message: Any, value: CellsWanted) -> None:
-    message.close = value.close
-    message.namespace = value.namespace
-    message.partition = value.partition
-    message.origin = value.origin
+    _fill_stream(message, value)
     message.after = value.after
 
 
 def take_cells_wanted(message: Any, count: int) -> CellsWanted:
-    partition, origin = checks.partition(message.partition, count), checks.origin(message.origin)
-    return CellsWanted(message.close, message.namespace, partition, origin, message.after)
+    return CellsWanted(*_take_stream(message, count), message.after)
 
 
 def fill_cells_page(message: Any, value: CellsPage) -> None:
-    message.close = value.close
-    message.namespace = value.namespace
-    message.partition = value.partition
-    message.origin = value.origin
+    _fill_stream(message, value)
     message.after = value.after
     message.frontier = value.frontier
     message.records = value.records
@@ -177,16 +173,8 @@ def fill_cells_page(message: Any, value: CellsPage) -> None:
 
 
 def take_cells_page(message: Any, count: int) -> CellsPage:
-    return CellsPage(
-        close=message.close,
-        namespace=message.namespace,
-        partition=checks.partition(message.partition, count),
-        origin=checks.origin(message.origin),
-        after=message.after,
-        frontier=message.frontier,
-        records=message.records,
-        is_last=message.is_last,
-    )
+    stream = _take_stream(message, count)
+    return CellsPage(*stream, message.after, message.frontier, message.records, message.is_last)
 
 
 def fill_close_tell(message: Any, value: CloseTell) -> None:

@@ -217,6 +217,18 @@ def test_more_than_a_client_may_have_waiting_is_refused() -> None:
     assert world.machine.outstanding == 0
 
 
+def test_a_full_client_refuses_one_more_and_goes_on() -> None:
+    """With no room at all nothing of an addition is taken, and those before it are served as ever."""
+    world = warm(World({"eu": 1}))
+    world.behaviours["eu-1"] = silent
+    operations = world.put(*["k"] * OPERATIONS_MAX)
+    (late,) = world.put("late")
+    assert isinstance(world.result(late), Overloaded)
+    del world.behaviours["eu-1"]
+    world.run_until_told(*operations)
+    assert world.machine.outstanding == 0
+
+
 def test_abandoned_operations_are_not_sent_and_others_are() -> None:
     """Of what waits behind a call, the abandoned ones are dropped; their neighbours leave as planned."""
     world = warm(World({"eu": 1}))
