@@ -165,6 +165,7 @@ class Node:
             machines.sender.wake_at_us(),
             machines.receiver.wake_at_us(),
             machines.definitions.wake_at_us(),
+            machines.closings.cells.wake_at_us(),
         ]
         return min(wake for wake in wakes if wake is not None)
 
@@ -195,6 +196,8 @@ class Node:
             closing_item(origin, partition) for origin, partition in pairs
         )
         assembly.closings.read_log = self._read_log
+        assembly.closings.cells.on_covered = self._covered_by_cells
+        assembly.receiver.fetch_cells = lambda fetch: assembly.closings.cells.fetch(fetch, lambda held: None)
         assembly.definitions.on_defined = self._defined
         assembly.definitions.on_decided = self._decided
         assembly.coordinate = self._coordinate
@@ -215,6 +218,7 @@ class Node:
             m.FeedAck: a.sender.acknowledged,
             m.FeedClose: lambda peer, message: a.sender.closed(peer, message.feed),
             m.FeedRefused: a.receiver.refused,
+            m.FeedHoles: a.receiver.holes,
             m.Prepare: self._on_vote_asked,
             m.Promised: definitions,
             m.Accept: self._on_vote_asked,
@@ -330,6 +334,11 @@ class Node:
     def _covered(self, stream: Stream) -> None:
         self.assembly.statements.covered(stream)
         self.assembly.write.covered(stream)
+
+    def _covered_by_cells(self, stream: Stream, holder: str) -> None:
+        self.assembly.statements.moved(stream)
+        self.assembly.sender.moved(stream)
+        self.assembly.receiver.moved(stream, holder)
 
     def _room(self, event: RoomChanged) -> None:
         commit = self.assembly.commit
@@ -618,6 +627,7 @@ class Node:
         machines.sender.tick(is_heartbeat)
         machines.receiver.tick(is_heartbeat)
         machines.definitions.tick()
+        machines.closings.cells.tick()
         if is_heartbeat:
             self._heartbeat()
 

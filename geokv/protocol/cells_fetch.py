@@ -1,18 +1,22 @@
 """Whole cells in the place of records that are in no log any more.
 
-A closing needs every owner to have what any owner has. A number that an owner covers, and that no log holds (they were
-trimmed), comes to who lacks it as all cells of its partition, page by page, from the owner that covers it:
+A number that an owner covers, and that no log holds (they were trimmed, or a disk went bad), comes to who lacks it as all
+cells of its partition, page by page, from an owner that covers it. A closer has them fetched, since a closing needs
+every owner to have what any owner has; so has a feed that finds a hole in its log (FeedHoles):
 
     closer ──CellsFetch──> who lacks it ──CellsWanted──> who covers it
-                                        <──CellsPage───  cells in key order, and the frontier with the first page
+    feed   ──FeedHoles───>              <──CellsPage───  cells in key order, and the frontier with the first page
                            after the last page is synced: a note of what is covered now, then CloseFilled to the closer
 
-Invariants: a frontier is claimed only when all pages and the note are synced; it is the one that the giver had when the
-first page was made, so whatever it covers is in these pages or in newer cells. One page per fetch is under way.
+Invariants: a frontier is claimed only when all pages and the note are synced; it is the one that the giver had when it
+listed the keys, so whatever it covers is in these pages or in newer cells. One page per fetch is under way, at most
+FETCHES_MAX fetches here, and GIVES_MAX lists of keys are kept for others. What a stream's promise refuses is covered
+for a closing only.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Final
 
@@ -28,8 +32,13 @@ from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
 
 QUIET_US_MAX: Final = 2_000_000  # a fetch that has not moved for this long may begin anew
+FETCHES_MAX: Final = 4  # at a time; whoever wants more asks again
+GIVES_MAX: Final = 8
+GIVE_KEPT_US: Final = 30_000_000  # a list of keys that nobody has asked about for this long goes
+SCAN_KEYS_MAX: Final = 20_000  # looked at in one step, so that the loop does not stand still for a large namespace
 BEYOND_MAX: Final = 100_000  # numbers above the frontier in one statement of what is held
 Key = tuple[int, int, bytes]
+NO_CLOSING: Final = 0  # a fetch because of a hole in a log
 
 
 class _Fetch:
@@ -46,6 +55,19 @@ class _Fetch:
         self.moved_us = now_us
 
 
+class _Give:
+    """One partition's keys, listed for one peer: first all keys of the namespace, then those of the partition, sorted."""
+
+    __slots__ = ("asked", "frontier", "keys", "moved_us", "unseen")
+
+    def __init__(self, asked: CellsWanted, frontier: int, unseen: list[bytes], now_us: int) -> None:
+        self.asked: CellsWanted | None = asked  # what to answer once all keys were looked at
+        self.frontier = frontier
+        self.unseen = unseen
+        self.keys: list[bytes] = []
+        self.moved_us = now_us
+
+
 class CellsFetches:
     """Gives cells to other owners, and takes theirs."""
 
@@ -53,6 +75,8 @@ class CellsFetches:
         self._context = context
         self._intake = intake
         self._open: dict[Key, _Fetch] = {}
+        self._gives: dict[tuple[str, Key], _Give] = {}
+        self.on_covered: Callable[[Stream, str], None] = lambda stream, holder: None
 
     # --- taking -----------------------------------------------------------------------------------------------------
 
@@ -64,9 +88,13 @@ class CellsFetches:
         if known is not None and context.now_us - known.moved_us < QUIET_US_MAX:
             return
         self._open = {k: f for k, f in self._open.items() if context.now_us - f.moved_us < QUIET_US_MAX}
-        if message.holder in context.peers and context.is_live(message.holder):
-            self._open[key] = _Fetch(message, then, context.now_us)
-            context.send(message.holder, CellsWanted(message.close, *key))
+        if message.holder not in context.peers or not context.is_live(message.holder) or len(self._open) >= FETCHES_MAX:
+            return
+        if known is None or (known.close, known.holder) != (message.close, message.holder):
+            known = _Fetch(message, then, context.now_us)
+        known.moved_us = context.now_us  # one that was quiet goes on where it was
+        self._open[key] = known
+        context.send(message.holder, CellsWanted(known.close, *key, known.after))
 
     def page(self, peer: str, message: CellsPage) -> None:
         """One page of cells came."""
@@ -105,40 +133,98 @@ class CellsFetches:
         note = control.control_record(control.COVERED, [*key, fetch.frontier])
         if stream is None or fetch.frontier is None or context.commit.reserve(len(note), is_control=True):
             return
-        context.note("close.covered_by_cells")
-        frontier, covered = fetch.frontier, stream
-        context.commit.add([(note, None, 0)], len(note), (), lambda: self._covered(covered, frontier, fetch.then), None)
+        if stream.is_refused and fetch.close == NO_CLOSING:
+            return  # what is held of it was told to a closer
+        context.note("cells.covered")
+        covered = stream
+        context.commit.add([(note, None, 0)], len(note), (), lambda: self._covered(covered, fetch), None)
 
-    def _covered(self, stream: Stream, frontier: int, then: Callable[[StreamHeld], None]) -> None:
-        stream.cover(frontier)
-        then(held_of(stream))
+    def _covered(self, stream: Stream, fetch: _Fetch) -> None:
+        assert fetch.frontier is not None
+        stream.cover(fetch.frontier)
+        fetch.then(held_of(stream))
+        self.on_covered(stream, fetch.holder)
 
     # --- giving -----------------------------------------------------------------------------------------------------
 
     def wanted(self, peer: str, message: CellsWanted) -> None:
         """Another owner wants cells of this node."""
-        table = self._context.tables.get(message.namespace)
-        if table is None or self._context.distrusted or not 0 <= message.partition < self._context.partitions:
+        context = self._context
+        table = context.tables.get(message.namespace)
+        if table is None or context.distrusted or not 0 <= message.partition < context.partitions:
             return
-        # What is synced and not yet in the table lands first: the frontier covers it already.
-        self._context.commit.after_pending(lambda: self._give(peer, message, table))
+        dc = context.peers[peer].dc
+        if dc != context.dc and dc not in table.ships_to(context.dc):
+            context.note("cells.link_off")
+            return
+        give = self._gives.get((peer, (message.namespace, message.partition, message.origin)))
+        if give is not None and message.after:
+            give.asked = message
+            self._step(peer, give, table)
+        else:
+            # What is synced and not yet in the table lands first: the frontier covers it already.
+            context.commit.after_pending(lambda: self._list(peer, message, table))
 
-    def _give(self, peer: str, message: CellsWanted, table: Table) -> None:
+    def _list(self, peer: str, message: CellsWanted, table: Table) -> None:
+        now_us = self._context.now_us
+        self._gives = {whose: g for whose, g in self._gives.items() if now_us - g.moved_us < GIVE_KEPT_US}
+        whose = (peer, (message.namespace, message.partition, message.origin))
         stream = table.streams.get(message.partition, message.origin)
-        if stream is None:
+        if stream is None or (len(self._gives) >= GIVES_MAX and whose not in self._gives):
             return
-        shift, partition, cells = table.placement.shift, message.partition, table.cells
-        keys = sorted(key for key in cells if key > message.after and key_hash(key) >> shift == partition)
+        self._gives[whose] = give = _Give(message, stream.frontier, list(table.cells), now_us)
+        self._step(peer, give, table)
+
+    def wake_at_us(self) -> int | None:
+        return self._context.now_us if any(give.unseen for give in self._gives.values()) else None
+
+    def tick(self) -> None:
+        """Look at some more keys of a list that is being made."""
+        for (peer, (namespace, _, _)), give in list(self._gives.items()):
+            if give.unseen:
+                table = self._context.tables.get(namespace)
+                if table is None:
+                    give.unseen.clear()  # the namespace was deleted
+                else:
+                    self._step(peer, give, table)
+                return
+
+    def _step(self, peer: str, give: _Give, table: Table) -> None:
+        message = give.asked
+        if message is None:
+            return
+        give.moved_us = self._context.now_us
+        if give.unseen:
+            shift, partition = table.placement.shift, message.partition
+            give.keys.extend(key for key in give.unseen[-SCAN_KEYS_MAX:] if key_hash(key) >> shift == partition)
+            del give.unseen[-SCAN_KEYS_MAX:]
+            if give.unseen:
+                return
+            give.keys.sort()
+        give.asked = None
+        self._send_page(peer, message, give, table)
+
+    def _send_page(self, peer: str, message: CellsWanted, give: _Give, table: Table) -> None:
         page: list[bytes] = []
         nbytes = 0
-        for key in keys:
-            record = encode_record(CELL, partition, message.namespace, 0, 0, NO_OPERATION, b"", key, cells[key])
+        start = at = bisect_right(give.keys, message.after)
+        for at in range(start, len(give.keys)):
+            key = give.keys[at]
+            cell = table.cells.get(key)
+            if cell is None:
+                continue
+            record = encode_record(CELL, message.partition, message.namespace, 0, 0, NO_OPERATION, b"", key, cell)
             nbytes += len(record)
             if page and nbytes > LOG_READ_BYTES_MAX:
                 break
             page.append(record)
-        what = (message.close, message.namespace, partition, message.origin, message.after)
-        self._context.send(peer, CellsPage(*what, stream.frontier, b"".join(page), len(page) == len(keys)))
+        else:
+            at = len(give.keys)
+        is_last = at >= len(give.keys)
+        stream = (message.namespace, message.partition, message.origin)
+        if is_last:
+            self._gives.pop((peer, stream), None)
+        self._context.send(peer, CellsPage(message.close, *stream, message.after, give.frontier, b"".join(page), is_last))
 
 
 def held_of(stream: Stream) -> StreamHeld:

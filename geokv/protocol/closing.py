@@ -53,6 +53,7 @@ from geokv.protocol.streams import Stream
 
 ASK_AGAIN_US: Final = 1_000_000
 TELL_AGAIN_US: Final = 2_000_000
+UNTOLD_US: Final = 10_000_000
 FILL_NUMBERS_MAX: Final = 512
 RUNS_TOLD_MAX: Final = 256  # of its runs, the newest that a closer tells
 ITEM_PREFIX: Final = b"close/"
@@ -356,7 +357,7 @@ class Closings:
 class _Closing:
     """One (origin, partition) on its way to being closed."""
 
-    __slots__ = ("attempt", "fill_at_us", "held", "phase", "promised", "told", "value")
+    __slots__ = ("attempt", "fill_at_us", "held", "phase", "promised", "stands_us", "told", "value")
 
     def __init__(self) -> None:
         self.promised: set[str] = set()
@@ -364,6 +365,7 @@ class _Closing:
         self.phase = "asking"  # asking, filling, agreeing, telling, done
         self.value = b""
         self.told: set[str] = set()
+        self.stands_us = 0  # since when it is being told
         self.fill_at_us = 0
         self.attempt = 0  # to bring what is missing, since somebody last had news
 
@@ -448,7 +450,23 @@ class CloseRun:
         self._agree()
         if context.now_us - self._told_us >= TELL_AGAIN_US:
             self._told_us = context.now_us
-            self._tell([pair for pair, closing in self._pairs.items() if closing.phase == "telling"])
+            telling = [pair for pair, closing in self._pairs.items() if closing.phase == "telling"]
+            self._tell(telling)
+            self._note_untold(telling)
+
+    def _note_untold(self, telling: list[Pair]) -> None:
+        """Say who has not covered a closing that stands for long: it has to come up, and to catch up."""
+        for pair in telling:
+            closing = self._pairs[pair]
+            if self._context.now_us - closing.stands_us >= UNTOLD_US:
+                lacking = sorted({node for _, node in self._placement.everyone(pair[1])} - closing.told)
+                self.waiting = (
+                    f"{', '.join(lacking)} to cover what {unpack_origin(pair[0])} wrote in partition {pair[1]}"
+                    f" ({len(telling)} streams to go)"
+                )
+                return
+        if not any(closing.phase == "filling" for closing in self._pairs.values()):
+            self.waiting = ""
 
     def _note_ended_by_others(self) -> None:
         """Another closer may have been faster: what stands here stands, and what is over is done."""
@@ -713,6 +731,7 @@ class CloseRun:
         if closing.phase != "done":
             closing.value = value
             closing.phase = "telling"
+            closing.stands_us = self._context.now_us
 
     # --- 4 and 5: telling, and forgetting ---------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import zstandard
@@ -23,10 +23,21 @@ import zstandard
 from geokv.core.limits import WAN_BATCH_RAW_BYTES_MAX
 from geokv.core.origin import unpack_origin
 from geokv.errors import RecordError
+from geokv.protocol.cells_fetch import NO_CLOSING
 from geokv.protocol.context import Context
 from geokv.protocol.feed_sender import BUSY_US, LINGER_US, SLACK_US, heads_of
 from geokv.protocol.intake import Intake, Taken
-from geokv.protocol.messages import FeedAck, FeedBatch, FeedClose, FeedOpen, FeedRefused, Replicated, StreamHeads
+from geokv.protocol.messages import (
+    CellsFetch,
+    FeedAck,
+    FeedBatch,
+    FeedClose,
+    FeedHoles,
+    FeedOpen,
+    FeedRefused,
+    Replicated,
+    StreamHeads,
+)
 from geokv.protocol.placement import Placement
 from geokv.protocol.relay import Relays
 from geokv.protocol.replication import Replication
@@ -34,6 +45,7 @@ from geokv.protocol.streams import Stream
 
 SILENT_US_MAX: Final = 2_000_000
 RETRY_US: Final = 500_000
+HOLES_RETRY_US: Final = 3_000_000
 ACK_LINGER_US: Final = 4_000  # after a quiet time; under load acknowledgements leave with the batches
 HEARTBEAT_ACK_LINGER_US: Final = 300_000
 COVERED_US: Final = 1_000_000
@@ -115,7 +127,9 @@ class FeedReceiver:
         self._live_signature: tuple[bool, ...] = ()
         self._wanted: dict[str, tuple[int, ...]] = {}
         self._neighbours = sorted({n for owners in placement.owners for n in owners} - {context.node})
+        self._holes: dict[Stream, int] = {}  # what no log may hold, and since when
         self._due_us: int | None = None
+        self.fetch_cells: Callable[[CellsFetch], None] = lambda fetch: None
         self.lag_counts = [0] * (len(LAG_BUCKETS_MS) + 1)
         self.lag_ms_max = 0
         self.received_records = 0
@@ -214,6 +228,37 @@ class FeedReceiver:
         if link is not None:
             self._context.note("feed.refused")
             self._retry_in(link, RETRY_US)
+
+    def holes(self, peer: str, message: FeedHoles) -> None:
+        """The sender covers what its log does not hold: fetch cells, unless a co-owner here has what is missing.
+
+        Only when it is told again: until then co-owners have stated what they have, and perhaps brought it.
+        """
+        link = self._link(peer, message.feed)
+        if link is None:
+            return
+        context = self._context
+        for heads in message.heads:
+            table = context.tables.get(heads.namespace)
+            for partition, number in zip(heads.partitions, heads.numbers, strict=True):
+                if table is None or not self._placement.is_mine[partition]:
+                    continue
+                stream = context.stream(table, partition, heads.origin)
+                if stream is None or stream.is_refused or stream.frontier >= number:
+                    continue
+                since_us = self._holes.setdefault(stream, context.now_us)
+                is_alone = not link.own_only or max(stream.peers.values(), default=0) <= stream.frontier
+                if is_alone and context.now_us - since_us >= HOLES_RETRY_US:
+                    context.note("feed.holes")
+                    self.fetch_cells(CellsFetch(NO_CLOSING, heads.namespace, partition, heads.origin, peer))
+        self._retry_in(link, HOLES_RETRY_US)
+
+    def moved(self, stream: Stream, holder: str) -> None:
+        """A stream was covered by cells of `holder`: its feeds go on from there."""
+        self._holes.pop(stream, None)
+        for link in self.links():
+            if link.peer == holder:
+                self._retry_in(link, RETRY_US)
 
     def batch(self, peer: str, message: FeedBatch) -> None:
         """One batch, or a heartbeat."""
@@ -399,6 +444,7 @@ class FeedReceiver:
     def forget(self, stream: Stream) -> None:
         """A stream is gone: closed and covered everywhere, or its namespace was deleted."""
         self._behind.pop(stream, None)
+        self._holes.pop(stream, None)
         for link in self._shipping.values():
             link.told.pop(stream, None)
             link.heads.pop(stream.key, None)

@@ -7,6 +7,9 @@ One machine serves shipping between datacenters (`own_only`: what this node orig
 catching up inside one (everything in the log). The receiver owns the cursor: it opens with its frontiers and opens
 anew whenever it is in doubt; nothing here outlives the connection.
 
+What this node covers and its log does not hold (it came as cells, was trimmed, or cannot be read) is told to the receiver
+as a hole: it fetches cells (protocol.cells_fetch) and opens anew beyond it.
+
 Invariants: in one feed, records of a stream go out in the order of their numbers, each once. In flight are at most
 FEED_WINDOW_BYTES, of which one partition holds at most FEED_PARTITION_BYTES (one record more where it alone is
 larger), so one blocked partition cannot fill the window. Only what the own log has synced is sent. `sent_hlc`
@@ -32,7 +35,7 @@ from geokv.core.origin import unpack_origin
 from geokv.protocol.commit import Entry
 from geokv.protocol.context import Context
 from geokv.protocol.effects import ReadLog
-from geokv.protocol.messages import FeedAck, FeedBatch, FeedOpen, FeedRefused, StreamHeads
+from geokv.protocol.messages import FeedAck, FeedBatch, FeedHoles, FeedOpen, FeedRefused, StreamHeads
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
 
@@ -45,6 +48,7 @@ HEARTBEAT_US: Final = 400_000
 HEADS_US: Final = 1_000_000
 UNACKED_BATCHES_MAX: Final = 4096
 OPENED_REMEMBERED_MAX: Final = 64
+HOLES_MAX: Final = 256  # told in one message; the receiver opens anew, and then hears of the next
 ZSTD_LEVEL: Final = 3
 
 
@@ -88,6 +92,8 @@ class Feed:
         self.last_batch_us = -BUSY_US
         self.last_heads_us = 0
         self.reading: tuple[int, list[tuple[Stream, int, int]]] | None = None
+        self.one_by_one = 0  # so many reads bring one record each: one of them cannot be read
+        self.holes: dict[Stream, None] = {}  # to be told
         self.echo_us = 0
         self.lag_records = 0
 
@@ -198,6 +204,16 @@ class FeedSender:
             feed.behind.pop(stream, None)
             feed.sent_hlc_of.pop(stream, None)
 
+    def moved(self, stream: Stream) -> None:
+        """This node covers more of a stream, by cells: what its log has beyond them goes on, what it lacks is told."""
+        for feed in self._live[stream.partition]:
+            table = self._context.tables.get(stream.namespace)
+            if table is not None and self._ships(feed, table):
+                self._add(feed, stream)
+                if stream in feed.sent:
+                    feed.behind[stream] = None
+                    self._pump(feed)
+
     # --- new records ------------------------------------------------------------------------------------------------
 
     def landed(self, entries: Iterable[Entry]) -> None:  # noqa: C901  # one pass over a frame, no call per record
@@ -271,10 +287,14 @@ class FeedSender:
         wanted: list[tuple[Stream, int, int]] = []
         places: list[tuple[int, int, int]] = []
         budget = LOG_READ_BYTES_MAX
+        if feed.one_by_one:
+            feed.one_by_one -= 1
+            budget = 1
         for stream in list(feed.behind):
             budget = self._collect(feed, stream, wanted, places, budget)
             if budget <= 0:
                 break
+        self._tell_holes(feed)
         if not wanted:
             return
         token = self._context.next_id()
@@ -300,8 +320,9 @@ class FeedSender:
                 number += 1
                 continue
             if number < stream.first <= stream.frontier:
-                # Trimmed here, since a quorum there covers it: the receiver gets it from its co-owners.
+                # Trimmed here, since a quorum there covers it: the receiver gets it from its co-owners, or else as cells.
                 self._context.note("feed.trimmed_before")
+                feed.holes[stream] = None
                 number = stream.first
             place = stream.place(number) if stream.has(number) else None
             if place is None:
@@ -323,9 +344,18 @@ class FeedSender:
                 feed.sent[stream] = max(feed.sent[stream], min(number - 1, stream.frontier))
                 feed.behind.pop(stream, None)
         elif not any(entry[0] is stream for entry in wanted):
-            self._context.note("feed.not_in_log")
-            feed.behind.pop(stream, None)
+            self._hole(feed, stream)
         return budget
+
+    def _hole(self, feed: Feed, stream: Stream) -> None:
+        self._context.note("feed.not_in_log")
+        feed.behind.pop(stream, None)
+        feed.holes[stream] = None
+
+    def _tell_holes(self, feed: Feed) -> None:
+        if feed.holes:
+            told, feed.holes = list(feed.holes)[:HOLES_MAX], {}
+            self._context.send(feed.peer, FeedHoles(feed.feed, heads_of((stream, stream.frontier) for stream in told)))
 
     def read(self, token: int, records: bytes | None, reason: str) -> None:
         """The log answered."""
@@ -337,6 +367,11 @@ class FeedSender:
         if records is None:
             self._context.note("feed.log_unreadable")
             self._context.log("error", f"feed to {feed.peer}: the log cannot be read: {reason}")
+            feed.one_by_one = len(wanted)
+            if len(wanted) == 1 and wanted[0][0] in feed.behind:
+                feed.one_by_one = 0
+                self._hole(feed, wanted[0][0])
+                self._tell_holes(feed)
             return
         if feed is not self._feeds.get(feed.peer, {}).get(feed.own_only):
             return

@@ -176,10 +176,18 @@ class FeedClose:
 
 @dataclass(slots=True)
 class FeedRefused:
-    """ANSWER: no such feed (the sender restarted) or the log no longer holds what is asked; open a new one, or see `reason`."""
+    """ANSWER: no such feed (the sender restarted); open a new one, or see `reason`."""
 
     feed: int
     reason: str
+
+
+@dataclass(slots=True)
+class FeedHoles:
+    """ANSWER: of these streams the sender's log lacks what comes next, though it covers them to the numbers given."""
+
+    feed: int
+    heads: list[StreamHeads]
 
 
 # --- agreement: single-decree Paxos per item, in batches ------------------------------------------------------------
@@ -442,6 +450,7 @@ ANSWERS: Final = (
     Forwarded,
     FeedBatch,
     FeedRefused,
+    FeedHoles,
     Promised,
     Accepted,
     ItemsCopied,

@@ -58,6 +58,10 @@ class Statements:
         """Records were synced: their streams are in the next statement."""
         self._touched.update([entry[1] for entry in entries])
 
+    def moved(self, stream: Stream) -> None:
+        """A frontier moved without records."""
+        self._touched.add(stream)
+
     def covered(self, stream: Stream) -> None:
         """Another datacenter's frontier on an own stream moved."""
         self._shipped.add(stream)

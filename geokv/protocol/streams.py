@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 BEYOND_MAX: Final = 65_536  # numbers taken ahead of a gap; further ones are refused and come again from a log
+HOLE_MAX: Final = 65_536  # the index of places is as long as its holes
 AHEAD_MAX: Final = 1 << 22  # how far ahead: the index of places is as long as that
 
 
@@ -124,7 +125,9 @@ class Stream:
         """Everything up to `number` is here in cells, in no log of this node."""
         if number <= self.frontier:
             return
-        self.is_mixed = self.is_mixed or bool(self.places)  # there is a hole in them now
+        if number - self.first - len(self.places) > HOLE_MAX:
+            del self.places[:], self.sizes[:]  # who wants what stands below the hole gets cells, too
+        self.is_mixed = bool(self.places)  # there is a hole in them now
         self.synced_beyond = {beyond for beyond in self.synced_beyond if beyond > number}
         self.beyond = {beyond for beyond in self.beyond if beyond > number}
         self.frontier = number

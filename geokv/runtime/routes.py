@@ -27,6 +27,7 @@ _BULK: Final = frozenset(
         messages.FeedAck,
         messages.FeedClose,
         messages.FeedRefused,
+        messages.FeedHoles,
         messages.CopyItems,
         messages.ItemsCopied,
         messages.DefinitionsWanted,

@@ -84,6 +84,14 @@ class FeedRefused(_message.Message):
     reason: str
     def __init__(self, feed: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class FeedHoles(_message.Message):
+    __slots__ = ("feed", "heads")
+    FEED_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    feed: int
+    heads: _containers.RepeatedCompositeFieldContainer[StreamHeads]
+    def __init__(self, feed: _Optional[int] = ..., heads: _Optional[_Iterable[_Union[StreamHeads, _Mapping]]] = ...) -> None: ...
+
 class DefinitionsWanted(_message.Message):
     __slots__ = ("dc", "first")
     DC_FIELD_NUMBER: _ClassVar[int]

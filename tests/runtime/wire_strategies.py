@@ -124,6 +124,7 @@ MESSAGES: dict[type, SearchStrategy] = {
     m.FeedAck: st.builds(m.FeedAck, u64, u64, u64, lists(heads), u64, u64),
     m.FeedClose: st.builds(m.FeedClose, u64),
     m.FeedRefused: st.builds(m.FeedRefused, u64, word),
+    m.FeedHoles: st.builds(m.FeedHoles, u64, lists(heads)),
     m.Prepare: st.builds(m.Prepare, ballot, lists(small)),
     m.Promised: st.one_of(
         columns(lambda items, values, chosen: m.Promised((1, "a"), items, values, chosen), small, accepted, st.booleans()),

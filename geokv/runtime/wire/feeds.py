@@ -16,6 +16,7 @@ from geokv.protocol.messages import (
     FeedAck,
     FeedBatch,
     FeedClose,
+    FeedHoles,
     FeedOpen,
     FeedRefused,
     StreamHeads,
@@ -111,6 +112,15 @@ def fill_feed_refused(message: Any, value: FeedRefused) -> None:
 
 def take_feed_refused(message: Any, count: int) -> FeedRefused:
     return FeedRefused(message.feed, message.reason)
+
+
+def fill_feed_holes(message: Any, value: FeedHoles) -> None:
+    message.feed = value.feed
+    fill_heads(message.heads, value.heads)
+
+
+def take_feed_holes(message: Any, count: int) -> FeedHoles:
+    return FeedHoles(message.feed, take_heads(message.heads, count))
 
 
 def fill_definitions_wanted(message: Any, value: DefinitionsWanted) -> None:

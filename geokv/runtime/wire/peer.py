@@ -217,6 +217,7 @@ FORMS: Final[dict[type, _Form]] = {
     messages.FeedAck: _Form("feed_ack", feeds.fill_feed_ack, feeds.take_feed_ack),
     messages.FeedClose: _Form("feed_close", feeds.fill_feed_close, feeds.take_feed_close),
     messages.FeedRefused: _Form("feed_refused", feeds.fill_feed_refused, feeds.take_feed_refused),
+    messages.FeedHoles: _Form("feed_holes", feeds.fill_feed_holes, feeds.take_feed_holes),
     messages.DefinitionsWanted: _Form("definitions_wanted", feeds.fill_definitions_wanted, feeds.take_definitions_wanted),
     messages.Definitions: _Form("definitions", feeds.fill_definitions, feeds.take_definitions),
     messages.Prepare: _Form("prepare", agreement.fill_prepare, agreement.take_prepare),
