@@ -94,6 +94,7 @@ class Feed:
         self.reading: tuple[int, list[tuple[Stream, int, int]]] | None = None
         self.one_by_one = 0  # so many reads bring one record each: one of them cannot be read
         self.holes: dict[Stream, None] = {}  # to be told
+        self.lacking: dict[Stream, None] = {}  # told: what lies beyond is no promise that nothing is missing
         self.echo_us = 0
         self.lag_records = 0
 
@@ -202,6 +203,8 @@ class FeedSender:
         for feed in self:
             feed.sent.pop(stream, None)
             feed.behind.pop(stream, None)
+            feed.holes.pop(stream, None)
+            feed.lacking.pop(stream, None)
             feed.sent_hlc_of.pop(stream, None)
 
     def moved(self, stream: Stream) -> None:
@@ -354,6 +357,7 @@ class FeedSender:
 
     def _tell_holes(self, feed: Feed) -> None:
         if feed.holes:
+            feed.lacking.update(feed.holes)
             told, feed.holes = list(feed.holes)[:HOLES_MAX], {}
             self._context.send(feed.peer, FeedHoles(feed.feed, heads_of((stream, stream.frontier) for stream in told)))
 
@@ -458,7 +462,7 @@ class FeedSender:
     def _behind(self, feed: Feed) -> dict[int, int]:
         """Partition -> HLC up to which all of it has been put into `feed`, where that is not everything."""
         behind: dict[int, int] = {}
-        for stream in feed.behind:
+        for stream in (*feed.behind, *feed.lacking):
             hlc = feed.sent_hlc_of.get(stream, 0)
             behind[stream.partition] = min(hlc, behind.get(stream.partition, hlc))
         return behind

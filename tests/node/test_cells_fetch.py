@@ -156,6 +156,10 @@ def test_a_hole_in_a_running_stream_is_filled_with_cells() -> None:
     stream = (0, cluster.nodes["dc1-1"].origin.packed())
     for name in ("dc1-1", "dc1-2", "dc1-3"):
         forget_places(cluster, name)
+    cluster.is_dropped = lambda s, r, m: isinstance(m, CellsPage)
+    cluster.run(2 * SECOND)
+    (link,) = [n.assembly.receiver.shipping["dc1-1"] for n in cluster.nodes.values() if "dc1-1" in n.assembly.receiver.shipping]
+    assert link.behind == {0: 0}  # a later heartbeat promises nothing about what is missing
     cluster.is_dropped = lambda s, r, m: False
     cluster.run_until(lambda: all(frontier(cluster, f"dc2-{n}", stream) == 1 for n in (1, 2, 3)), 60 * SECOND)
     assert cluster.are_equal()
