@@ -12,6 +12,9 @@
     numbers_unique          a stream's number names one record, for ever                             logs, while it runs
     hlc_rises               a node's HLC strictly rises along its log, restarts or not               logs, while it runs
 
+Of namespaces with durability "interval" only these are demanded: converged, numbers_unique, hlc_rises, and the frontiers of
+claims; a crash may take what was acknowledged and read.
+
 Not here: how disks are read (`truth`), what clients recorded (`history`).
 """
 
@@ -60,10 +63,15 @@ def _is_of_another(operation: Operation, cell: LwwCell) -> bool:
     return operation.coordinator.encode() not in cell.origin.split(b"\0")
 
 
+def _promised(world: World, operations: Iterable[Operation]) -> list[Operation]:
+    """Those of namespaces that acknowledge what is synced, and nothing else."""
+    return [operation for operation in operations if not operation.key.startswith(world.truth.unpromised)]
+
+
 def acknowledged_survives(world: World) -> str:
     """At the end: every owner of the key, in every datacenter, has the write or what is ordered after it."""
     cells = final_cells(world)
-    for operation in world.history.acknowledged():
+    for operation in _promised(world, world.history.acknowledged()):
         if not operation.version or is_excused(world, operation, ()):
             continue
         for dc in world.topology.dc_names:
@@ -92,7 +100,7 @@ def survives_now(world: World, lost: Iterable[str]) -> str:
                 return f"after a power cut the disk of {name} cannot be read: {error}"
             if missing := _vanished(world, name, images[name]):
                 return missing
-    for operation in world.history.acknowledged():
+    for operation in _promised(world, world.history.acknowledged()):
         if operation.version and not is_excused(world, operation, lost | (set(world.hosts) - set(images))):
             owners = world.owners(operation.key, operation.coordinator_dc)
             if not any(_is_kept(operation, images[name].cells.get(operation.key)) for name in owners if name in images):
@@ -143,7 +151,7 @@ def _by_key(operations: Iterable[Operation]) -> dict[bytes, list[Operation]]:
 
 def causal_on_key(world: World) -> str:
     """A client's acknowledged write to a key is ordered after every version of it that the client was told before."""
-    for operations in _by_key(o for o in world.history.operations if o.version).values():
+    for operations in _by_key(o for o in _promised(world, world.history.operations) if o.version).values():
         told: dict[str, list[Operation]] = {}
         for operation in operations:
             mine = told.setdefault(operation.client, [])
@@ -165,7 +173,7 @@ def _asked_replicas(world: World, operation: Operation) -> int:
 
 def read_your_quorum(world: World) -> str:
     """A read sees, in its datacenter, each write acknowledged there before it began whose replicas overlap with the read's."""
-    writes = _by_key(o for o in world.history.acknowledged() if o.version)
+    writes = _by_key(o for o in _promised(world, world.history.acknowledged()) if o.version)
     attempts = _by_key(o for o in world.history.writes() if o.value is None or o.ttl_ms > 0)
     for read in world.history.reads():
         asked = _asked_replicas(world, read)
@@ -197,7 +205,8 @@ def no_resurrection(world: World) -> str:
     for read in world.history.reads():
         if read.value is not None and (fault := _is_expired(world, read)):
             return fault
-    deletes = _by_key(o for o in world.history.acknowledged() if o.value is None and o.version)
+    acknowledged = _promised(world, world.history.acknowledged())
+    deletes = _by_key(o for o in acknowledged if o.value is None and o.version)
     for read in world.history.reads():
         for delete in deletes.get(read.key, ()):
             is_back = read.value is not None and read.version < delete.version and delete.ended_us <= read.started_us
@@ -229,7 +238,7 @@ def _back_at_the_end(world: World, deletes: dict[bytes, list[Operation]]) -> str
 
 def reads_are_written(world: World) -> str:
     """A value that a read returned stands in some log under that key and version."""
-    for read in world.history.reads():
+    for read in _promised(world, world.history.reads()):
         if read.value is None:
             continue
         cells = world.truth.registry.cells.get((read.key, read.version), ())

@@ -76,13 +76,22 @@ class SoakFailure:
     command: str
 
 
+def drawn_options(seed: int) -> RunOptions:
+    """What a run of that seed is unless it is told: half of them with a second namespace, half of these of the loose kind."""
+    drawn = derived_rng(seed, "options").random()
+    if drawn < 0.5:
+        return RunOptions()
+    loose = ("second",) if drawn < 0.75 else ()
+    return RunOptions(workload=WorkloadOptions(namespaces=("default", "second"), interval=loose))
+
+
 class Run:
     """One run, step by step, so that a test can look at the world afterwards."""
 
     def __init__(
         self, seed: int, options: RunOptions | None = None, recover: Callable[[Topology], Recover] | None = None
     ) -> None:
-        self.options = options or RunOptions()
+        self.options = options or drawn_options(seed)
         self.world = World(seed, self.options.world, recover)
         self.workload = Workload(self.world, derived_rng(seed, "workload"), self.options.workload)
         self.faults = Faults(self.world, derived_rng(seed, "faults"), self.options.faults)

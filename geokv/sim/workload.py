@@ -41,6 +41,7 @@ class WorkloadOptions:
     far_share: float = 0.06  # writes that wait for other datacenters (EACH_QUORUM, replicated_to)
     repair_before_share: float = 0.05
     namespaces: tuple[str, ...] = ("default",)  # others than "default" are created when the run begins
+    interval: tuple[str, ...] = ()  # those of them with durability "interval"
 
 
 _WRITE_LEVELS = (
@@ -62,6 +63,7 @@ class Workload:
         self.options = options
         self.is_stopped = False
         self.is_ready: dict[str, bool] = {"default": True}
+        world.truth.unpromised = tuple(f"{name}/".encode() for name in options.interval)
         self.clients = [world.sdk_client(dc) for dc in world.topology.dc_names for _ in range(options.clients_per_dc)]
         self._rng = rng
         self._values = 0
@@ -86,7 +88,10 @@ class Workload:
             elif not self.is_stopped:
                 self.world.schedule.after(200 * MS, self._create, name, turn + 1)
 
-        client.admin(AdminRequest("namespace_create", {"name": name, "policy": "lww", "exist_ok": True}), told)
+        arguments: dict[str, object] = {"name": name, "policy": "lww", "exist_ok": True}
+        if name in self.options.interval:
+            arguments |= {"durability": "interval", "interval_ms": 200}
+        client.admin(AdminRequest("namespace_create", arguments), told)
 
     # --- one lane ---------------------------------------------------------------------------------------------------
 

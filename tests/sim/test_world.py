@@ -12,7 +12,7 @@ import pytest
 
 from geokv.sim.clocks import EPOCH_US, ClockOptions, Clocks
 from geokv.sim.network import Network, NetworkOptions
-from geokv.sim.run import Run, drawn_seeds, run, soak
+from geokv.sim.run import Run, drawn_options, drawn_seeds, run, soak
 from geokv.sim.schedule import SECOND, Schedule
 from tests.conftest import Samples
 
@@ -141,3 +141,10 @@ def test_cuts_work_one_way_and_nest() -> None:
     net.carry("a", "b", "again", arrived.append)
     schedule.run_until(2 * SECOND)
     assert arrived == ["back", "again"]
+
+
+def test_runs_differ_in_their_namespaces() -> None:
+    """Among few seeds there are runs with one namespace, with two, and with one whose writes are synced by interval."""
+    drawn = [drawn_options(seed).workload for seed in range(1, 20)]
+    kinds = {(len(workload.namespaces), len(workload.interval)) for workload in drawn}
+    assert kinds == {(1, 0), (2, 0), (2, 1)}
