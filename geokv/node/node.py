@@ -29,7 +29,8 @@ from geokv.node.assembly import Assembly
 from geokv.node.config import NodeConfig
 from geokv.node.recovery import Recovered, restore
 from geokv.protocol import control, messages
-from geokv.protocol.closing import RUNS_TOLD_MAX, CloseRun, closing_item
+from geokv.protocol.closer import CloseRun, closing_item
+from geokv.protocol.closing import RUNS_TOLD_MAX
 from geokv.protocol.commit import Entry
 from geokv.protocol.effects import (
     Answer,

@@ -9,7 +9,7 @@ import pytest
 from geokv.core.quorum import Consistency
 from geokv.core.record import decode_records
 from geokv.errors import Overloaded
-from geokv.protocol import closing
+from geokv.protocol import closer
 from geokv.protocol.effects import Delivered
 from geokv.protocol.messages import (
     Accept,
@@ -361,7 +361,7 @@ def test_a_refused_write_is_answered_ambiguous_and_never_applied_twice() -> None
 def test_the_item_of_a_closing_names_its_pair() -> None:
     """The agreement's item and the pair that it stands for are one to one."""
     pair = (b"dc\0node\0" + bytes(8), 513)
-    assert closing.pair_of_item(closing.closing_item(*pair)) == pair
+    assert closer.pair_of_item(closer.closing_item(*pair)) == pair
 
 
 @pytest.mark.parametrize(
@@ -377,8 +377,8 @@ def test_what_a_replica_lacks_of_what_all_have(
     has: tuple[int, list[int]] | None, frontier: int, beyond: set[int], expected: list[int]
 ) -> None:
     """The numbers up to the highest frontier and beyond it that one replica does not have."""
-    held = None if has is None else closing.StreamHeld(1, 0, b"o", has[0], has[1], 1)
-    assert closing.missing_of(held, frontier, beyond) == expected
+    held = None if has is None else closer.StreamHeld(1, 0, b"o", has[0], has[1], 1)
+    assert closer.missing_of(held, frontier, beyond) == expected
 
 
 def test_a_promise_outlives_a_crash_and_a_checkpoint() -> None:
