@@ -17,6 +17,7 @@ from geokv.runtime.counters import Counters
 
 RESTART_S_MIN: Final = 0.1
 RESTART_S_MAX: Final = 5.0
+CANCEL_AGAIN_S: Final = 0.2
 
 _log = logging.getLogger("geokv.runtime")
 
@@ -45,13 +46,16 @@ class Supervisor:
         return task
 
     async def close(self) -> None:
-        """Cancel all tasks and wait until they are gone."""
+        """Cancel all tasks and wait until they are gone.
+
+        Again and again: a cancellation that comes just as a call of a library fails may be taken for that failure.
+        """
         self._is_closed = True
         own = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not own]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := {task for task in self._tasks if task is not own}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)
 
     async def _restarting(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         pause_s = RESTART_S_MIN

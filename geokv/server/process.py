@@ -36,6 +36,7 @@ from geokv.server.services import implementations, make_server
 
 HEALTH_S: Final = 0.1
 STOP_GRACE_S: Final = 0.5  # for calls that a drain did not wait for
+PARENT_GONE_S: Final = 20.0  # for an orderly end without a parent
 _log = logging.getLogger("geokv.server")
 
 
@@ -167,13 +168,19 @@ class Server:
             return
         loop = asyncio.get_running_loop()
         try:
-            loop.add_reader(descriptor, self._stop, "the parent is gone")
+            loop.add_reader(descriptor, self._parent_gone, descriptor)
         except OSError as error:
             raise ConfigurationError(f"--parent-pipe-fd {descriptor} is no open pipe: {error}") from error
         try:
             yield
         finally:
             loop.remove_reader(descriptor)
+
+    def _parent_gone(self, descriptor: int) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(descriptor)  # it would be ready for ever
+        self._stop("the parent is gone")
+        loop.call_later(PARENT_GONE_S, os._exit, 1)  # as good as a crash, and nobody is there to end it
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         self._stop(f"{name} ended: {error!r}")

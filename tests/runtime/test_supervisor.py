@@ -53,6 +53,26 @@ async def test_close_leaves_no_task_behind() -> None:
         supervisor.once("late", asyncio.sleep(0))
 
 
+async def test_close_cancels_again_what_took_a_cancellation_for_something_else() -> None:
+    """A library may turn a cancellation into an error of its own, and the task goes on: it ends all the same."""
+    swallowed: list[int] = []
+
+    async def stubborn() -> None:
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if len(swallowed) == 2:
+                    raise
+                swallowed.append(1)
+
+    supervisor = Supervisor(Counters(), lambda *_: None)
+    task = supervisor.once("stubborn", stubborn())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(supervisor.close(), 10)
+    assert task.cancelled()
+
+
 async def test_thread_works_in_order_and_reports_on_the_loop() -> None:
     """Results come in the order of the jobs, errors as errors, all on the loop's thread."""
     thread = WorkThread("test", asyncio.get_running_loop())
