@@ -336,10 +336,10 @@ class Node:
         self.assembly.statements.covered(stream)
         self.assembly.write.covered(stream)
 
-    def _covered_by_cells(self, stream: Stream, holder: str) -> None:
+    def _covered_by_cells(self, stream: Stream) -> None:
         self.assembly.statements.moved(stream)
         self.assembly.sender.moved(stream)
-        self.assembly.receiver.moved(stream, holder)
+        self.assembly.receiver.moved()
 
     def _room(self, event: RoomChanged) -> None:
         commit = self.assembly.commit

@@ -31,9 +31,10 @@ from geokv.protocol.messages import CellsFetch, CellsPage, CellsWanted, StreamHe
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
 
-QUIET_US_MAX: Final = 2_000_000  # a fetch that has not moved for this long may begin anew
+QUIET_US_MAX: Final = 2_000_000  # a page that has not come for this long is asked for again
+GIVEN_UP_US: Final = 30_000_000  # a fetch that has not moved for this long lets others go first
 FETCHES_MAX: Final = 4  # at a time; whoever wants more asks again
-GIVES_MAX: Final = 8
+GIVES_MAX: Final = 16  # lists of keys; of one peer at most as many as it fetches at a time
 GIVE_KEPT_US: Final = 30_000_000  # a list of keys that nobody has asked about for this long goes
 SCAN_KEYS_MAX: Final = 20_000  # looked at in one step, so that the loop does not stand still for a large namespace
 BEYOND_MAX: Final = 100_000  # numbers above the frontier in one statement of what is held
@@ -44,7 +45,7 @@ NO_CLOSING: Final = 0  # a fetch because of a hole in a log
 class _Fetch:
     """One stream's cells on their way here."""
 
-    __slots__ = ("after", "close", "frontier", "holder", "moved_us", "then")
+    __slots__ = ("after", "asked_us", "close", "frontier", "holder", "is_taking", "moved_us", "then")
 
     def __init__(self, message: CellsFetch, then: Callable[[StreamHeld], None], now_us: int) -> None:
         self.close = message.close
@@ -52,6 +53,8 @@ class _Fetch:
         self.then = then
         self.after = b""
         self.frontier: int | None = None
+        self.is_taking = False  # a page is on its way to the disk
+        self.asked_us = now_us
         self.moved_us = now_us
 
 
@@ -75,8 +78,9 @@ class CellsFetches:
         self._context = context
         self._intake = intake
         self._open: dict[Key, _Fetch] = {}
+        self._given_up: dict[Key, int] = {}
         self._gives: dict[tuple[str, Key], _Give] = {}
-        self.on_covered: Callable[[Stream, str], None] = lambda stream, holder: None
+        self.on_covered: Callable[[Stream], None] = lambda stream: None
 
     # --- taking -----------------------------------------------------------------------------------------------------
 
@@ -85,16 +89,33 @@ class CellsFetches:
         context = self._context
         key = (message.namespace, message.partition, message.origin)
         known = self._open.get(key)
-        if known is not None and context.now_us - known.moved_us < QUIET_US_MAX:
+        if known is not None and self._is_wanted(known, message):
+            if not known.is_taking and context.now_us - known.asked_us >= QUIET_US_MAX:
+                self._ask(key, known)  # goes on where it was
             return
-        self._open = {k: f for k, f in self._open.items() if context.now_us - f.moved_us < QUIET_US_MAX}
+        for stale in [k for k, f in self._open.items() if context.now_us - f.moved_us >= GIVEN_UP_US]:
+            del self._open[stale]
+            self._given_up[stale] = context.now_us
+        self._given_up = {k: us for k, us in self._given_up.items() if context.now_us - us < GIVEN_UP_US}
+        self._open.pop(key, None)
+        if key in self._given_up and message.close == NO_CLOSING:
+            return  # it had its time: others first
         if message.holder not in context.peers or not context.is_live(message.holder) or len(self._open) >= FETCHES_MAX:
             return
-        if known is None or (known.close, known.holder) != (message.close, message.holder):
-            known = _Fetch(message, then, context.now_us)
-        known.moved_us = context.now_us  # one that was quiet goes on where it was
-        self._open[key] = known
-        context.send(message.holder, CellsWanted(known.close, *key, known.after))
+        if message.namespace in context.tables:
+            self._open[key] = fetch = _Fetch(message, then, context.now_us)
+            self._ask(key, fetch)
+
+    def _is_wanted(self, known: _Fetch, message: CellsFetch) -> bool:
+        """Whether a fetch goes on: it moves, from somebody who lives, and not for a hole where a closing asks now."""
+        context = self._context
+        if known.close == NO_CLOSING and message.close != NO_CLOSING:
+            return False
+        return context.is_live(known.holder) and context.now_us - known.moved_us < GIVEN_UP_US
+
+    def _ask(self, key: Key, fetch: _Fetch) -> None:
+        fetch.asked_us = self._context.now_us
+        self._context.send(fetch.holder, CellsWanted(fetch.close, *key, fetch.after))
 
     def page(self, peer: str, message: CellsPage) -> None:
         """One page of cells came."""
@@ -102,13 +123,19 @@ class CellsFetches:
         fetch = self._open.get(key)
         if fetch is None or (fetch.close, fetch.holder, fetch.after) != (message.close, peer, message.after):
             return
+        if fetch.is_taking:
+            return  # the same page again
+        if message.namespace not in self._context.tables:
+            del self._open[key]
+            return
         try:
             records = decode_records(message.records)
             if any(r.kind != CELL or (r.namespace, r.partition) != key[:2] for r in records):
                 raise RecordError("a page of cells holds something else")
-            if fetch.frontier is None:
-                fetch.frontier = message.frontier
             last_key = records[-1].key if records else message.after
+            fetch.is_taking = True
+            # Each page holds what its own list stands for; where lists changed between, the lowest holds for all.
+            fetch.frontier = message.frontier if fetch.frontier is None else min(fetch.frontier, message.frontier)
             taken = self._intake.take(message.records, lambda: self._took(key, fetch, last_key, message.is_last))
         except RecordError as error:
             self._context.note("close.malformed")
@@ -116,16 +143,17 @@ class CellsFetches:
             del self._open[key]
             return
         if taken.reason:
-            del self._open[key]  # no room: the closer asks for it again
+            fetch.is_taking = False  # no room: it is asked for again
 
     def _took(self, key: Key, fetch: _Fetch, last_key: bytes, is_last: bool) -> None:
         if self._open.get(key) is not fetch:
             return
         context = self._context
         fetch.moved_us = context.now_us
+        fetch.is_taking = False
         if not is_last:
             fetch.after = last_key
-            context.send(fetch.holder, CellsWanted(fetch.close, *key, fetch.after))
+            self._ask(key, fetch)
             return
         del self._open[key]
         table = context.tables.get(key[0])
@@ -143,7 +171,7 @@ class CellsFetches:
         assert fetch.frontier is not None
         stream.cover(fetch.frontier)
         fetch.then(held_of(stream))
-        self.on_covered(stream, fetch.holder)
+        self.on_covered(stream)
 
     # --- giving -----------------------------------------------------------------------------------------------------
 
@@ -158,7 +186,7 @@ class CellsFetches:
             context.note("cells.link_off")
             return
         give = self._gives.get((peer, (message.namespace, message.partition, message.origin)))
-        if give is not None and message.after:
+        if give is not None and (message.after or give.unseen):
             give.asked = message
             self._step(peer, give, table)
         else:
@@ -170,7 +198,11 @@ class CellsFetches:
         self._gives = {whose: g for whose, g in self._gives.items() if now_us - g.moved_us < GIVE_KEPT_US}
         whose = (peer, (message.namespace, message.partition, message.origin))
         stream = table.streams.get(message.partition, message.origin)
+        theirs = [other for other in self._gives if other[0] == peer and other != whose]
+        if len(theirs) >= FETCHES_MAX:
+            del self._gives[theirs[0]]  # it has given that one up, or it asks again
         if stream is None or (len(self._gives) >= GIVES_MAX and whose not in self._gives):
+            self._context.note("cells.too_many")
             return
         self._gives[whose] = give = _Give(message, stream.frontier, list(table.cells), now_us)
         self._step(peer, give, table)

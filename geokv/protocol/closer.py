@@ -135,7 +135,10 @@ class CloseRun:
     def tick(self) -> None:
         """Ask, fill and tell again whom it may not have reached."""
         context = self._context
-        if self.is_done or context.distrusted:
+        if self.is_done:
+            self.waiting = ""
+            return
+        if context.distrusted:
             return
         if context.now_us - self._asked_us >= ASK_AGAIN_US:
             self._asked_us = context.now_us

@@ -45,7 +45,7 @@ from geokv.protocol.streams import Stream
 
 SILENT_US_MAX: Final = 2_000_000
 RETRY_US: Final = 500_000
-HOLES_RETRY_US: Final = 3_000_000
+HOLE_US_MAX: Final = 3_000_000  # for so long co-owners may bring what is missing, before cells are fetched
 ACK_LINGER_US: Final = 4_000  # after a quiet time; under load acknowledgements leave with the batches
 HEARTBEAT_ACK_LINGER_US: Final = 300_000
 COVERED_US: Final = 1_000_000
@@ -127,7 +127,8 @@ class FeedReceiver:
         self._live_signature: tuple[bool, ...] = ()
         self._wanted: dict[str, tuple[int, ...]] = {}
         self._neighbours = sorted({n for owners in placement.owners for n in owners} - {context.node})
-        self._holes: dict[Stream, int] = {}  # what no log may hold, and since when
+        # What no log may hold: who told it, in which kind of feed, our frontier then, and when.
+        self._holes: dict[Stream, tuple[str, bool, int, int]] = {}
         self._due_us: int | None = None
         self.fetch_cells: Callable[[CellsFetch], None] = lambda fetch: None
         self.lag_counts = [0] * (len(LAG_BUCKETS_MS) + 1)
@@ -230,10 +231,7 @@ class FeedReceiver:
             self._retry_in(link, RETRY_US)
 
     def holes(self, peer: str, message: FeedHoles) -> None:
-        """The sender covers what its log does not hold: fetch cells, unless a co-owner here has what is missing.
-
-        Only when it is told again: until then co-owners have stated what they have, and perhaps brought it.
-        """
+        """The sender covers what its log does not hold, and goes on with none of these streams before this opens anew."""
         link = self._link(peer, message.feed)
         if link is None:
             return
@@ -244,21 +242,34 @@ class FeedReceiver:
                 if table is None or not self._placement.is_mine[partition]:
                     continue
                 stream = context.stream(table, partition, heads.origin)
-                if stream is None or stream.is_refused or stream.frontier >= number:
+                if stream is None or stream.is_refused:
                     continue
-                since_us = self._holes.setdefault(stream, context.now_us)
-                is_alone = not link.own_only or max(stream.peers.values(), default=0) <= stream.frontier
-                if is_alone and context.now_us - since_us >= HOLES_RETRY_US:
-                    context.note("feed.holes")
-                    self.fetch_cells(CellsFetch(NO_CLOSING, heads.namespace, partition, heads.origin, peer))
-        self._retry_in(link, HOLES_RETRY_US)
+                if stream.frontier >= number:
+                    self._retry_in(link, RETRY_US)  # it came in another way
+                    continue
+                known = self._holes.get(stream)
+                if known is None or known[0] != peer:
+                    self._holes[stream] = (peer, link.own_only, stream.frontier, context.now_us)
+        self._look_after_holes()
 
-    def moved(self, stream: Stream, holder: str) -> None:
-        """A stream was covered by cells of `holder`: its feeds go on from there."""
-        self._holes.pop(stream, None)
-        for link in self.links():
-            if link.peer == holder:
+    def _look_after_holes(self) -> None:
+        """Open anew where something came of what was missing; fetch cells where no live co-owner has more than we."""
+        context = self._context
+        for stream, (peer, own_only, frontier, since_us) in list(self._holes.items()):
+            link = (self._shipping if own_only else self._catching_up).get(peer)
+            if link is None or stream.is_refused:
+                del self._holes[stream]  # it is told again, or a closing brings it
+            elif stream.frontier > frontier:
+                del self._holes[stream]
                 self._retry_in(link, RETRY_US)
+            elif context.now_us - since_us >= HOLE_US_MAX:
+                near = (n for node, n in stream.peers.items() if context.is_live(node))
+                if not own_only or max(near, default=0) <= stream.frontier:
+                    self.fetch_cells(CellsFetch(NO_CLOSING, *stream.key, peer))
+
+    def moved(self) -> None:
+        """A stream was covered by cells: its feed goes on from there."""
+        self._look_after_holes()
 
     def batch(self, peer: str, message: FeedBatch) -> None:
         """One batch, or a heartbeat."""
@@ -462,6 +473,7 @@ class FeedReceiver:
         if is_heartbeat:
             self._decide()
             self._catch_up()
+            self._look_after_holes()
             for peer in sorted(self._remote):
                 self._keep_shipping(peer, now_us)
             for link in self._catching_up.values():

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 import zstandard
@@ -48,7 +49,8 @@ HEARTBEAT_US: Final = 400_000
 HEADS_US: Final = 1_000_000
 UNACKED_BATCHES_MAX: Final = 4096
 OPENED_REMEMBERED_MAX: Final = 64
-HOLES_MAX: Final = 256  # told in one message; the receiver opens anew, and then hears of the next
+HOLES_AGAIN_US: Final = 3_000_000
+HOLES_MAX: Final = 256  # told in one message; the others have their turn in the next
 ZSTD_LEVEL: Final = 3
 
 
@@ -94,7 +96,8 @@ class Feed:
         self.reading: tuple[int, list[tuple[Stream, int, int]]] | None = None
         self.one_by_one = 0  # so many reads bring one record each: one of them cannot be read
         self.holes: dict[Stream, None] = {}  # to be told
-        self.lacking: dict[Stream, None] = {}  # told: what lies beyond is no promise that nothing is missing
+        self.lacking: dict[Stream, None] = {}  # told: nothing goes on there before the receiver opens anew
+        self.told_us = 0
         self.echo_us = 0
         self.lag_records = 0
 
@@ -171,6 +174,7 @@ class FeedSender:
                 elif stream in feed.sent:
                     feed.stated[stream.key] = feed.sent.pop(stream)
                     feed.behind.pop(stream, None)
+                    feed.lacking.pop(stream, None)
             self._pump(feed)
 
     def _add(self, feed: Feed, stream: Stream) -> None:
@@ -213,7 +217,7 @@ class FeedSender:
             table = self._context.tables.get(stream.namespace)
             if table is not None and self._ships(feed, table):
                 self._add(feed, stream)
-                if stream in feed.sent:
+                if stream in feed.sent and stream not in feed.lacking:
                     feed.behind[stream] = None
                     self._pump(feed)
 
@@ -231,7 +235,7 @@ class FeedSender:
                 if feed.own_only and stream.origin != own:
                     if stream not in feed.sent:
                         self._add(feed, stream)
-                    if stream in feed.sent:
+                    if stream in feed.sent and stream not in feed.lacking:
                         feed.behind[stream] = None
                         touched[feed] = None
                     continue
@@ -242,14 +246,14 @@ class FeedSender:
                         continue
                     self._add(feed, stream)
                     sent = feed.sent.get(stream)
-                is_next = sent == number - 1 and stream not in feed.behind
+                is_next = sent == number - 1 and stream not in feed.behind and stream not in feed.lacking
                 if is_next and feed.has_room(stream.partition, len(raw)):
                     self._put(feed, stream, number, raw)
                     touched[feed] = None
                     if stream.origin != own and stream.frontier > number:
                         feed.behind[stream] = None  # a gap was filled: what stood behind it is in the log
                     continue
-                if sent is not None and number > sent:
+                if sent is not None and number > sent and stream not in feed.lacking:
                     feed.behind[stream] = None
                     touched[feed] = None
         for feed in touched:
@@ -322,11 +326,6 @@ class FeedSender:
             if number in stream.voids:
                 number += 1
                 continue
-            if number < stream.first <= stream.frontier:
-                # Trimmed here, since a quorum there covers it: the receiver gets it from its co-owners, or else as cells.
-                self._context.note("feed.trimmed_before")
-                feed.holes[stream] = None
-                number = stream.first
             place = stream.place(number) if stream.has(number) else None
             if place is None:
                 break
@@ -353,12 +352,12 @@ class FeedSender:
     def _hole(self, feed: Feed, stream: Stream) -> None:
         self._context.note("feed.not_in_log")
         feed.behind.pop(stream, None)
-        feed.holes[stream] = None
+        feed.holes[stream] = feed.lacking[stream] = None
 
     def _tell_holes(self, feed: Feed) -> None:
         if feed.holes:
-            feed.lacking.update(feed.holes)
             told, feed.holes = list(feed.holes)[:HOLES_MAX], {}
+            feed.told_us = self._context.now_us
             self._context.send(feed.peer, FeedHoles(feed.feed, heads_of((stream, stream.frontier) for stream in told)))
 
     def read(self, token: int, records: bytes | None, reason: str) -> None:
@@ -462,7 +461,7 @@ class FeedSender:
     def _behind(self, feed: Feed) -> dict[int, int]:
         """Partition -> HLC up to which all of it has been put into `feed`, where that is not everything."""
         behind: dict[int, int] = {}
-        for stream in (*feed.behind, *feed.lacking):
+        for stream in chain(feed.behind, feed.lacking):
             hlc = feed.sent_hlc_of.get(stream, 0)
             behind[stream.partition] = min(hlc, behind.get(stream.partition, hlc))
         return behind
@@ -531,6 +530,12 @@ class FeedSender:
             self._flush(feed)
         if feed.behind:
             self._pump(feed)
+        if feed.lacking and self._context.now_us - feed.told_us >= HOLES_AGAIN_US:
+            # The word may have been lost. Those that stand last get their turn.
+            told = list(feed.lacking)
+            feed.holes = dict.fromkeys(told)
+            feed.lacking = dict.fromkeys(told[HOLES_MAX:] + told[:HOLES_MAX])
+            self._tell_holes(feed)
 
 
 def heads_of(pairs: Iterable[tuple[Stream, int]]) -> list[StreamHeads]:

@@ -147,6 +147,10 @@ class Stream:
         if not self.places:
             self.first = number
         missing = number - self.first - len(self.places)
+        if missing > HOLE_MAX and number - 1 <= self.frontier + HOLE_MAX:
+            # nearly all of it is covered by cells (a checkpoint stands between): do not stretch the index over it
+            del self.places[:], self.sizes[:]
+            self.first, missing = number, 0
         if missing >= 0:
             self.places.extend([0] * missing)
             self.sizes.extend([0] * missing)
