@@ -185,6 +185,7 @@ class FeedReceiver:
         link = self._open(peer, True, partitions)
         if old is not None and set(partitions) <= set(old.partitions):
             link.safe_hlc, link.behind, link.echoed_us, link.heads = old.safe_hlc, old.behind, old.echoed_us, old.heads
+            link.covered_at_us = old.covered_at_us  # `covered` is told once a second, however often this opens anew
         self._shipping[peer] = link
 
     def _open(self, peer: str, own_only: bool, partitions: tuple[int, ...]) -> Incoming:
@@ -510,6 +511,8 @@ class FeedReceiver:
             self._open_shipping(peer)
 
     def _retry(self, link: Incoming) -> None:
+        if link.ack_at_us is not None:
+            self._ack(link)  # the new feed knows nothing of this one's batches
         if link.own_only:
             self._open_shipping(link.peer)
         elif self._catching_up.get(link.peer) is link:

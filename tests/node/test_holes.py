@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from geokv.core.cell import encode_lww
+from geokv.core.quorum import Consistency
 from geokv.core.record import DELTA, NO_OPERATION, encode_record
 from geokv.core.ring import key_hash
 from geokv.protocol import cells_fetch, control
@@ -26,6 +27,7 @@ from geokv.protocol.messages import (
     ItemsCopied,
     Prepare,
     Replicate,
+    Replicated,
     StreamHeads,
 )
 from geokv.protocol.requests import Outcome
@@ -375,6 +377,39 @@ def test_slow_pages_of_two_senders_come_to_an_end(monkeypatch: pytest.MonkeyPatc
 
     cluster.is_held = is_held
     cluster.run_until(has_all, 120 * SECOND)
+
+
+# --- feeds that are opened anew, as each filled hole has them -------------------------------------------------------------
+
+
+def test_what_came_over_a_feed_is_acknowledged_before_it_is_opened_anew() -> None:
+    """An acknowledgement that waits for company leaves at once: EACH_QUORUM writes do not wait for `covered`."""
+    cluster = Cluster(datacenters=2, partitions=1).start().serving()
+    cluster.run(5 * SECOND)
+    call = cluster.write("dc1-1", {b"k": b"v"}, Consistency.EACH_QUORUM)
+    cluster.run(MS)
+    assert cluster.cells(receiver_of(cluster)).keys() == {b"k"}
+    assert cluster.reply("dc1-1", call) is None
+    cluster.nodes[receiver_of(cluster)].assembly.receiver.reopen("tested", "dc1-1")
+    cluster.run(MS)
+    assert cluster.reply("dc1-1", call).outcomes == [Outcome.APPLIED]
+
+
+def test_a_feed_that_is_opened_anew_all_the_time_still_tells_what_is_covered() -> None:
+    """A quorum that came about after the feed of its batch is told of within a second or two."""
+    cluster = Cluster(datacenters=2, partitions=1).start().serving()
+    cluster.run(5 * SECOND)
+    there = receiver_of(cluster)
+    cluster.is_held = lambda s, r, m: isinstance(m, Replicated) and r == there and s in THERE
+    call = cluster.write("dc1-1", {b"k": b"v"}, Consistency.EACH_QUORUM)
+    cluster.run(100 * MS)
+    assert cluster.held
+    for _ in range(4):
+        cluster.nodes[there].assembly.receiver.reopen("tested", "dc1-1")
+        cluster.run(MS)
+        cluster.release()
+        cluster.run(499 * MS)
+    assert cluster.reply("dc1-1", call).outcomes == [Outcome.APPLIED]
 
 
 # --- around it ------------------------------------------------------------------------------------------------------------
