@@ -71,7 +71,8 @@ def _node(node: Any, said: Any) -> dict[str, Any]:
     }
     if isinstance(said, GeokvError):
         return {**facts, "state": "unreachable", "reason": str(said), "status": None}
-    refusing = said.get("refusing") or said.get("log", {}).get("refusing_writes") or ""
+    log = said.get("log", {})
+    refusing = said.get("refusing") or log.get("refusing_writes") or log.get("room_reason") or ""
     state = "refusing" if said.get("refusing") else "read-only" if refusing else "serving"
     return {**facts, "state": state, "reason": refusing, "status": said}
 

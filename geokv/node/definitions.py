@@ -11,7 +11,8 @@ Not here: what is agreed (protocol.catalog, protocol.closing) and how (protocol.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from geokv.core.namespace import BORN, NamespaceDefinition
 from geokv.errors import GeokvError
@@ -23,6 +24,16 @@ from geokv.protocol.messages import Definitions as DefinitionsMessage
 from geokv.protocol.messages import DefinitionsWanted
 
 Outcome = Callable[[NamespaceDefinition | GeokvError], None]
+
+SPREAD_US_MAX: Final = 1_000_000  # a change is answered when all live members say that they know it, or so much later
+
+
+class _Spreading(NamedTuple):
+    """A change that stands, and is to be known by all live members before its caller hears of it."""
+
+    until_us: int
+    known: int
+    tell: Callable[[], None]
 
 
 class Definitions:
@@ -36,6 +47,8 @@ class Definitions:
         self._agreement: Agreement | None = None
         self.catalog_machine = CatalogMachine(context.dc, datacenters, context.rng, self._propose_slot)
         self._waiting: dict[int, Outcome] = {}
+        self._spreading: list[_Spreading] = []
+        self._known_by: dict[str, int] = {}  # member -> how many definitions of this datacenter it has stated to know
         self._due_us: int | None = None
         self.on_defined: Callable[[NamespaceDefinition], None] = lambda definition: None
         self.on_decided: Callable[[int, dict[bytes, bytes]], None] = lambda ticket, values: None
@@ -94,6 +107,9 @@ class Definitions:
 
     def heard_counts(self, peer: str, counts: dict[str, int]) -> None:
         self.catalog_machine.heard(peer, counts, self._context.now_us)
+        if peer in self._members:
+            self._known_by[peer] = counts.get(self._context.dc, 0)
+            self._tell_spread()
 
     def heard(self, peer: str, message: object) -> None:
         """A peer's message to the agreement or the catalog."""
@@ -131,11 +147,13 @@ class Definitions:
             if due is not None and due <= now_us:
                 self._agreement.tick(now_us)
         self.catalog_machine.tick(now_us)
+        self._tell_spread()
 
     def wake_at_us(self) -> int | None:
         wakes = [self.catalog_machine.wake_at_us()]
         if self._agreement is not None:
             wakes.append(self._agreement.wake_at_us())
+        wakes.extend(spreading.until_us for spreading in self._spreading)
         return min((wake for wake in wakes if wake is not None), default=None)
 
     @property
@@ -181,8 +199,28 @@ class Definitions:
 
     def _settle(self, ticket: int, outcome: NamespaceDefinition | GeokvError) -> None:
         waiting = self._waiting.pop(ticket, None)
-        if waiting is not None:
+        if waiting is None:
+            return
+        if isinstance(outcome, GeokvError):
             waiting(outcome)
+            return
+        until_us = self._context.now_us + SPREAD_US_MAX
+        self._spreading.append(_Spreading(until_us, self.counts()[self._context.dc], partial(waiting, outcome)))
+        self._tell_spread()
+
+    def _tell_spread(self) -> None:
+        """Answer what every live member knows by now: the caller's next call may go to any of them."""
+        if not self._spreading:
+            return
+        context = self._context
+        others = [member for member in self._members if member != context.node and context.is_live(member)]
+        known = min((self._known_by.get(member, 0) for member in others), default=self.counts()[context.dc])
+        still, self._spreading = self._spreading, []
+        for spreading in still:
+            if spreading.known <= known or context.now_us >= spreading.until_us:
+                spreading.tell()
+            else:
+                self._spreading.append(spreading)
 
     def _persist(self, token: int, items: list[ItemState]) -> None:
         agreement = self._agreement

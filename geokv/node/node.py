@@ -88,6 +88,9 @@ class Node:
         self._build_token = 0
         self._is_building = False
         self._built_bytes = -recovered.replayed_bytes
+        config = assembly.config
+        self._checkpoint_bytes = min(config.checkpoint_bytes, config.log_bytes_max // 4)  # well before the log is full
+        self._no_room = ""  # what was said of it last
         self._log_readers: dict[int, Callable[[bytes | None], None]] = {}
         self._seen_logged: dict[str, tuple[int, int]] = {}
         self._seen_at_us = 0
@@ -344,9 +347,14 @@ class Node:
     def _room(self, event: RoomChanged) -> None:
         commit = self.assembly.commit
         commit.room_bytes = event.room_bytes
-        commit.room_reason = event.reason
+        self._say_read_only(self._no_room, event.reason)
+        self._no_room = commit.room_reason = event.reason
         if event.reason:
             self.context.note("log.no_room")
+
+    def _say_read_only(self, before: str, now: str) -> None:
+        if bool(before) != bool(now):
+            self.context.log("warning" if now else "info", f"writes are refused: {now}" if now else "writes are taken again")
 
     def _read_log(self, places: list[tuple[int, int, int]], then: Callable[[bytes | None], None]) -> None:
         token = self.context.next_id()
@@ -384,7 +392,7 @@ class Node:
 
     def _checkpoint_if_due(self) -> None:
         commit = self.assembly.commit
-        if self._is_building or commit.appended_bytes - self._built_bytes < self.config.checkpoint_bytes:
+        if self._is_building or commit.appended_bytes - self._built_bytes < self._checkpoint_bytes:
             return
         if not commit.is_whole:
             return
@@ -400,6 +408,7 @@ class Node:
         if event.error:
             self.context.note("checkpoint.failed")
             self.context.log("error", f"the checkpoint failed: {event.error}; the log is kept")
+            self._built_bytes -= self._checkpoint_bytes * 7 // 8  # due again, and not with every frame
         else:
             self.assembly.retention.built_segment = event.segment
 
@@ -602,6 +611,7 @@ class Node:
 
     def _defined(self, definition: NamespaceDefinition) -> None:
         """A namespace is usable here, or has changed."""
+        self.assembly.statements.hurry()
         table = self.context.tables.get(definition.id)
         is_new = table is None and not definition.is_deleted
         self.assembly.define(definition)
@@ -641,7 +651,9 @@ class Node:
         self._check_standing()
         self.admin.tick()
         machines.retention.trim()
-        machines.write.log_refuses = machines.retention.refusal(self.config.log_bytes_max)
+        refusal = machines.retention.refusal(self.config.log_bytes_max)
+        self._say_read_only(machines.write.log_refuses, refusal)
+        machines.write.log_refuses = refusal
         self._keep_bound()
         if not machines.commit.reserve(4096, is_control=True):
             self._log_seen()

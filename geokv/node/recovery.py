@@ -77,7 +77,7 @@ class _Restoring:
             assembly.commit.segment = segment
             assembly.commit.segment_last.setdefault(segment, {})
             self._frame(segment, offset, payload)
-        assembly.retention.first_segment = first_segment or 0
+        assembly.retention.first_segment = first_segment or 1
         assembly.retention.built_segment = self._from_segment
         self._settle_streams()
         self._context.clock.last = max(self._hlc_max, hlc_from_ms(recovered.bound_ms))

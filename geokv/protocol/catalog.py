@@ -140,7 +140,9 @@ class CatalogMachine:
     # --- changes ----------------------------------------------------------------------------------------------------
 
     def create(self, name: str, settings: Mapping[str, object], hlc: int, now_us: int, exist_ok: bool = False) -> int:
-        """Create a namespace with any of namespace.SETTINGS. With `exist_ok` an equal one is Ready too.
+        """Create a namespace with any of namespace.SETTINGS.
+
+        With `exist_ok` one of that name is Ready too, where its policy is the same and the settings given are.
 
         Raises InvalidRequest (what to change), Overloaded.
         """
@@ -152,9 +154,10 @@ class CatalogMachine:
             if held is None:
                 self.catalog.check_room()
                 return wanted
-            if exist_ok and held.settings() == wanted.settings():
+            different = _different(held, wanted, settings)
+            if exist_ok and not different:
                 return None
-            raise NamespaceExists(_exists(held, wanted, exist_ok), namespace=name)
+            raise NamespaceExists(_exists(held, different, exist_ok), namespace=name)
 
         return self._enqueue(build, lambda: self.catalog.resolve(name), now_us)
 
@@ -378,9 +381,14 @@ def slots_in(known: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[str, int, b
             yield *place, value
 
 
-def _exists(held: NamespaceDefinition, wanted: NamespaceDefinition, exist_ok: bool) -> str:
+def _different(held: NamespaceDefinition, wanted: NamespaceDefinition, given: Iterable[str]) -> list[str]:
+    """What of the policy and the given settings is not as wanted."""
+    ours, theirs = wanted.settings(), held.settings()
+    named = ["policy", *(name for name in given if name != "policy")]
+    return [f"{name} is {theirs[name]!r}, not {ours[name]!r}" for name in named if ours[name] != theirs[name]]
+
+
+def _exists(held: NamespaceDefinition, different: list[str], exist_ok: bool) -> str:
     if not exist_ok:
         return f"namespace {held.name!r} exists; say exist_ok to take it where its settings are the same"
-    ours, theirs = wanted.settings(), held.settings()
-    different = [f"{name} is {theirs[name]!r}, not {ours[name]!r}" for name in ours if ours[name] != theirs[name]]
     return f"namespace {held.name!r} exists with other settings: {'; '.join(different)}"

@@ -263,7 +263,7 @@ class FeedReceiver:
             elif stream.frontier > frontier:
                 del self._holes[stream]
                 self._retry_in(link, RETRY_US)
-            elif context.now_us - since_us >= HOLE_US_MAX:
+            elif not own_only or context.now_us - since_us >= HOLE_US_MAX:
                 near = (n for node, n in stream.peers.items() if context.is_live(node))
                 if not own_only or max(near, default=0) <= stream.frontier:
                     self.fetch_cells(CellsFetch(NO_CLOSING, *stream.key, peer))

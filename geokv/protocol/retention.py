@@ -34,7 +34,7 @@ class Retention:
         self._placement = placement
         self._shipped_everywhere = shipped_everywhere
         self.built_segment = 0
-        self.first_segment = 0
+        self.first_segment = 1
         self.held_by: dict[str, int] = {}  # who holds the oldest segment, and from which number
 
     def log_bytes(self) -> int:
@@ -45,11 +45,10 @@ class Retention:
         """Why writes are refused (empty: they are not)."""
         if self.log_bytes() <= bytes_max:
             return ""
-        who = ", ".join(sorted(self.held_by)) or "the next checkpoint"
-        return (
-            f"the log holds {self.log_bytes() // MIB} MiB (limit {bytes_max // MIB} MiB), waiting for {who};"
-            " bring it back, or raise log_bytes_max"
-        )
+        full = f"the log holds {self.log_bytes() // MIB} MiB (limit {bytes_max // MIB} MiB)"
+        if not self.held_by:
+            return f"{full}, and what may go is being removed"
+        return f"{full}, waiting for {', '.join(sorted(self.held_by))}; bring it back, or raise log_bytes_max"
 
     def trim(self) -> None:
         """Let go of the oldest segments that nobody needs."""

@@ -70,6 +70,10 @@ class Statements:
         """Somebody came (back): tell everything at the next heartbeat."""
         self._next_full_us = 0
 
+    def hurry(self) -> None:
+        """Something is to be stated now, not at the next heartbeat."""
+        self._next_us = 0
+
     def wake_at_us(self) -> int:
         return self._next_us
 

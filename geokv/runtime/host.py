@@ -48,6 +48,7 @@ from geokv.runtime.wire.peer import Hello
 RECOVER_S_MIN: Final = 0.1
 RECOVER_S_MAX: Final = 5.0
 STEADY_S: Final = 30.0  # a run that lasted this long was a good one: the next pause is short again
+BUSY_S: Final = 0.3  # a node that was asked so lately has clients that will ask again
 RETRY_AFTER_S: Final = 0.1
 # A thread that comes back from fdatasync waits this long for a busy loop to hand over the interpreter; with the default
 # of 5 ms a commit of 0.1 ms took 5.
@@ -100,6 +101,7 @@ class Host:
         self._transport: Transport | None = None
         self._supervisor = Supervisor(counters, self._loop_failed)
         self._is_draining = False
+        self._asked_s = -BUSY_S  # when a client has asked last, by the loop's clock
         self._why_not = "the node is recovering from its disk"
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -109,13 +111,20 @@ class Host:
         self._supervisor.once("runs of the node", self._keep_running())
 
     async def drain(self, seconds: float) -> bool:
-        """Take no new calls, wait for those in progress; True when all were answered in time."""
+        """Take no new calls, wait for those in progress; True when all were answered in time.
+
+        Where clients are at work, new calls go on being refused for a while: a client that has heard of it once goes
+        elsewhere, while a call that meets the end of the connection is one of which nobody knows whether it began.
+        """
         self._is_draining = True
         self._why_not = "the node is shutting down"
-        deadline = asyncio.get_running_loop().time() + seconds
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
         while self._run is not None and self._run.calls_waiting():
-            if asyncio.get_running_loop().time() > deadline:
+            if loop.time() > begun_s + seconds:
                 return False
+            await asyncio.sleep(0.01)
+        while loop.time() < min(begun_s + seconds, self._asked_s + BUSY_S):  # noqa: ASYNC110  # calls move it on
             await asyncio.sleep(0.01)
         return True
 
@@ -138,10 +147,15 @@ class Host:
             return self._why_not
         return self._run.machine.is_refusing
 
+    @property
+    def takes_calls(self) -> bool:
+        return self._run is not None and not self._is_draining
+
     def ask(self, request: Request) -> tuple[int, asyncio.Future[Reply]]:
         """Give a client's batch to the node. Raises Unavailable or Overloaded where it was not even begun."""
         run = self._run
-        if run is None or self._is_draining:
+        self._asked_s = asyncio.get_running_loop().time()
+        if run is None or not self.takes_calls:
             raise Unavailable(self._why_not)
         if run.calls_waiting() >= CALLS_MAX:
             self.counters.add("calls.refused_full")

@@ -18,7 +18,7 @@ from geokv.runtime.channel import SERVER_OPTIONS
 from geokv.runtime.counters import Counters
 from geokv.runtime.host import Host
 from geokv.runtime.routes import Purpose
-from geokv.runtime.rpc import Calls
+from geokv.runtime.rpc import NOT_BEGUN, Calls
 from geokv.runtime.wire import kv
 from geokv.server.health import Health
 from geokv.server.ring import ring_seen, ring_version, viewpoint_of
@@ -28,15 +28,21 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RingService:
-    """Answers Admin.Ring. The replies are made once per viewpoint: the topology does not change while the node runs."""
+    """Answers Admin.Ring. The replies are made once per viewpoint: the topology does not change while the node runs.
 
-    def __init__(self, topology: Topology, node: str) -> None:
+    A node that drains or recovers does not answer: clients ask this to learn whether a node takes calls again.
+    """
+
+    def __init__(self, host: Host, topology: Topology, node: str) -> None:
+        self._host = host
         self._topology = topology
         self._replies = {
             viewpoint: kv.encode_ring_reply(ring_seen(topology, node, viewpoint)) for viewpoint in topology.viewpoints()
         }
 
     async def ring(self, payload: bytes, context: Context) -> bytes:
+        if not self._host.takes_calls:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, self._host.why_not_serving, ((NOT_BEGUN, "1"),))
         try:
             asked = kv.decode_ring_request(payload) or _viewpoint_in(context)
             return self._replies[viewpoint_of(self._topology, asked)]
@@ -75,7 +81,7 @@ def implementations(
         methods.KV_WRITE.path: calls.write,
         methods.KV_READ.path: calls.read,
         methods.ADMIN_DO.path: calls.do,
-        methods.ADMIN_RING.path: RingService(topology, node).ring,
+        methods.ADMIN_RING.path: RingService(host, topology, node).ring,
         methods.PEER_REPLICATION.path: peers.replication,
         methods.PEER_BULK.path: peers.bulk,
         methods.HEALTH_CHECK.path: health.check,

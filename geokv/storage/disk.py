@@ -32,9 +32,10 @@ OPEN_FILES_MAX: Final = 64
 LOCK_NAME: Final = "LOCK"
 # For whoever finds what was durable damaged.
 WHAT_TO_DO: Final = (
-    "The disk lost or changed what was durable, so this node must not go on with it. Keep a copy of its "
-    "directory for study. Then put back a copy of the whole directory from before the damage, or replace the "
-    "node: empty the directory and let it start as a new one, which takes everything from the other replicas."
+    "The disk lost or changed what was durable, so this node must not go on with it, and with an older copy of its "
+    "directory or an empty one it would break what it has promised: its peers refuse both. Keep the directory as it is. "
+    "The other replicas go on without this node; what they hold of it they keep, and their logs grow until it is back. "
+    "If the disk itself can be repaired or read by other means, put its newest state back."
 )
 _ALLOCATION_STEP_BYTES: Final = 1 << 20
 _ALLOCATION_SYNC_STEPS: Final = 4

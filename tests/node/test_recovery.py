@@ -11,7 +11,7 @@ from geokv.core.limits import FRAME_BYTES_MAX
 from geokv.core.quorum import Consistency
 from geokv.errors import CorruptLog, StorageError
 from geokv.protocol import control
-from geokv.protocol.effects import Delivered, PersistFailed
+from geokv.protocol.effects import Built, Delivered, PersistFailed
 from geokv.protocol.requests import Outcome
 from tests.node.harness import MS, SECOND, Cluster
 
@@ -235,6 +235,25 @@ def test_a_log_past_its_budget_refuses_writes_and_names_who_holds_it() -> None:
     cluster.start("dc1-3")
     cluster.run(15 * SECOND)
     assert cluster.put("dc1-1", b"again", b"v").outcomes == [Outcome.APPLIED]
+
+
+def test_a_small_budget_is_kept_where_nobody_is_away() -> None:
+    """Checkpoints come early enough for the budget, and again where one has failed."""
+    cluster = Cluster(segment_bytes=20_000, log_bytes_max=160_000).start().serving()
+    for disk in cluster.disks.values():
+        disk.segment_bytes = 20_000
+    cluster.is_build_slow = True
+    for at in range(25):
+        assert cluster.put("dc1-1", b"k%d" % at, bytes(2_000)).outcomes == [Outcome.APPLIED]
+    for name in cluster.nodes:
+        failed = next(effect for node, effect in cluster.builds if node == name)
+        cluster.give(name, Built(failed.token, failed.segment, "no room"))
+    cluster.builds.clear()
+    cluster.is_build_slow = False
+    for at in range(100):
+        assert cluster.put("dc1-1", b"k%d" % at, bytes(2_000)).outcomes == [Outcome.APPLIED]
+        cluster.run(SECOND)
+    assert cluster.nodes["dc1-1"].assembly.retention.log_bytes() <= 160_000
 
 
 def test_segments_wait_for_the_other_datacenter() -> None:

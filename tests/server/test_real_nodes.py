@@ -41,7 +41,7 @@ class Load:
 
     def __init__(self, client: Client) -> None:
         self.acknowledged: dict[bytes, bytes] = {}
-        self.failed = 0
+        self.failures: list[GeokvError] = []
         self._client = client
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._write, args=(number,)) for number in range(WRITERS)]
@@ -53,8 +53,8 @@ class Load:
             serial += 1
             try:
                 self._client.put(key, value, consistency="QUORUM")
-            except GeokvError:
-                self.failed += 1
+            except GeokvError as error:
+                self.failures.append(error)
             else:
                 self.acknowledged[key] = value
 
@@ -129,6 +129,19 @@ def test_sigterm_drains_and_ends_with_0() -> None:
         assert "SIGTERM" in cluster.log("node-1")
         cluster.restart("node-1")
         assert holds_all(cluster.address, load.acknowledged)
+
+
+def test_a_node_that_is_told_to_stop_under_load_fails_no_write() -> None:
+    """Its clients hear that it drains before its connections end, and go on elsewhere. Several seconds: real processes."""
+    with Cluster(nodes=3) as cluster, cluster.client(timeout=5) as kv:
+        for name in cluster.names:
+            with Load(kv) as load:
+                wait_until(lambda load=load: len(load.acknowledged) > 200, "writes")
+                assert cluster.node(name).stop() == 0
+                before = len(load.acknowledged)
+                wait_until(load.has(before + 100), "writes without it")
+            assert load.failures == []
+            cluster.restart(name)
 
 
 def test_a_directory_that_is_given_is_kept(tmp_path: Path) -> None:

@@ -62,10 +62,9 @@ from geokv.protocol.requests import (
 
 _ANSWER_MARGIN_US_MAX: Final = 250 * MS  # of a caller's time, kept back for the way of the answer
 _READ_ATTEMPT_US_MIN: Final = 250 * MS
-_REACH: Final = frozenset({Failure.REFUSED, Failure.NOT_SENT})
+_REACH: Final = frozenset({Failure.REFUSED, Failure.NOT_SENT, Failure.NOT_READY})  # it takes no calls now
 _SERVED: Final = frozenset(
     {
-        Failure.NOT_READY,
         Failure.OVERLOADED,
         Failure.MALFORMED,
         Failure.REJECTED,
@@ -530,8 +529,6 @@ class ClientMachine:
             self._health.probe(node)
         elif failure in _SERVED:
             self._health.answered(node)
-            if failure is Failure.NOT_READY:
-                self._health.note_trouble(node.dc)
         self._settle_failure(call, failure, message, retry_after_ms)
         if call.group is not None:
             self._flush(call.group)
@@ -545,8 +542,7 @@ class ClientMachine:
                 continue
             error = error_of_call(operation, failure, message, retry_after_ms)
             is_safe = failure <= Failure.OVERLOADED or may_repeat(operation)
-            outcome = Outcome.UNAVAILABLE if failure is Failure.NOT_READY else None
-            if not (is_safe and error.retryable and self._try_again(operation, error, outcome)):
+            if not (is_safe and error.retryable and self._try_again(operation, error, None)):
                 told.append(operation)
                 errors.append(error)
         if told:

@@ -59,7 +59,7 @@ def test_a_read_whose_call_broke_is_repeated(failure: Failure) -> None:
     assert len(world.batches(ReadBatch)) > 1
 
 
-@pytest.mark.parametrize("failure", [Failure.REFUSED, Failure.NOT_SENT])
+@pytest.mark.parametrize("failure", [Failure.REFUSED, Failure.NOT_SENT, Failure.NOT_READY])
 def test_a_write_that_was_not_sent_goes_to_the_next_owner_at_once(failure: Failure) -> None:
     """A refused connection costs no waiting: the second owner has the write in the next millisecond."""
     world = ready(World())
@@ -70,6 +70,23 @@ def test_a_write_that_was_not_sent_goes_to_the_next_owner_at_once(failure: Failu
     assert world.result(operation) == ("ok", "eu")
     assert world.nodes_asked()[0] == owner != world.nodes_asked()[1]
     assert world.told_at_us[id(operation)] - operation.started_us <= 3 * MS
+
+
+def test_a_node_that_takes_no_calls_is_left_alone_until_it_answers_a_probe() -> None:
+    """One that drains or recovers says so once, and is asked for nothing but the ring until it gives that."""
+    world = ready(World())
+    owner = _first_owner(world, "a")
+    world.behaviours[owner] = world.ring_behaviours[owner] = fails(Failure.NOT_READY)
+    for _ in range(20):
+        (operation,) = world.put("a")
+        world.run_until_told(operation)
+        world.run(50 * MS)
+    assert world.nodes_asked().count(owner) == 1
+    world.heal()
+    world.run(3 * S)
+    (operation,) = world.put("a")
+    world.run_until_told(operation)
+    assert world.nodes_asked().count(owner) == 2
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UNAVAILABLE, Outcome.OVERLOADED, Outcome.WRONG_NODE])
