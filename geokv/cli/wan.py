@@ -106,7 +106,10 @@ def latency(from_dc: str, to_dc: str, round_trip_ms: int, jitter: int, one_way: 
 @_one_way
 @_lab
 def bandwidth(from_dc: str, to_dc: str, kb_s: str, one_way: bool, directory: str) -> None:
-    """Limit the nodes' link between FROM_DC and TO_DC to KB_S kilobytes a second, or lift the limit with "none"."""
+    """Limit the nodes' link between FROM_DC and TO_DC to KB_S kilobytes a second, or lift the limit with "none".
+
+    The connections between their nodes share it in equal whole kilobytes, rounded down.
+    """
     links = _links(directory, from_dc, to_dc)
     if kb_s != "none" and not (kb_s.isdecimal() and 1 <= int(kb_s) <= 100_000_000):
         raise click.BadParameter(f"{kb_s!r}: a whole number from 1 to 100000000, or none", param_hint="KB_S")
