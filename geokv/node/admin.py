@@ -171,6 +171,7 @@ class Admin:
             "lag": self.lag(),
             "incoming": self.incoming(),
             "log": self._log(),
+            "storage": self.storage(),
             "closing": self._closing(),
             "namespaces": [[table.definition.name, len(table.cells)] for table in context.tables.values()],
             "names_in_conflict": machines.definitions.catalog_machine.catalog.conflicts(),
@@ -178,6 +179,18 @@ class Admin:
             "calls": machines.write.calls + machines.read.calls,
             "hlc": str(context.clock.last),
             "clock_ahead_ms": max(0, hlc_ms(context.clock.last) - context.wall_ms),
+        }
+
+    def storage(self) -> dict[str, Any]:
+        """What the engine holds, and how far it is behind."""
+        upkeep = self._node.upkeep
+        return {
+            **self._node.assembly.engine.figures(),
+            "unflushed_bytes": max(0, upkeep.unflushed_bytes),
+            "flushes": upkeep.flushes,
+            "compactions": upkeep.compactions,
+            "failure": upkeep.failure,
+            "refusing": upkeep.refusal(),
         }
 
     def _peer(self, name: str) -> dict[str, Any]:
@@ -283,6 +296,7 @@ class Admin:
             "calls.writing": machines.write.calls,
             "calls.reading": machines.read.calls,
             "replication.pending_parts": len(machines.replication),
+            "storage.loading_keys": context.loading.keys,
             "ship.records": sender.records,
             "ship.raw_bytes": sender.raw_bytes,
             "ship.wire_bytes": sender.wire_bytes,
@@ -294,6 +308,7 @@ class Admin:
             "peers.lost": machines.peers.lost,
             "peers.live": sum(1 for name in machines.peers.by_name if context.is_live(name)),
         }
+        found |= {f"storage.{name}": value for name, value in self.storage().items() if isinstance(value, int)}
         for at, count in enumerate(receiver.lag_counts):
             limit = str(LAG_BUCKETS_MS[at]) if at < len(LAG_BUCKETS_MS) else "more"
             found[f"ship.lag_ms_bucket.{limit}"] = count

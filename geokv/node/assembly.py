@@ -109,24 +109,23 @@ class Assembly:
         definition = replace(definition, dcs=definition.dcs or self.config.topology.dc_names)
         if definition.is_deleted:
             self.context.deleted.add(definition.id)
-            if tables.pop(definition.id, None) is not None:
-                self.engine.drop(definition.id)
+            tables.pop(definition.id, None)
+            self.engine.drop(definition.id)
             return
         table = tables.get(definition.id)
         if table is not None:
             table.define(definition)
             return
-        cells = self.engine.create(definition.id)
+        cells = self.engine.create(definition.id, definition.policy)
         tables[definition.id] = Table(definition, self.placement, cells, self.context.partitions)
 
-    # --- checkpoint -------------------------------------------------------------------------------------------------
+    # --- flushes ----------------------------------------------------------------------------------------------------
 
-    def meta(self, recovered: Any, bound_ms: int, segment: int) -> dict[str, Any]:
-        """What a checkpoint remembers besides the cells: all that control records and frontiers said before `segment`."""
+    def meta(self, recovered: Any, bound_ms: int) -> dict[str, Any]:
+        """What stands beside the flushed cells: all that control records and frontiers have said so far."""
         context, closings = self.context, self.closings
         return {
             "format": 1,
-            "segment": segment,
             "runs": recovered.runs[-RUNS_TOLD_MAX:],
             "bound_ms": bound_ms,
             "promised": [[origin, sorted(partitions)] for origin, partitions in context.promised.items()],

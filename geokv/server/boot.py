@@ -23,6 +23,7 @@ from geokv.server.identity import claim_directory
 from geokv.server.logs import set_up_logging
 from geokv.server.process import Server
 from geokv.storage.disk import RealDisk
+from geokv.storage.lsm.engine import LsmOptions
 
 _log = logging.getLogger("geokv.server")
 
@@ -46,9 +47,11 @@ def serve(config: Config) -> None:
             segment_bytes=config.log_segment_bytes,
             log_bytes_warn=config.log_bytes_max // 2,
             log_bytes_max=config.log_bytes_max,
+            memtable_bytes=config.memtable_bytes,
             drift_ms_max=config.drift_ms_max,
         )
-        begin = opener(disk, node, rng, config.log_segment_bytes)
+        engine = LsmOptions(block_cache_bytes=config.block_cache_bytes)
+        begin = opener(disk, node, rng, config.log_segment_bytes, engine, config.storage_bytes_per_s)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
             runner.run(Server(config, topology, spec, begin).run())
     finally:

@@ -5,7 +5,7 @@
     dc = eu-west
     node = eu-west-1
 
-It is the one thing beside the log and the checkpoints. Everything else that a node knows of itself is in its log; this
+It is the one thing beside the log and the tables. Everything else that a node knows of itself is in its log; this
 must be readable before the log is, and by people.
 """
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geokv.errors import DiskFull, StorageError
-from geokv.storage.checkpoint import BLOCK_BYTES, Pairs, read_checkpoint, write_checkpoint
+from geokv.storage.checkpoint import Pairs, read_checkpoint
 from geokv.storage.crash_disk import CrashDisk
+from tests.storage.checkpoint_writer import BLOCK_BYTES, write_checkpoint
 
 NAME = "checkpoint/00000001.checkpoint"
 GOLDEN = Path(__file__).parent / "golden"

@@ -20,7 +20,7 @@ from struct import Struct, unpack_from
 from struct import pack as pack_struct
 from typing import Final
 
-from geokv.storage.lsm.partial import Partial
+from geokv.core.partial import Partial
 
 RESTART: Final = 16
 KEY_BYTES_MAX: Final = (1 << 16) - 1

@@ -1,6 +1,8 @@
-"""The cells of one namespace: what a table of the protocol holds where it held a dictionary.
+"""The cells of one namespace: what a table of the protocol holds.
 
     get      memtable -> frozen memtables -> row cache -> tables, newest first, those whose filter lets the key pass
+    look     the same for many keys, as far as memory answers; the others are named, to be loaded on another thread
+    peek     memtable -> frozen memtables: what a replica merges an arriving cell over, without any disk
     update   memtable
 
 What stands there is seen through one view, a value that a flush or a compaction replaces at once. A get that finds
@@ -21,15 +23,15 @@ from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from geokv.core.conflict import Merge
+from geokv.core.partial import Partial, fold
 from geokv.errors import StorageError
 from geokv.storage.lsm.bloom import SEED, digest
 from geokv.storage.lsm.cache import BlockCache, RowCache
-from geokv.storage.lsm.manifest import Position
 from geokv.storage.lsm.memtable import Memtable, empty
 from geokv.storage.lsm.merging import merged, prefix_end
-from geokv.storage.lsm.partial import Partial, fold
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.traits import traits_of
+from geokv.storage.position import Position
 
 _SCAN_STEP: Final = 256
 # Of cells whose blocks were cached one in so many enters the row cache: hot keys soon do, a wide spread costs little.
@@ -44,10 +46,11 @@ class ReaderRun(NamedTuple):
 
 
 class View(NamedTuple):
-    """All that stands behind the memtable, newest first."""
+    """All that stands behind the memtable, newest first. A cell above `ceiling` needs no merging with the tables."""
 
     frozen: tuple[Memtable, ...] = ()
     runs: tuple[ReaderRun, ...] = ()
+    ceiling: bytes = b""
 
 
 class LsmCells:
@@ -61,6 +64,7 @@ class LsmCells:
         "_memtable",
         "_merge",
         "_rows",
+        "_traits",
         "_view",
         "first_job",
         "namespace",
@@ -72,7 +76,8 @@ class LsmCells:
         self.namespace = namespace
         self.policy = policy
         self.first_job = first_job
-        self._merge: Merge = traits_of(policy).merge
+        self._traits = traits_of(policy)
+        self._merge: Merge = self._traits.merge
         self._blocks = blocks
         self._rows = RowCache()
         self._admitted = 0
@@ -92,8 +97,32 @@ class LsmCells:
         return default if found is None else found
 
     def update(self, pairs: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> None:
-        """Put whole cells."""
+        """Put cells that are merged over what `get` gave (whole), or over what `peek` gave (Partial where it may lack more)."""
         self._hot.update(pairs)
+
+    def peek(self, key: bytes) -> bytes | None:
+        """What the memtables hold of a key, merged; Partial where there may be more. Reads nothing."""
+        cell = self._hot.get(key)
+        frozen = self._view.frozen
+        if type(cell) is bytes or not frozen:
+            return cell
+        for memtable in frozen:
+            older = memtable.cells.get(key)
+            if older is not None:
+                cell = older if cell is None else fold(self._merge, cell, older)
+                if type(cell) is bytes:
+                    break
+        return cell
+
+    @property
+    def ceiling(self) -> bytes:
+        """A cell above it is whole, once it is merged over what `peek` gives: no table holds anything to be merged in."""
+        return self._view.ceiling
+
+    def may_hold(self, key: bytes) -> bool:
+        """Whether some table may hold the key. Reads nothing."""
+        tables = (_table_of(run, key) for run in self._view.runs)
+        return any(table is not None and table.may_contain(key) for table in tables)
 
     def __setitem__(self, key: bytes, cell: bytes) -> None:
         self._hot[key] = cell
@@ -105,7 +134,7 @@ class LsmCells:
             merged_cell = bytes(self._merge(stored, cell))
             self._hot[key] = Partial(merged_cell) if type(stored) is Partial else merged_cell
         else:
-            self._hot[key] = Partial(cell) if any(self._view) else cell
+            self._hot[key] = Partial(cell) if self._view.frozen or self._view.runs else cell
 
     def __contains__(self, key: bytes) -> bool:
         return self.get(key) is not None
@@ -138,7 +167,7 @@ class LsmCells:
                 cell = older if cell is None else fold(self._merge, cell, older)
                 if type(cell) is bytes:
                     return cell
-        if view.runs:
+        if view.runs and (cell is None or cell <= view.ceiling):
             older = self._rows.get(key)
             if older is None:
                 older = self._from_tables(key)
@@ -193,8 +222,27 @@ class LsmCells:
 
     # --- without waiting for the disk -------------------------------------------------------------------------------
 
+    def look(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], list[bytes]]:
+        """(what `get` gives for each key, the keys for which it would read the disk, None among the first)."""
+        hot = self._hot
+        found = [hot.get(key) for key in keys]
+        view = self._view
+        if not view.runs and not view.frozen:
+            return found, []
+        missing: list[bytes] = []
+        for index, key in enumerate(keys):
+            if type(found[index]) is bytes:
+                continue
+            if self._is_in_memory(key):
+                found[index] = self._behind(key, found[index])
+            else:
+                missing.append(key)
+        return found, missing
+
     def missing(self, keys: Iterable[bytes]) -> list[bytes]:
         """The keys whose `get` would read the disk now."""
+        if not self._view.runs:
+            return []
         return [key for key in keys if not self._is_in_memory(key)]
 
     def load(self, keys: Iterable[bytes]) -> None:
@@ -204,10 +252,9 @@ class LsmCells:
                 self._from_tables(key)
 
     def _is_in_memory(self, key: bytes) -> bool:
-        if type(self._hot.get(key)) is bytes:
-            return True
+        cell = self.peek(key)
         view = self._view
-        if any(type(memtable.cells.get(key)) is bytes for memtable in view.frozen) or key in self._rows:
+        if type(cell) is bytes or (cell is not None and cell > view.ceiling) or key in self._rows:
             return True
         tables = (_table_of(run, key) for run in view.runs)
         return all(table is None or not table.may_contain(key) or table.is_cached(key) for table in tables)
@@ -250,7 +297,7 @@ class LsmCells:
         self._memtable.until = until
         with self._lock:
             if self._hot:
-                self._view = View((self._memtable, *self._view.frozen), self._view.runs)
+                self._view = self._view._replace(frozen=(self._memtable, *self._view.frozen))
         # Behind the change of the view, so that a get of another thread finds what was put in one of the two.
         self._memtable = Memtable()
         self._hot = self._memtable.cells
@@ -258,15 +305,26 @@ class LsmCells:
     def show(self, runs: tuple[ReaderRun, ...], flushed: Position, has_collected: bool) -> None:
         """Let these tables stand, in which everything up to `flushed` is."""
         done = [memtable for memtable in self._view.frozen if memtable.until <= flushed]
+        tables = [table.facts for run in runs for table in run.tables]
+        ceiling = self._traits.ceiling(max(facts.version_max for facts in tables)) if tables else b""
         self._rows.close(None if has_collected else [memtable.cells for memtable in done])
         with self._lock:
-            self._view = View(tuple(memtable for memtable in self._view.frozen if memtable.until > flushed), runs)
+            self._view = View(tuple(one for one in self._view.frozen if one.until > flushed), runs, ceiling)
         self._rows.open()
         empty(done)
 
     def bound_rows(self, bytes_max: int) -> None:
         """Give the row cache another size."""
         self._rows.resize(bytes_max)
+
+    @property
+    def memtable_pairs(self) -> int:
+        return len(self._hot) + sum(len(memtable.cells) for memtable in self._view.frozen)
+
+    @property
+    def frozen(self) -> int:
+        """Memtables that wait for their flush."""
+        return len(self._view.frozen)
 
     @property
     def has_tables(self) -> bool:

@@ -23,7 +23,7 @@ from geokv.core.cell import LwwCell, decode_lww
 from geokv.core.hlc import hlc_ms
 from geokv.core.ring import partition_of
 from geokv.errors import RecordError
-from geokv.storage.lsm.manifest import Position
+from geokv.storage.position import Position
 
 
 @dataclass(frozen=True, slots=True)

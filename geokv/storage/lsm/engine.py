@@ -28,10 +28,11 @@ from geokv.storage.lsm.cells import LsmCells, ReaderRun
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.facts import TableFacts, table_name
 from geokv.storage.lsm.jobs import Compaction, Edit, Flush, FlushedNamespace, Job
-from geokv.storage.lsm.manifest import Position, State, open_manifest, write_manifest
+from geokv.storage.lsm.manifest import State, open_manifest, write_manifest
 from geokv.storage.lsm.strategy import Choice, Levelled, Strategy, everything, runs_of
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import TableOptions, write_tables
+from geokv.storage.position import Position
 
 MIB = 1024 * 1024
 
@@ -119,6 +120,10 @@ class LsmEngine:
     def namespaces(self) -> Iterable[int]:
         return tuple(self._cells)
 
+    def stored_namespaces(self) -> Iterable[int]:
+        """Those that have tables, created here or not."""
+        return tuple(self._state.tables)
+
     def __len__(self) -> int:
         """Pairs in all places, see `LsmCells.__len__`."""
         return sum(map(len, self._cells.values()))
@@ -133,6 +138,20 @@ class LsmEngine:
     def debt_bytes(self) -> int:
         """What compaction is behind by."""
         return sum(self.options.strategy.debt_bytes(self.tables(namespace)) for namespace in self._cells)
+
+    def figures(self) -> dict[str, int]:
+        """What an operator wants to know, by name. Cheap."""
+        tables = list(self._state.all_tables())
+        return {
+            "tables": len(tables),
+            "table_bytes": sum(facts.nbytes for facts in tables),
+            "table_pairs": sum(facts.pairs for facts in tables),
+            "memtable_pairs": sum(cells.memtable_pairs for cells in self._cells.values()),
+            "memtables": 1 + max((cells.frozen for cells in self._cells.values()), default=0),
+            "debt_bytes": self.debt_bytes(),
+            "cache_bytes": self.cache.bytes,
+            "cache_misses": self.cache.misses,
+        }
 
     # --- planning ---------------------------------------------------------------------------------------------------
 

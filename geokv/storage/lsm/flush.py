@@ -19,15 +19,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from geokv.core.conflict import Merge
+from geokv.core.partial import Partial
 from geokv.core.record import CELL, DELTA, Record, decode_records
 from geokv.errors import CorruptLog, RecordError, StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.jobs import Flush
-from geokv.storage.lsm.manifest import Position
-from geokv.storage.lsm.partial import Partial
 from geokv.storage.lsm.table_writer import Pace, unpaced, write_tables
 from geokv.storage.lsm.traits import traits_of
+from geokv.storage.position import Position
 from geokv.storage.wal_format import SEGMENT_HEADER_BYTES, decode_segment_header, frames_of
 from geokv.storage.wal_recovery import segment_name
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.facts import TableFacts
-from geokv.storage.lsm.manifest import Position
 from geokv.storage.lsm.table_writer import TableOptions
+from geokv.storage.position import Position
 
 
 @dataclass(frozen=True, slots=True)

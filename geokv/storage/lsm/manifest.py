@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
 from zlib import crc32
 
 import zstandard
@@ -31,6 +31,7 @@ from geokv.errors import StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.facts import FOLDER, JOB_SHIFT, TableFacts, decode_placed
 from geokv.storage.lsm.sealing import Kind, damaged, seal, unseal
+from geokv.storage.position import Position
 
 NAME: Final = f"{FOLDER}/MANIFEST"
 TEMPORARY: Final = f"{FOLDER}/MANIFEST.tmp"
@@ -41,13 +42,6 @@ _HEADER_BODY = Struct("<HH")
 _STATE = Struct("<QQQII")
 _NAMESPACE = Struct("<QI")
 _TABLE_NAME = re.compile(r"([0-9a-f]{16})\.sst")
-
-
-class Position(NamedTuple):
-    """A place in the log, between two frames: frames whose payload begins before it are flushed."""
-
-    segment: int = 0
-    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from itertools import islice
 
 from sortedcontainers import SortedList
 
-from geokv.storage.lsm.manifest import Position
+from geokv.storage.position import Position
 
 
 class Memtable:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge as heap_merge
 
 from geokv.core.conflict import Merge
-from geokv.storage.lsm.partial import Partial, fold
+from geokv.core.partial import Partial, fold
 
 Pair = tuple[bytes, bytes]
 

@@ -22,12 +22,12 @@ from zlib import crc32
 
 import zstandard
 
+from geokv.core.partial import Partial
 from geokv.errors import StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.block import CELL_BYTES_MAX, KEY_BYTES_MAX, PAIR_BYTES, encode_block
 from geokv.storage.lsm.bloom import SEED, build_filter, digest
 from geokv.storage.lsm.facts import FOLDER, JOB_SHIFT, OUTPUTS_MAX, TableFacts, table_name
-from geokv.storage.lsm.partial import Partial
 from geokv.storage.lsm.sealing import Kind, seal
 from geokv.storage.lsm.traits import Traits, traits_of
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from geokv.core.partial import Partial
 from geokv.errors import StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.manifest import NAME, read_manifest
-from geokv.storage.lsm.partial import Partial
 from geokv.storage.lsm.sealing import damaged
 from geokv.storage.lsm.strategy import are_disjoint, runs_of
 from geokv.storage.lsm.table_reader import TableReader

@@ -9,10 +9,10 @@ from geokv.errors import StorageError
 from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
-from geokv.storage.lsm.manifest import Position
 from geokv.storage.lsm.strategy import Levelled
 from geokv.storage.lsm.table_writer import TableOptions
 from geokv.storage.lsm.work import run_job
+from geokv.storage.position import Position
 from geokv.storage.wal import Log
 
 ORIGIN = b"eu\0n1\0\0\0\0\0\0\0\0\1"

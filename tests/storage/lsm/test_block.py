@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geokv.core.partial import Partial
 from geokv.storage.lsm.block import RESTART, decode_block, encode_block, find, shared_length
-from geokv.storage.lsm.partial import Partial
 
 _CELLS = st.binary(max_size=20) | st.binary(max_size=20).map(Partial)
 _KEYS = st.binary(max_size=4) | st.binary(max_size=6).map(lambda tail: b"a common prefix/" + tail)

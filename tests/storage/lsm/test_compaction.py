@@ -12,9 +12,9 @@ from geokv.errors import StorageError
 from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.jobs import Compaction
-from geokv.storage.lsm.manifest import Position
 from geokv.storage.lsm.table_writer import TableOptions, write_tables
 from geokv.storage.lsm.work import run_job
+from geokv.storage.position import Position
 from tests.storage.lsm.little_node import ORIGIN, SMALL, LittleNode, cell_of
 
 _KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])

@@ -10,10 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from geokv.errors import StorageError
 from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
-from geokv.storage.lsm.manifest import Position
 from geokv.storage.lsm.strategy import SizeTiered
 from geokv.storage.lsm.table_writer import TableOptions
 from geokv.storage.lsm.work import run_job
+from geokv.storage.position import Position
 from tests.storage.lsm.little_node import SMALL, LittleNode, cell_of
 
 _KEYS = st.builds(lambda group, index: b"%c/%02d" % (group, index), st.integers(97, 99), st.integers(0, 15))

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geokv.core.partial import Partial
 from geokv.storage.lsm.merging import merged, prefix_end, whole
-from geokv.storage.lsm.partial import Partial
 
 _RUNS = st.lists(
     st.dictionaries(st.binary(max_size=2), st.binary(max_size=2) | st.binary(max_size=2).map(Partial)), min_size=1, max_size=5

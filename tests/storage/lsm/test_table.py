@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geokv.core.partial import Partial
 from geokv.errors import DiskFull, StorageError
 from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.lsm.block import encode_block
 from geokv.storage.lsm.bloom import SEED, build_filter, digest, load_filter, may_contain
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.facts import TableFacts, table_name
-from geokv.storage.lsm.partial import Partial
 from geokv.storage.lsm.sealing import SEAL_BYTES
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import FOOTER, TableOptions, write_tables
