@@ -51,6 +51,7 @@ from geokv.protocol.effects import (
     PersistFailed,
     ReadLog,
     RoomChanged,
+    Stopping,
     WallClockRead,
     Woken,
 )
@@ -276,6 +277,8 @@ class Node:
             self.context.loading.loaded(event.token, event.errors)  # type: ignore[union-attr]
         elif kind is Built:
             self._built(event)  # type: ignore[arg-type]
+        elif kind is Stopping:
+            self.upkeep.stopping()
         else:
             assert kind is CallGone, f"unknown event {kind}"
 

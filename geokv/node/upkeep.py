@@ -25,6 +25,7 @@ from geokv.protocol.effects import Build, Built
 from geokv.storage.engine import Engine
 from geokv.storage.position import Position
 
+STOP_FLUSH_BYTES_MAX: Final = 16 * MIB  # a second's work
 RETRY_US: Final = (1_000_000, 60_000_000)
 
 
@@ -39,6 +40,8 @@ class Upkeep:
         self._flushed_bytes = self._begun_bytes = -replayed_bytes  # as `commit.appended_bytes` counts
         self._token = 0
         self._job = ""  # what is under way
+        self._is_stopping = False
+        self._is_new = True  # an earlier run may have left something to compact
         self._retry_at_us: int | None = None
         self._retry_us = RETRY_US[0]
         self._debt_bytes = engine.debt_bytes()
@@ -82,6 +85,9 @@ class Upkeep:
 
     def tick(self) -> None:
         """Try again what failed."""
+        if self._is_new and not self._job and self._retry_at_us is None:
+            self._is_new = False
+            self._compact()
         if self._retry_at_us is None or self._context.now_us < self._retry_at_us or self._job:
             return
         self._retry_at_us = None
@@ -99,6 +105,12 @@ class Upkeep:
             return False
         self._flush()
         return bool(self._job)
+
+    def stopping(self) -> None:
+        """The node is about to stop: with a last flush, unless that takes long, the next start has nothing to replay."""
+        self._is_stopping = True
+        if 0 < self.unflushed_bytes <= STOP_FLUSH_BYTES_MAX and not self._job:
+            self._flush()
 
     def _flush(self) -> None:
         commit = self._context.commit
@@ -133,6 +145,8 @@ class Upkeep:
         else:
             self.compactions += 1
         self._context.count(f"storage.{what}")
+        if self._is_stopping:
+            return
         if self._is_due():
             self._flush()
         if not self._job:
@@ -140,6 +154,8 @@ class Upkeep:
 
     def _failed(self, what: str, error: str) -> None:
         context = self._context
+        if self._is_stopping:
+            return
         context.note(f"{what}.failed")
         self.failure = f"the {what} failed: {error}"
         context.log("error", f"{self.failure}; the log is kept, and it is tried again in {self._retry_us / 1e6:g} s")

@@ -118,6 +118,11 @@ class Built:
 
 
 @dataclass(slots=True)
+class Stopping:
+    """The process is about to end in good order: what takes a moment may still be done."""
+
+
+@dataclass(slots=True)
 class Woken:
     """`wake_at_us` has passed."""
 
@@ -135,6 +140,7 @@ Event = (
     | LogRead
     | Loaded
     | Built
+    | Stopping
     | Woken
 )
 

@@ -49,7 +49,8 @@ class Opened:
     """A node recovered from its disk, with what its effects are performed on.
 
     `room_bytes_low`: with less room than this in the log the next segment is made. `build` runs a job of the engine and
-    installs what it made; `stop_building` lets the one that runs fail, soon. `close` syncs and lets go of the log.
+    installs what it made; `stop_building` ends the process that does so: the job that runs fails, a later one runs here.
+    `close` syncs and lets go of the log.
     """
 
     machine: Machine

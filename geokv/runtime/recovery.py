@@ -20,6 +20,7 @@ from geokv.runtime.machine import Opened, Opener
 from geokv.storage.checkpoint import read_checkpoint, remove_checkpoints
 from geokv.storage.disk import RealDisk
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
+from geokv.storage.lsm.work import run_job
 from geokv.storage.lsm.worker import Worker
 from geokv.storage.wal import Log
 
@@ -64,7 +65,8 @@ def opener(
         worker.throttle(storage_bytes_per_s)
 
         def build(job: Any) -> None:
-            engine.install(job, worker.run(job))
+            # A node that is about to stop has nobody to disturb any more, and a process takes long to start.
+            engine.install(job, run_job(disk, job) if worker.is_closed else worker.run(job))
 
         def close() -> None:
             with contextlib.suppress(StorageError):  # a log that failed is why the run has ended

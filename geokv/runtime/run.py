@@ -39,6 +39,7 @@ from geokv.protocol.effects import (
     ReadLog,
     RoomChanged,
     Send,
+    Stopping,
     Trim,
     WallClockRead,
     Woken,
@@ -95,6 +96,19 @@ class Run:
         self._tick_due_s = self._loop.time()
         self._on_tick()
         self._commit(self._opened.log.room_bytes, self._room_measured)
+
+    async def finish(self) -> None:
+        """Before the end in good order: let the engine flush what it holds in memory, where that is soon done."""
+        if self._threads["build"].waiting:
+            self.handle(Stopping())  # the job under way fails, and that is no error
+        await asyncio.to_thread(self._opened.stop_building)
+        await self._built()
+        self.handle(Stopping())
+        await self._built()
+
+    async def _built(self) -> None:
+        while self._threads["build"].waiting and not self.ended.done():  # noqa: ASYNC110  # once in the life of a process
+            await asyncio.sleep(0.002)
 
     async def close(self) -> None:
         """Stop, and let what the threads are doing come to its end. The last sync is the caller's."""

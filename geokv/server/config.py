@@ -90,7 +90,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "memtable_bytes",
         int,
         MEMTABLE_BYTES,
-        "How much is logged between two flushes: what a restart reads again at most, and about half of what it takes in memory.",
+        "How much is logged between two flushes: what a restart reads again at most.",
         smallest=MIB,
         largest=UNFLUSHED_BYTES_WARN // 2,
     ),

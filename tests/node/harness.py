@@ -344,6 +344,10 @@ class Cluster:
             cells.load(keys)
         self.give(name, Loaded(effect.token, [error] * len(effect.parts)))
 
+    def give_message(self, sender: str, receiver: str, message: object) -> None:
+        """A message arrives that nobody has sent."""
+        self.give(receiver, Delivered(sender, message))
+
     def room(self, name: str, room_bytes: int, reason: str = "") -> None:
         self.disks[name].room_bytes = room_bytes
         self.give(name, RoomChanged(room_bytes, reason))

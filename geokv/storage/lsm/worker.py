@@ -73,6 +73,10 @@ class Worker:
             self._end(process)
 
     @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    @property
     def process_id(self) -> int | None:
         """Of the process that runs; None where none was needed yet, or the last one failed."""
         process = self._process
