@@ -45,6 +45,7 @@ NAMESPACES_MAX: Final = 1024
 MEMTABLE_BYTES: Final = 32 * MIB  # records logged between two flushes
 UNFLUSHED_BYTES_WARN: Final = 192 * MIB  # records in memtables only: clients' writes are told to wait
 UNFLUSHED_BYTES_MAX: Final = 384 * MIB  # and then records of other nodes are not taken either
+STOP_FLUSH_BYTES_MAX: Final = 16 * MIB  # a node that stops flushes so much, a second's work, and leaves more to its log
 DEBT_BYTES_MAX: Final = 2 * 1024 * MIB  # compaction behind by so much: clients' writes are told to wait
 STORAGE_RETRY_MS: Final = 250
 

@@ -278,7 +278,7 @@ class Node:
         elif kind is Built:
             self._built(event)  # type: ignore[arg-type]
         elif kind is Stopping:
-            self.upkeep.stopping()
+            self._stopping(event)  # type: ignore[arg-type]
         else:
             assert kind is CallGone, f"unknown event {kind}"
 
@@ -362,6 +362,10 @@ class Node:
     def _built(self, event: Built) -> None:
         self.upkeep.built(event)
         self._hold_back()
+
+    def _stopping(self, event: Stopping) -> None:
+        if self._is_started:
+            self.upkeep.stopping(event)
 
     def _hold_back(self) -> None:
         """Let writers wait where the engine is too far behind."""

@@ -21,11 +21,10 @@ from typing import Any, Final
 from geokv.core.limits import MIB
 from geokv.node.config import NodeConfig
 from geokv.protocol.context import Context
-from geokv.protocol.effects import Build, Built
+from geokv.protocol.effects import Build, Built, Stopping
 from geokv.storage.engine import Engine
 from geokv.storage.position import Position
 
-STOP_FLUSH_BYTES_MAX: Final = 16 * MIB  # a second's work
 RETRY_US: Final = (1_000_000, 60_000_000)
 
 
@@ -106,10 +105,10 @@ class Upkeep:
         self._flush()
         return bool(self._job)
 
-    def stopping(self) -> None:
+    def stopping(self, event: Stopping) -> None:
         """The node is about to stop: with a last flush, unless that takes long, the next start has nothing to replay."""
         self._is_stopping = True
-        if 0 < self.unflushed_bytes <= STOP_FLUSH_BYTES_MAX and not self._job:
+        if 0 < self.unflushed_bytes <= event.flush_bytes_max and not self._job:
             self._flush()
 
     def _flush(self) -> None:

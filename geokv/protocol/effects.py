@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from geokv.core.limits import STOP_FLUSH_BYTES_MAX
 from geokv.protocol.requests import Reply, Request
 
 if TYPE_CHECKING:
@@ -119,7 +120,9 @@ class Built:
 
 @dataclass(slots=True)
 class Stopping:
-    """The process is about to end in good order: what takes a moment may still be done."""
+    """The process is about to end in good order: a last flush may be done, where no more than so much is to be flushed."""
+
+    flush_bytes_max: int = STOP_FLUSH_BYTES_MAX
 
 
 @dataclass(slots=True)

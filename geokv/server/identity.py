@@ -38,6 +38,11 @@ def claim_directory(disk: Disk, cluster: str, dc: str, node: str) -> None:
             )
 
 
+def owner_of(disk: Disk) -> str:
+    """The node whose directory this is; empty where nobody has claimed it. Raises StorageError."""
+    return _parse(disk.read_at(FILE, 0, _BYTES_MAX)).get("node", "") if disk.exists(FILE) else ""
+
+
 def _write(disk: Disk, facts: dict[str, str]) -> None:
     lines = [f"{_HEADER} {_FORMAT}", *(f"{name} = {value}" for name, value in facts.items())]
     temporary = FILE + ".new"

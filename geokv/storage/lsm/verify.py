@@ -9,7 +9,6 @@ Invariants: one damaged file does not hide another. Works on a folder whose node
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from geokv.core.partial import Partial
 from geokv.errors import StorageError
@@ -20,14 +19,7 @@ from geokv.storage.lsm.manifest import NAME, read_manifest
 from geokv.storage.lsm.sealing import damaged
 from geokv.storage.lsm.strategy import are_disjoint, runs_of
 from geokv.storage.lsm.table_reader import TableReader
-
-
-class Damage(NamedTuple):
-    """What is wrong, in which file, from which byte on as far as that is known."""
-
-    path: str
-    offset: int
-    what: str
+from geokv.storage.wal_verify import Damage
 
 
 def verify(disk: Disk) -> Iterator[Damage]:
@@ -70,4 +62,5 @@ def _verify_table(disk: Disk, facts: TableFacts) -> None:
 
 
 def _damage(error: StorageError, name: str) -> Damage:
-    return Damage(str(error.details.get("path", name)), int(error.details.get("offset", 0)), str(error))
+    path = str(error.details.get("path", name))  # the system's own errors name the whole path
+    return Damage(name if path.startswith("/") else path, int(error.details.get("offset", 0)), str(error))
