@@ -116,21 +116,7 @@ def _show(tree: dict[str, Any]) -> None:
     copies = ", ".join(f"{one['dc']} {one['replicas']}" for one in tree["datacenters"])
     click.echo(f"cluster {tree['cluster']}: {tree['partitions']} partitions, copies per datacenter: {copies}\n")
     print_table(
-        (
-            "node",
-            "datacenter",
-            "rack",
-            "share",
-            "address",
-            "state",
-            "up s",
-            "cells",
-            "log MiB",
-            "tables",
-            "MiB",
-            "behind",
-            "calls",
-        ),
+        ("node", "datacenter", "rack", "share", "address", "state", "up s", "cells", "calls"),
         [_node_row(node) for node in tree["nodes"]],
     )
     click.echo()
