@@ -16,13 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import mmh3
-
-from geokv.core.cell import live_value
 from geokv.core.hlc import hlc_ms
 from geokv.core.namespace import NamespaceDefinition
 from geokv.core.origin import unpack_origin
-from geokv.core.ring import key_hash
 from geokv.errors import (
     GeokvError,
     InvalidRequest,
@@ -325,18 +321,14 @@ class Admin:
         table = self._node.assembly.table_named(name)
         if table is None:
             raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
-        shift = table.placement.shift
-        sums: dict[int, list[int]] = {}
-        now_ms = self._node.context.wall_ms
-        for key, cell in table.cells.items():
-            entry = sums.setdefault(key_hash(key) >> shift, [0, 0, 0])
-            entry[0] += 1
-            entry[1] = (entry[1] + mmh3.hash64(key + b"\0" + cell, 0, x64arch=True, signed=False)[0]) & ((1 << 64) - 1)
-            entry[2] += live_value(cell, now_ms) is not None
-        partitions = {
-            str(p): {"cells": n, "hash": f"{total:016x}", "live": live} for p, (n, total, live) in sorted(sums.items())
-        }
-        respond(AdminReply(Outcome.APPLIED, {"node": self._node.config.node, "partitions": partitions}))
+
+        def made(found: dict[str, Any] | GeokvError) -> None:
+            if isinstance(found, GeokvError):
+                respond(reply_of(found))
+            else:
+                respond(AdminReply(Outcome.APPLIED, {"node": self._node.config.node, "partitions": found}))
+
+        self._node.assembly.digests.start(table, made)
 
     def _close_node(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         name = text_of(arguments, "node")

@@ -13,6 +13,7 @@ from geokv.core.origin import Origin, draw_incarnation
 from geokv.core.ring import Member, Ring
 from geokv.node.config import NodeConfig
 from geokv.node.definitions import Definitions
+from geokv.node.digests import Digests
 from geokv.protocol.closing import RUNS_TOLD_MAX, Closings
 from geokv.protocol.commit import Commit
 from geokv.protocol.context import Context
@@ -78,6 +79,7 @@ class Assembly:
         self.receiver = FeedReceiver(self.context, self.placement, self.intake, self.replication, remote)
         self.coordinate: Callable[[Any, Callable[[Any], None]], None] = lambda batch, respond: None
         self.forwarder = Forwarder(self.context, self.placement, self._coordinate_later)
+        self.digests = Digests(self.context)
         self.closings = Closings(self.context, self.placement, self.intake)
         self.statements = Statements(
             self.context,

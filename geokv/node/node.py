@@ -169,6 +169,7 @@ class Node:
             machines.receiver.wake_at_us(),
             machines.definitions.wake_at_us(),
             machines.closings.cells.wake_at_us(),
+            machines.digests.wake_at_us(),
         ]
         return min(wake for wake in wakes if wake is not None)
 
@@ -665,6 +666,7 @@ class Node:
         machines.receiver.tick(is_heartbeat)
         machines.definitions.tick()
         machines.closings.cells.tick()
+        machines.digests.tick()
         if is_heartbeat:
             self._heartbeat()
 

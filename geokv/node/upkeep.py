@@ -1,9 +1,10 @@
 """Upkeep: when the engine flushes and compacts, and when writers must wait for it.
 
     log grows by a memtable ──> Build(flush) ──> Built ──> the log before it may go ──> Build(compaction) … while one is due
-    fails ──> again after a pause that doubles
+    fails ──> again after a pause that doubles, for each of the two its own
 
-One job at a time, a flush before any compaction. A flush begins from what is synced and whole in the tables, with the
+One job at a time, a flush before any compaction; so a table that cannot be compacted does not keep others from being
+written. A flush begins from what is synced and whole in the tables, with the
 node's own state of that moment; recovery begins exactly there.
 
     not flushed     unflushed_bytes_warn    clients' writes are told to wait
@@ -16,6 +17,7 @@ Invariants: what is in memory only is bounded. Not here: what a job does (the en
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from geokv.core.limits import MIB
@@ -26,6 +28,18 @@ from geokv.storage.engine import Engine
 from geokv.storage.position import Position
 
 RETRY_US: Final = (1_000_000, 60_000_000)
+
+
+@dataclass(slots=True)
+class _Pause:
+    """After a failure: why, until when nothing is tried, and how long the next pause is."""
+
+    failure: str = ""
+    until_us: int | None = None
+    length_us: int = RETRY_US[0]
+
+    def is_over(self, now_us: int) -> bool:
+        return self.until_us is not None and now_us >= self.until_us
 
 
 class Upkeep:
@@ -40,11 +54,9 @@ class Upkeep:
         self._token = 0
         self._job = ""  # what is under way
         self._is_stopping = False
-        self._is_new = True  # an earlier run may have left something to compact
-        self._retry_at_us: int | None = None
-        self._retry_us = RETRY_US[0]
+        self._pauses = {"flush": _Pause(), "compaction": _Pause()}
+        self._pauses["compaction"].until_us = context.now_us  # an earlier run may have left something to compact
         self._debt_bytes = engine.debt_bytes()
-        self.failure = ""  # why the last job failed; empty where it did not
         self.flushes = self.compactions = 0
         self.meta: Callable[[], bytes] = bytes  # the node puts itself there once it is made
         self.on_flushed: Callable[[], None] = lambda: None
@@ -58,6 +70,11 @@ class Upkeep:
     def debt_bytes(self) -> int:
         """What compaction is behind by."""
         return self._debt_bytes
+
+    @property
+    def failure(self) -> str:
+        """Why the last flush, or else the last compaction, failed; empty where neither did."""
+        return self._pauses["flush"].failure or self._pauses["compaction"].failure
 
     def refusal(self) -> str:
         """Why clients' writes must wait (empty: they need not)."""
@@ -79,20 +96,17 @@ class Upkeep:
 
     def landed(self) -> None:
         """A frame is synced, and what it brought is in the tables."""
-        if not self._job and self._retry_at_us is None and self._is_due():
+        if not self._job and self._pauses["flush"].until_us is None and self._is_due():
             self._flush()
 
     def tick(self) -> None:
         """Try again what failed."""
-        if self._is_new and not self._job and self._retry_at_us is None:
-            self._is_new = False
-            self._compact()
-        if self._retry_at_us is None or self._context.now_us < self._retry_at_us or self._job:
-            return
-        self._retry_at_us = None
-        if self._is_due() or self._begun_bytes > self._flushed_bytes:
+        flush, compaction = self._pauses["flush"], self._pauses["compaction"]
+        if not self._job and flush.is_over(self._context.now_us):
+            flush.until_us = None
             self._flush()
-        else:
+        if not self._job and compaction.is_over(self._context.now_us):
+            compaction.until_us = None
             self._compact()
 
     def _is_due(self) -> bool:
@@ -136,7 +150,7 @@ class Upkeep:
         if event.error:
             self._failed(what, event.error)
             return
-        self.failure, self._retry_us = "", RETRY_US[0]
+        self._pauses[what] = _Pause()
         if what == "flush":
             self.flushes += 1
             self._flushed_bytes = self._begun_bytes
@@ -146,9 +160,8 @@ class Upkeep:
         self._context.count(f"storage.{what}")
         if self._is_stopping:
             return
-        if self._is_due():
-            self._flush()
-        if not self._job:
+        self.landed()
+        if not self._job and self._pauses["compaction"].until_us is None:
             self._compact()
 
     def _failed(self, what: str, error: str) -> None:
@@ -156,7 +169,9 @@ class Upkeep:
         if self._is_stopping:
             return
         context.note(f"{what}.failed")
-        self.failure = f"the {what} failed: {error}"
-        context.log("error", f"{self.failure}; the log is kept, and it is tried again in {self._retry_us / 1e6:g} s")
-        self._retry_at_us = context.now_us + self._retry_us
-        self._retry_us = min(RETRY_US[1], self._retry_us * 2)
+        pause = self._pauses[what]
+        pause.failure = f"the {what} failed: {error}"
+        pause.until_us = context.now_us + pause.length_us
+        context.log("error", f"{pause.failure}; the log is kept, and it is tried again in {pause.length_us / 1e6:g} s")
+        pause.length_us = min(RETRY_US[1], pause.length_us * 2)
+        self.landed()  # a flush need not wait for a compaction that failed

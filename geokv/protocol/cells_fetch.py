@@ -61,7 +61,7 @@ class _Fetch:
 
 
 class _Give:
-    """One partition's keys, listed for one peer. `unseen`: the keys of the namespace that are still to be looked at, in order."""
+    """One partition's keys, listed for one peer. `unseen`: keys of the namespace that are still to be looked at, in order."""
 
     __slots__ = ("asked", "frontier", "keys", "moved_us", "unseen")
 

@@ -6,10 +6,12 @@ from geokv.core.cell import decode_lww, lww_version
 from geokv.core.lww import encode_lww_record
 from geokv.core.origin import Origin
 from geokv.core.quorum import Consistency
-from geokv.core.record import NO_OPERATION
+from geokv.core.record import NO_OPERATION, decode_records
+from geokv.node.digests import STEP_CELLS
 from geokv.protocol.effects import Built
-from geokv.protocol.messages import Replicate, Replicated
-from geokv.protocol.requests import Outcome, ReadBatch
+from geokv.protocol.messages import CellsPage, CellsWanted, Replicate, Replicated
+from geokv.protocol.requests import AdminRequest, Outcome, ReadBatch, WriteBatch
+from geokv.storage.lsm.jobs import Compaction
 from tests.node.harness import MS, SECOND, Cluster
 
 ORIGIN = Origin("dc1", "dc1-2", 77).packed()
@@ -230,3 +232,64 @@ def test_the_tables_of_a_deleted_namespace_go() -> None:
     cluster.restart("dc1-1")
     cluster.serving()
     assert cluster.engines["dc1-1"].figures()["tables"] == 0
+
+
+def test_a_table_that_cannot_be_compacted_does_not_keep_others_from_being_written() -> None:
+    """While compactions fail and wait, flushes go on."""
+    cluster = Cluster(partitions=1, memtable_bytes=2_000).start().serving().run(SECOND)
+    cluster.is_build_slow = True
+    upkeep = cluster.nodes["dc1-1"].upkeep
+    for at in range(120):
+        cluster.put("dc1-1", b"k%d" % (at % 50), bytes(500), Consistency.ALL)
+        for name, effect in list(cluster.builds):
+            if isinstance(effect.job, Compaction):
+                cluster.builds.remove((name, effect))
+                cluster.give(name, Built(effect.token, "damaged"))
+            else:
+                cluster.build(name)
+    assert upkeep.flushes > 10 and upkeep.compactions == 0
+    assert "compaction failed: damaged" in upkeep.failure
+    assert upkeep.unflushed_bytes < 10_000
+    cluster.is_build_slow = False
+    cluster.run(30 * SECOND)
+    assert upkeep.compactions and upkeep.failure == ""
+
+
+def test_a_digest_walks_in_steps_and_is_the_same_on_every_replica() -> None:
+    """Over memtable and tables, with other work between the steps; a namespace of some steps gives equal sums."""
+    cluster = Cluster(partitions=4).start().serving()
+    for at in range(0, 2 * STEP_CELLS + 100, 500):
+        reply = cluster.ask("dc1-1", WriteBatch("default", keys := [b"k%d" % n for n in range(at, at + 500)], keys))
+        cluster.run_until(lambda call=reply: cluster.reply("dc1-1", call) is not None)  # type: ignore[misc]
+        if at == 1000:
+            flushed(cluster, "dc1-2")
+    calls = {name: cluster.ask(name, AdminRequest("digest", {"namespace": "default"})) for name in cluster.names}
+    assert all(cluster.reply(*call) is None for call in calls.items()), "it takes more than one step"
+    cluster.run(SECOND)
+    first, *others = [cluster.reply(*call).body["partitions"] for call in calls.items()]
+    assert others == [first, first]
+    assert sum(partition["cells"] for partition in first.values()) == 4500
+    assert sum(partition["live"] for partition in first.values()) == 4500
+
+
+def test_cells_are_given_from_tables_too() -> None:
+    """Who lacks what no log holds any more gets it from the giver's disk: listed in order, read before it is sent."""
+    cluster = Cluster(partitions=1, memtable_bytes=5_000).start().serving()
+    for disk in cluster.disks.values():
+        disk.segment_bytes = 5_000
+    for at in range(60):
+        cluster.put("dc1-1", b"k%d" % at, bytes(500), Consistency.ALL)
+    cluster.run(15 * SECOND)
+    assert cluster.trimmed.get("dc1-1", 0) > 1
+    for name in ("dc1-1", "dc1-2"):
+        flushed(cluster, name)
+    cluster.crash("dc1-3")
+    cluster.disks["dc1-3"] = type(cluster.disks["dc1-3"])()
+    giver = cluster.nodes["dc1-1"]
+    stream = next(s for s in cluster.streams("dc1-1").values() if s.origin == giver.origin.packed())
+    pages = len(cluster.messages(CellsPage))
+    message = CellsWanted(7, stream.namespace, stream.partition, stream.origin, b"")
+    cluster.give_message("dc1-2", "dc1-1", message)
+    cluster.run(SECOND)
+    records = decode_records(b"".join(page.records for page in cluster.messages(CellsPage)[pages:]))
+    assert [record.key for record in records] == sorted(b"k%d" % at for at in range(60))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -62,6 +63,7 @@ def _read_orders(orders: BinaryIO, jobs: queue.Queue[Job], pacer: Pacer) -> None
 
 def main() -> None:
     """`python -m geokv.storage.lsm.worker_process ROOT NICENESS`"""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the node's process, too, which ends this one
     os.nice(int(sys.argv[2]))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints must not stand among the answers
