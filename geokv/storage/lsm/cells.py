@@ -59,6 +59,7 @@ class LsmCells:
     __slots__ = (
         "_admitted",
         "_blocks",
+        "_denied",
         "_hot",
         "_lock",
         "_memtable",
@@ -84,6 +85,7 @@ class LsmCells:
         self._memtable = Memtable()
         self._hot = self._memtable.cells
         self._view = View()
+        self._denied: tuple[Sequence[ReaderRun], set[bytes]] = ((), set())  # of these runs no table holds these keys
         self._lock = threading.Lock()  # two threads replace the view
 
     # --- the hot path -----------------------------------------------------------------------------------------------
@@ -121,8 +123,7 @@ class LsmCells:
 
     def may_hold(self, key: bytes) -> bool:
         """Whether some table may hold the key. Reads nothing."""
-        tables = (_table_of(run, key) for run in self._view.runs)
-        return any(table is not None and table.may_contain(key) for table in tables)
+        return bool(_candidates(self._view.runs, key))
 
     def __setitem__(self, key: bytes, cell: bytes) -> None:
         self._hot[key] = cell
@@ -168,6 +169,10 @@ class LsmCells:
                 if type(cell) is bytes:
                     return cell
         if view.runs and (cell is None or cell <= view.ceiling):
+            # What is asked for has often just been looked at by `missing`: then no filter is asked again.
+            runs, denied = self._denied
+            if key in denied and runs is view.runs:
+                return None if cell is None else bytes(cell)
             older = self._rows.get(key)
             if older is None:
                 older = self._from_tables(key)
@@ -241,9 +246,13 @@ class LsmCells:
 
     def missing(self, keys: Iterable[bytes]) -> list[bytes]:
         """The keys whose `get` would read the disk now."""
-        if not self._view.runs:
+        runs = self._view.runs
+        if not runs:
             return []
-        return [key for key in keys if not self._is_in_memory(key)]
+        denied: set[bytes] = set()
+        missing = [key for key in keys if not self._is_in_memory(key, denied)]
+        self._denied = (runs, denied)
+        return missing
 
     def load(self, keys: Iterable[bytes]) -> None:
         """Read what `get` of these keys needs into the caches; for another thread. Raises StorageError."""
@@ -251,13 +260,16 @@ class LsmCells:
             if not self._is_in_memory(key):
                 self._from_tables(key)
 
-    def _is_in_memory(self, key: bytes) -> bool:
+    def _is_in_memory(self, key: bytes, denied: set[bytes] | None = None) -> bool:
+        """`denied`: takes the key where all filters deny it."""
         cell = self.peek(key)
         view = self._view
         if type(cell) is bytes or (cell is not None and cell > view.ceiling) or key in self._rows:
             return True
-        tables = (_table_of(run, key) for run in view.runs)
-        return all(table is None or not table.may_contain(key) or table.is_cached(key) for table in tables)
+        tables = _candidates(view.runs, key)
+        if not tables and denied is not None:
+            denied.add(key)
+        return all(table.is_cached(key) for table in tables)
 
     # --- scans ------------------------------------------------------------------------------------------------------
 
@@ -338,10 +350,21 @@ class LsmCells:
         return held + sum(table.facts.nbytes for run in view.runs for table in run.tables)
 
 
-def _table_of(run: ReaderRun, key: bytes) -> TableReader | None:
-    """The one table of a run that may hold a key."""
-    index = bisect_left(run.last_keys, key)
-    return run.tables[index] if index < len(run.tables) else None
+def _candidates(runs: Iterable[ReaderRun], key: bytes) -> list[TableReader]:
+    """The tables whose filter lets a key pass; at most one of each run."""
+    a, b = digest(key, SEED)
+    first = 1 << (b & 63) | 1 << (b >> 6 & 63) | 1 << (b >> 12 & 63)
+    second = 1 << (a >> 46 & 63) | 1 << (a >> 52 & 63) | 1 << (a >> 58)
+    found: list[TableReader] = []
+    for last_keys, tables in runs:
+        index = bisect_left(last_keys, key)
+        if index == len(tables):
+            continue
+        words = tables[index].words
+        count = len(words)
+        if words[a % count] & first == first and words[(b >> 32) % count] & second == second:
+            found.append(tables[index])
+    return found
 
 
 def _tables_from(run: ReaderRun, start: bytes) -> Sequence[TableReader]:
