@@ -50,6 +50,7 @@ class Upkeep:
         self._context = context
         self._engine = engine
         self._config = config
+        self._memtable_bytes = min(config.memtable_bytes, config.log_bytes_max // 4)  # well before the log is full
         self._flushed_bytes = self._begun_bytes = -replayed_bytes  # as `commit.appended_bytes` counts
         self._token = 0
         self._job = ""  # what is under way
@@ -110,7 +111,7 @@ class Upkeep:
             self._compact()
 
     def _is_due(self) -> bool:
-        return self._context.commit.appended_bytes - self._begun_bytes >= self._config.memtable_bytes
+        return self._context.commit.appended_bytes - self._begun_bytes >= self._memtable_bytes
 
     def flush(self) -> bool:
         """Flush what there is now; False where a job is under way or a batch is half on the disk."""

@@ -240,7 +240,7 @@ def test_a_log_past_its_budget_refuses_writes_and_names_who_holds_it() -> None:
 
 
 def test_a_small_budget_is_kept_where_nobody_is_away() -> None:
-    """Checkpoints come early enough for the budget, and again where one has failed."""
+    """Flushes come early enough for the budget, and again where one has failed."""
     cluster = Cluster(segment_bytes=20_000, log_bytes_max=160_000).start().serving()
     for disk in cluster.disks.values():
         disk.segment_bytes = 20_000
@@ -249,7 +249,7 @@ def test_a_small_budget_is_kept_where_nobody_is_away() -> None:
         assert cluster.put("dc1-1", b"k%d" % at, bytes(2_000)).outcomes == [Outcome.APPLIED]
     for name in cluster.nodes:
         failed = next(effect for node, effect in cluster.builds if node == name)
-        cluster.give(name, Built(failed.token, failed.segment, "no room"))
+        cluster.give(name, Built(failed.token, "no room"))
     cluster.builds.clear()
     cluster.is_build_slow = False
     for at in range(100):

@@ -100,7 +100,7 @@ def test_every_damaged_byte_is_refused(samples) -> None:
         copy = disk.copy()
         byte = copy.read_at(NAME, bit // 8, 1)[0] ^ 1 << bit % 8
         copy.damage(NAME, bit // 8, bytes([byte]))
-        with pytest.raises(StorageError, match=f"{NAME}: damaged at byte .*replace the node"):
+        with pytest.raises(StorageError, match=f"{NAME}: damaged at byte .*put its newest state back"):
             _read(copy)
 
 
