@@ -1,7 +1,7 @@
 """Administration of one node: verbs with arguments in, trees of plain values out.
 
     namespace_create name policy dcs write_level read_level ttl_ms value_bytes_max key_bytes_max durability interval_ms
-    exist_ok
+    engine memory_bytes_max exist_ok
     namespace_list | namespace_show name | namespace_alter name … | namespace_delete name
     status                 this node: itself, its peers, lag per datacenter pair, log, closings, namespaces
     metrics                all counters
@@ -29,6 +29,7 @@ from geokv.errors import (
 )
 from geokv.protocol.feed_receiver import LAG_BUCKETS_MS
 from geokv.protocol.requests import AdminReply, AdminRequest, Outcome
+from geokv.storage.memory import MemoryCells
 
 if TYPE_CHECKING:
     from geokv.node.node import Node
@@ -148,6 +149,7 @@ class Admin:
             "created_dc": definition.created_dc,
             "is_deleted": definition.is_deleted,
             "cells_here": len(table.cells) if table is not None else None,
+            "cache_here": table.cells.figures() if table is not None and isinstance(table.cells, MemoryCells) else None,
         }
 
     # --- status -----------------------------------------------------------------------------------------------------
@@ -304,6 +306,9 @@ class Admin:
             "peers.lost": machines.peers.lost,
             "peers.live": sum(1 for name in machines.peers.by_name if context.is_live(name)),
         }
+        caches = [table.cells for table in context.tables.values() if isinstance(table.cells, MemoryCells)]
+        found["cache.bytes"] = sum(cells.nbytes for cells in caches)
+        found["cache.evicted"] = sum(cells.evicted for cells in caches)
         found |= {f"storage.{name}": value for name, value in self.storage().items() if isinstance(value, int)}
         for at, count in enumerate(receiver.lag_counts):
             limit = str(LAG_BUCKETS_MS[at]) if at < len(LAG_BUCKETS_MS) else "more"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from geokv.core.hlc import HybridClock
-from geokv.core.namespace import NamespaceDefinition
+from geokv.core.namespace import MEMORY, NamespaceDefinition
 from geokv.core.origin import Origin, draw_incarnation
 from geokv.core.ring import Member, Ring
 from geokv.node.config import NodeConfig
@@ -28,9 +28,10 @@ from geokv.protocol.read import ReadCoordinator
 from geokv.protocol.replication import Replication
 from geokv.protocol.retention import Retention
 from geokv.protocol.statements import Statements
-from geokv.protocol.table import Table
+from geokv.protocol.table import Cells, Table
 from geokv.protocol.write import WriteCoordinator
 from geokv.storage.engine import Engine
+from geokv.storage.memory import MemoryCells
 
 
 def placement_of(config: NodeConfig) -> Placement:
@@ -117,8 +118,13 @@ class Assembly:
         table = tables.get(definition.id)
         if table is not None:
             table.define(definition)
+            if isinstance(table.cells, MemoryCells):
+                table.cells.resize(definition.memory_bytes_max)
             return
-        cells = self.engine.create(definition.id, definition.policy)
+        if definition.engine == MEMORY:
+            cells: Cells = MemoryCells(definition.memory_bytes_max)
+        else:
+            cells = self.engine.create(definition.id, definition.policy)
         tables[definition.id] = Table(definition, self.placement, cells, self.context.partitions)
 
     # --- flushes ----------------------------------------------------------------------------------------------------
