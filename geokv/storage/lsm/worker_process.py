@@ -33,16 +33,19 @@ def serve(root: Path, orders: BinaryIO, answers: BinaryIO) -> None:
     pacer = Pacer()
     jobs: queue.Queue[Job] = queue.Queue()
     threading.Thread(target=_read_orders, args=(orders, jobs, pacer), daemon=True).start()
-    disk = SharedDisk(root)
     while True:
-        answer = _answer(disk, jobs.get(), pacer)
+        answer = _answer(root, jobs.get(), pacer)
         pickle.dump(answer, answers)
         answers.flush()
 
 
-def _answer(disk: SharedDisk, job: Job, pacer: Pacer) -> object:
+def _answer(root: Path, job: Job, pacer: Pacer) -> object:
     try:
-        return run_job(disk, job, pacer)
+        disk = SharedDisk(root)  # for this job only: a file that stays open takes its space after the node has removed it
+        try:
+            return run_job(disk, job, pacer)
+        finally:
+            disk.close()
     except GeokvError as error:
         return error
     except Exception as error:

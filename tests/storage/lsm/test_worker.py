@@ -65,6 +65,9 @@ def test_flush_and_compaction_in_the_worker(disk: RealDisk, worker: Worker) -> N
     assert job is not None
     node.engine.install(job, worker.run(job))
     assert worker.process_id == process, "one process for all jobs"
+    if Path("/proc").is_dir():
+        opened = [str(path.readlink()) for path in Path(f"/proc/{process}/fd").iterdir()]
+        assert not [path for path in opened if str(disk.root) in path], "the files of a job are closed after it"
     assert dict(node.engine.scan(1)) == model
     assert sum(facts.pairs for facts in node.engine.tables(1)) == 500
 
