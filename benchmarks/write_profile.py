@@ -24,7 +24,8 @@ from geokv.protocol.effects import Answer, Asked, Delivered, Effect, Event, Peer
 from geokv.protocol.requests import WriteBatch, WriteReply
 from geokv.runtime.wire import kv
 from geokv.runtime.wire.peer import decode_frame, encode_message
-from geokv.storage.engine import MemoryEngine
+from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.lsm.engine import LsmEngine
 
 NODES: Final = ("n1", "n2", "n3")
 KEYS: Final = [b"key-%012d" % number for number in range(10_000)]
@@ -56,7 +57,7 @@ class Cluster:
                 (),
                 ROOM_BYTES,
                 0,
-                MemoryEngine(),
+                LsmEngine(CrashDisk()),
             )
             for name in NODES
         }

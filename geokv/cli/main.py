@@ -26,6 +26,7 @@ COMMANDS = {
     "delete": Lazy("geokv.cli.kv", "delete", "Delete a key."),
     "namespace": Lazy("geokv.cli.namespace", "namespace", "Create, list, show, alter and delete namespaces."),
     "status": Lazy("geokv.cli.status", "status", "Show the nodes, the ring and the lag between datacenters."),
+    "storage": Lazy("geokv.cli.storage", "storage", "Verify, inspect and compact the folder of a node that is stopped."),
     "lab": Lazy("geokv.cli.lab", "lab", "Run several datacenters on this machine."),
     "wan": Lazy("geokv.cli.wan", "wan_group", "Show and change the links between the datacenters of a lab."),
     "sim": Lazy("geokv.cli.sim", "sim", "Run the simulator: a whole cluster from one seed."),

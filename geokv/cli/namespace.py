@@ -14,6 +14,12 @@ from geokv.errors import NamespaceNotFound
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 
 
+CACHE_NOTE = (
+    "engine memory: a cache. The least recently used keys are evicted, and a restarted node begins empty; what is promised of"
+    " acknowledged writes, convergence, deletes and counters does not hold here"
+)
+
+
 def _settings(command: Any) -> Any:
     """Options of both create and alter."""
     for option in (
@@ -22,6 +28,7 @@ def _settings(command: Any) -> Any:
         click.option("--key-bytes-max", type=click.IntRange(1), help="The longest key."),
         click.option("--write-level", metavar="LEVEL", help=f"Default of writes: {LEVEL_HELP}"),
         click.option("--read-level", metavar="LEVEL", help="Default of reads."),
+        click.option("--memory-bytes-max", type=click.IntRange(1), help="On each node, with --engine memory."),
         click.option("--interval-ms", type=click.IntRange(1), help="How often to sync, with --durability interval."),
     ):
         command = option(command)
@@ -38,6 +45,7 @@ def namespace() -> None:
 @click.option("--policy", default="lww", show_default=True, help="How conflicts are resolved.")
 @click.option("--in-dc", "dcs", multiple=True, metavar="NAME", help="A datacenter that holds it; all where not given.")
 @click.option("--durability", type=click.Choice(["always", "interval"]), help="When a write counts as durable.")
+@click.option("--engine", type=click.Choice(["lsm", "memory"]), help="Where nodes keep it; memory is a bounded cache.")
 @click.option("--exist-ok", is_flag=True, help="One of this name with the same policy will do.")
 @_settings
 @_json
@@ -50,6 +58,8 @@ def create(name: str, policy: str, dcs: tuple[str, ...], exist_ok: bool, as_json
     with place.client() as client:
         client.create_namespace(name, policy=policy, exist_ok=exist_ok, **chosen)
         made = _find(client.namespaces(), name)
+    if made.get("engine") == "memory":
+        click.echo(CACHE_NOTE, err=True)
     _show_one(made, as_json)
 
 
@@ -63,8 +73,8 @@ def list_(as_json: bool, place: Place) -> None:
     if as_json:
         print_json({"namespaces": found})
         return
-    columns = ("name", "policy", "datacenters", "write level", "read level", "ttl ms", "durability")
-    keys = ("name", "policy", "dcs", "write_level", "read_level", "ttl_ms", "durability")
+    columns = ("name", "policy", "datacenters", "write level", "read level", "ttl ms", "durability", "engine")
+    keys = ("name", "policy", "dcs", "write_level", "read_level", "ttl_ms", "durability", "engine")
     print_table(columns, [[_shown(one.get(key)) for key in keys] for one in found])
 
 

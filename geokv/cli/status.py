@@ -71,9 +71,10 @@ def _node(node: Any, said: Any) -> dict[str, Any]:
     }
     if isinstance(said, GeokvError):
         return {**facts, "state": "unreachable", "reason": str(said), "status": None}
-    log = said.get("log", {})
-    refusing = said.get("refusing") or log.get("refusing_writes") or log.get("room_reason") or ""
+    log, storage = said.get("log", {}), said.get("storage", {})
+    refusing = said.get("refusing") or log.get("refusing_writes") or log.get("room_reason") or storage.get("refusing") or ""
     state = "refusing" if said.get("refusing") else "read-only" if refusing else "serving"
+    refusing = refusing or storage.get("failure", "")
     return {**facts, "state": state, "reason": refusing, "status": said}
 
 
@@ -115,8 +116,13 @@ def _show(tree: dict[str, Any]) -> None:
     copies = ", ".join(f"{one['dc']} {one['replicas']}" for one in tree["datacenters"])
     click.echo(f"cluster {tree['cluster']}: {tree['partitions']} partitions, copies per datacenter: {copies}\n")
     print_table(
-        ("node", "datacenter", "rack", "share", "address", "state", "up s", "cells", "log MiB", "calls"),
+        ("node", "datacenter", "rack", "share", "address", "state", "up s", "cells", "calls"),
         [_node_row(node) for node in tree["nodes"]],
+    )
+    click.echo()
+    print_table(
+        ("node", "tables", "log MiB", "tables MiB", "not flushed MiB", "compaction behind MiB"),
+        [_storage_row(node) for node in tree["nodes"]],
     )
     reasons = [f"{node['node']}: {node['reason']}" for node in tree["nodes"] if node["reason"]]
     if reasons:
@@ -133,9 +139,22 @@ def _node_row(node: dict[str, Any]) -> tuple[object, ...]:
     place = (node["node"], node["dc"], node["rack"], f"{node['ring_share']:.0%}", node["address"], node["state"])
     said = node["status"]
     if said is None:
-        return (*place, None, None, None, None)
+        return (*place, None, None, None)
     cells = sum(count for _, count in said["namespaces"])
-    return (*place, said["uptime_ms"] // 1000, cells, said["log"]["bytes"] // (1 << 20), said["calls"])
+    return (*place, said["uptime_ms"] // 1000, cells, said["calls"])
+
+
+def _storage_row(node: dict[str, Any]) -> tuple[object, ...]:
+    said = node["status"]
+    if said is None:
+        return (node["node"], None, None, None, None, None)
+    storage = said.get("storage", {})  # a node of version 0.1 has none
+    names = ("table_bytes", "unflushed_bytes", "debt_bytes")
+    return (node["node"], storage.get("tables"), _mib(said["log"]["bytes"]), *(_mib(storage.get(name)) for name in names))
+
+
+def _mib(nbytes: int | None) -> int | None:
+    return None if nbytes is None else nbytes // (1 << 20)
 
 
 def _show_metrics(said: dict[str, Any], as_json: bool) -> None:

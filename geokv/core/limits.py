@@ -41,6 +41,17 @@ LOG_BYTES_WARN: Final = 2 * 1024 * MIB
 LOG_BYTES_MAX: Final = 4 * 1024 * MIB  # past it writes are refused, with the reason
 NAMESPACES_MAX: Final = 1024
 
+# Storage of a node.
+MEMTABLE_BYTES: Final = 32 * MIB  # records logged between two flushes
+UNFLUSHED_BYTES_WARN: Final = 192 * MIB  # records in memtables only: clients' writes are told to wait
+UNFLUSHED_BYTES_MAX: Final = 384 * MIB  # and then records of other nodes are not taken either
+STOP_FLUSH_BYTES_MAX: Final = 16 * MIB  # a node that stops flushes so much, a second's work, and leaves more to its log
+DEBT_BYTES_MAX: Final = 2 * 1024 * MIB  # compaction behind by so much: clients' writes are told to wait
+STORAGE_RETRY_MS: Final = 250
+CACHE_BYTES_DEFAULT: Final = 64 * MIB  # of a namespace with the engine "memory", on each node
+CACHE_BYTES_MIN: Final = 1 * MIB
+CACHE_BYTES_MAX: Final = 1024 * 1024 * MIB
+
 # Time.
 DRIFT_MS_WARN: Final = 5_000
 DRIFT_MS_MAX: Final = 60_000
@@ -53,4 +64,6 @@ assert WAN_BATCH_BYTES_MAX <= FEED_PARTITION_BYTES < FEED_WINDOW_BYTES < PEER_QU
 assert WAN_BATCH_RAW_BYTES_MAX < MESSAGE_BYTES_MAX and FRAME_BYTES_MAX < MESSAGE_BYTES_MAX
 assert VALUE_BYTES_MAX_MAX < READ_ANSWER_BYTES_MAX and READ_ANSWER_BYTES_MAX + BATCH_ITEMS_MAX * KIB < MESSAGE_BYTES_MAX
 assert PEER_WRITE_BYTES_MAX < MESSAGE_BYTES_MAX < PEER_QUEUE_BYTES_MAX and MESSAGE_BYTES_MAX < CALL_BYTES_MAX
+assert FRAME_BYTES_MAX < MEMTABLE_BYTES < UNFLUSHED_BYTES_WARN < UNFLUSHED_BYTES_MAX < LOG_BYTES_WARN
+assert VALUE_BYTES_MAX_DEFAULT + KEY_BYTES_MAX + 4 * KIB < CACHE_BYTES_MIN <= CACHE_BYTES_DEFAULT <= CACHE_BYTES_MAX
 assert DRIFT_MS_WARN < DRIFT_MS_MAX and LOG_BYTES_WARN < LOG_BYTES_MAX

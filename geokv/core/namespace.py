@@ -30,6 +30,9 @@ import msgpack
 
 from geokv.core.conflict import merge_of
 from geokv.core.limits import (
+    CACHE_BYTES_DEFAULT,
+    CACHE_BYTES_MAX,
+    CACHE_BYTES_MIN,
     KEY_BYTES_MAX,
     NAMESPACES_MAX,
     VALUE_BYTES_MAX_DEFAULT,
@@ -48,6 +51,9 @@ REPLICAS_MAX: Final = 64
 DEFINITION_BYTES_MAX: Final = 64 * 1024
 
 DURABILITIES: Final = ("always", "interval")
+LSM: Final = "lsm"
+MEMORY: Final = "memory"
+ENGINES: Final = (LSM, MEMORY)
 SETTINGS: Final = (
     "policy",
     "dcs",
@@ -60,8 +66,19 @@ SETTINGS: Final = (
     "durability",
     "interval_ms",
     "links_off",
+    "engine",
+    "memory_bytes_max",
 )
-ALTERABLE: Final = ("ttl_ms", "value_bytes_max", "key_bytes_max", "write_level", "read_level", "interval_ms", "links_off")
+ALTERABLE: Final = (
+    "ttl_ms",
+    "value_bytes_max",
+    "key_bytes_max",
+    "write_level",
+    "read_level",
+    "interval_ms",
+    "links_off",
+    "memory_bytes_max",
+)
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 
@@ -72,6 +89,7 @@ class NamespaceDefinition:
 
     `dcs` empty: every datacenter of the topology. `replicas`: (dc, copies) pairs, or None for the topology's.
     `links_off`: (from, to) pairs of datacenters between which it is not shipped for now; the log is kept for later.
+    `memory_bytes_max`: on each node, for the engine "memory"; 0 for others.
     `unknown`: MessagePack of the fields that this version does not know.
     """
 
@@ -88,6 +106,8 @@ class NamespaceDefinition:
     durability: str = "always"
     interval_ms: int = 0
     links_off: tuple[tuple[str, str], ...] = ()
+    engine: str = LSM
+    memory_bytes_max: int = 0
     created_hlc: int = 0
     created_dc: str = ""
     altered_hlc: int = 0
@@ -110,11 +130,15 @@ class NamespaceDefinition:
         tree["links_off"] = [f"{source}>{target}" for source, target in self.links_off]
         tree["replicas"] = None if self.replicas is None else dict(self.replicas)
         tree["write_level"], tree["read_level"] = self.write_level.name, self.read_level.name
+        if self.engine != MEMORY:
+            del tree["memory_bytes_max"]
         return tree
 
     def encode(self) -> bytes:
         tree = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "unknown"}
         tree["write_level"], tree["read_level"] = int(self.write_level), int(self.read_level)
+        if self.engine == LSM:  # as version 0.1 encodes it, which knows no other
+            del tree["engine"], tree["memory_bytes_max"]
         if self.unknown:
             tree |= msgpack.unpackb(self.unknown)
         packed: bytes = msgpack.packb(dict(sorted(tree.items())))
@@ -135,6 +159,8 @@ class NamespaceDefinition:
                 raise InvalidRequest(f"{known}; alterable: {', '.join(ALTERABLE)}")
         if self.durability != "interval" and changes.get("interval_ms"):
             raise InvalidRequest(f'interval_ms is only for durability "interval"; {self.name} has "{self.durability}"')
+        if self.engine != MEMORY and "memory_bytes_max" in changes:
+            raise InvalidRequest(f'memory_bytes_max is only for engine "memory"; {self.name} has "{self.engine}"')
         chosen = _checked(changes)
         if datacenters is not None:
             _check_places(chosen, sorted(datacenters))
@@ -181,7 +207,19 @@ def define(
         chosen["interval_ms"] = interval_ms or INTERVAL_MS_DEFAULT
     elif interval_ms:
         raise InvalidRequest('interval_ms is only for durability "interval"; leave it out, or ask for that durability')
+    _choose_engine(chosen)
     return NamespaceDefinition(namespace_id, name, **chosen, created_hlc=hlc, created_dc=dc, altered_hlc=hlc, altered_dc=dc)
+
+
+def _choose_engine(chosen: dict[str, Any]) -> None:
+    """Complete the settings of the engine. Raises InvalidRequest where they do not fit together."""
+    if chosen.get("engine", LSM) != MEMORY:
+        if "memory_bytes_max" in chosen:
+            raise InvalidRequest('memory_bytes_max is only for engine "memory"; leave it out, or ask for that engine')
+        return
+    if chosen.get("policy", "lww") != "lww":
+        raise InvalidRequest(f'engine "memory" takes policy lww only, not {chosen["policy"]}: it forgets what it merged')
+    chosen.setdefault("memory_bytes_max", CACHE_BYTES_DEFAULT)
 
 
 def check_name(name: object) -> None:
@@ -230,6 +268,8 @@ def _check_types(known: Mapping[str, Any]) -> None:
     for name in ("name", "created_dc", "altered_dc", "policy"):
         if not isinstance(known[name], str):
             raise ValueError(f"{name} = {known[name]!r}")
+    if not isinstance(known.get("engine", LSM), str) or not isinstance(known.get("memory_bytes_max", 0), int):
+        raise ValueError("engine or memory_bytes_max")
     if not known["id"] or not isinstance(known["is_deleted"], bool) or not _NAME.fullmatch(known["name"]):
         raise ValueError("id, name or is_deleted")
 
@@ -283,6 +323,12 @@ def _links_off(name: str, value: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted({(pair[0], pair[1]) for pair in pairs}))
 
 
+def _engine(name: str, value: object) -> str:
+    if value not in ENGINES:
+        raise InvalidRequest(f"unknown {name} {value!r}: choose one of {', '.join(ENGINES)}")
+    return str(value)
+
+
 def _durability(name: str, value: object) -> str:
     if value not in DURABILITIES:
         raise InvalidRequest(f"unknown {name} {value!r}: choose one of {', '.join(DURABILITIES)}")
@@ -301,6 +347,8 @@ _CHECKS: Final[dict[str, Any]] = {
     "durability": _durability,
     "interval_ms": _whole(0, INTERVAL_MS_MAX),
     "links_off": _links_off,
+    "engine": _engine,
+    "memory_bytes_max": _whole(CACHE_BYTES_MIN, CACHE_BYTES_MAX),
 }
 assert set(_CHECKS) == set(SETTINGS) > set(ALTERABLE)
 

@@ -1,7 +1,7 @@
 """Administration of one node: verbs with arguments in, trees of plain values out.
 
     namespace_create name policy dcs write_level read_level ttl_ms value_bytes_max key_bytes_max durability interval_ms
-    exist_ok
+    engine memory_bytes_max exist_ok
     namespace_list | namespace_show name | namespace_alter name … | namespace_delete name
     status                 this node: itself, its peers, lag per datacenter pair, log, closings, namespaces
     metrics                all counters
@@ -16,13 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import mmh3
-
-from geokv.core.cell import live_value
 from geokv.core.hlc import hlc_ms
 from geokv.core.namespace import NamespaceDefinition
 from geokv.core.origin import unpack_origin
-from geokv.core.ring import key_hash
 from geokv.errors import (
     GeokvError,
     InvalidRequest,
@@ -33,6 +29,7 @@ from geokv.errors import (
 )
 from geokv.protocol.feed_receiver import LAG_BUCKETS_MS
 from geokv.protocol.requests import AdminReply, AdminRequest, Outcome
+from geokv.storage.memory import MemoryCells
 
 if TYPE_CHECKING:
     from geokv.node.node import Node
@@ -152,6 +149,7 @@ class Admin:
             "created_dc": definition.created_dc,
             "is_deleted": definition.is_deleted,
             "cells_here": len(table.cells) if table is not None else None,
+            "cache_here": table.cells.figures() if table is not None and isinstance(table.cells, MemoryCells) else None,
         }
 
     # --- status -----------------------------------------------------------------------------------------------------
@@ -171,6 +169,7 @@ class Admin:
             "lag": self.lag(),
             "incoming": self.incoming(),
             "log": self._log(),
+            "storage": self.storage(),
             "closing": self._closing(),
             "namespaces": [[table.definition.name, len(table.cells)] for table in context.tables.values()],
             "names_in_conflict": machines.definitions.catalog_machine.catalog.conflicts(),
@@ -178,6 +177,18 @@ class Admin:
             "calls": machines.write.calls + machines.read.calls,
             "hlc": str(context.clock.last),
             "clock_ahead_ms": max(0, hlc_ms(context.clock.last) - context.wall_ms),
+        }
+
+    def storage(self) -> dict[str, Any]:
+        """What the engine holds, and how far it is behind."""
+        upkeep = self._node.upkeep
+        return {
+            **self._node.assembly.engine.figures(),
+            "unflushed_bytes": max(0, upkeep.unflushed_bytes),
+            "flushes": upkeep.flushes,
+            "compactions": upkeep.compactions,
+            "failure": upkeep.failure,
+            "refusing": upkeep.refusal(),
         }
 
     def _peer(self, name: str) -> dict[str, Any]:
@@ -283,6 +294,7 @@ class Admin:
             "calls.writing": machines.write.calls,
             "calls.reading": machines.read.calls,
             "replication.pending_parts": len(machines.replication),
+            "storage.loading_keys": context.loading.keys,
             "ship.records": sender.records,
             "ship.raw_bytes": sender.raw_bytes,
             "ship.wire_bytes": sender.wire_bytes,
@@ -294,6 +306,10 @@ class Admin:
             "peers.lost": machines.peers.lost,
             "peers.live": sum(1 for name in machines.peers.by_name if context.is_live(name)),
         }
+        caches = [table.cells for table in context.tables.values() if isinstance(table.cells, MemoryCells)]
+        found["cache.bytes"] = sum(cells.nbytes for cells in caches)
+        found["cache.evicted"] = sum(cells.evicted for cells in caches)
+        found |= {f"storage.{name}": value for name, value in self.storage().items() if isinstance(value, int)}
         for at, count in enumerate(receiver.lag_counts):
             limit = str(LAG_BUCKETS_MS[at]) if at < len(LAG_BUCKETS_MS) else "more"
             found[f"ship.lag_ms_bucket.{limit}"] = count
@@ -310,18 +326,14 @@ class Admin:
         table = self._node.assembly.table_named(name)
         if table is None:
             raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
-        shift = table.placement.shift
-        sums: dict[int, list[int]] = {}
-        now_ms = self._node.context.wall_ms
-        for key, cell in table.cells.items():
-            entry = sums.setdefault(key_hash(key) >> shift, [0, 0, 0])
-            entry[0] += 1
-            entry[1] = (entry[1] + mmh3.hash64(key + b"\0" + cell, 0, x64arch=True, signed=False)[0]) & ((1 << 64) - 1)
-            entry[2] += live_value(cell, now_ms) is not None
-        partitions = {
-            str(p): {"cells": n, "hash": f"{total:016x}", "live": live} for p, (n, total, live) in sorted(sums.items())
-        }
-        respond(AdminReply(Outcome.APPLIED, {"node": self._node.config.node, "partitions": partitions}))
+
+        def made(found: dict[str, Any] | GeokvError) -> None:
+            if isinstance(found, GeokvError):
+                respond(reply_of(found))
+            else:
+                respond(AdminReply(Outcome.APPLIED, {"node": self._node.config.node, "partitions": found}))
+
+        self._node.assembly.digests.start(table, made)
 
     def _close_node(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         name = text_of(arguments, "node")

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from geokv.core.hlc import HybridClock
-from geokv.core.namespace import NamespaceDefinition
+from geokv.core.namespace import MEMORY, NamespaceDefinition
 from geokv.core.origin import Origin, draw_incarnation
 from geokv.core.ring import Member, Ring
 from geokv.node.config import NodeConfig
 from geokv.node.definitions import Definitions
+from geokv.node.digests import Digests
 from geokv.protocol.closing import RUNS_TOLD_MAX, Closings
 from geokv.protocol.commit import Commit
 from geokv.protocol.context import Context
@@ -27,9 +28,10 @@ from geokv.protocol.read import ReadCoordinator
 from geokv.protocol.replication import Replication
 from geokv.protocol.retention import Retention
 from geokv.protocol.statements import Statements
-from geokv.protocol.table import Table
+from geokv.protocol.table import Cells, Table
 from geokv.protocol.write import WriteCoordinator
 from geokv.storage.engine import Engine
+from geokv.storage.memory import MemoryCells
 
 
 def placement_of(config: NodeConfig) -> Placement:
@@ -78,6 +80,7 @@ class Assembly:
         self.receiver = FeedReceiver(self.context, self.placement, self.intake, self.replication, remote)
         self.coordinate: Callable[[Any, Callable[[Any], None]], None] = lambda batch, respond: None
         self.forwarder = Forwarder(self.context, self.placement, self._coordinate_later)
+        self.digests = Digests(self.context)
         self.closings = Closings(self.context, self.placement, self.intake)
         self.statements = Statements(
             self.context,
@@ -109,24 +112,28 @@ class Assembly:
         definition = replace(definition, dcs=definition.dcs or self.config.topology.dc_names)
         if definition.is_deleted:
             self.context.deleted.add(definition.id)
-            if tables.pop(definition.id, None) is not None:
-                self.engine.drop(definition.id)
+            tables.pop(definition.id, None)
+            self.engine.drop(definition.id)
             return
         table = tables.get(definition.id)
         if table is not None:
             table.define(definition)
+            if isinstance(table.cells, MemoryCells):
+                table.cells.resize(definition.memory_bytes_max)
             return
-        cells = self.engine.create(definition.id)
+        if definition.engine == MEMORY:
+            cells: Cells = MemoryCells(definition.memory_bytes_max)
+        else:
+            cells = self.engine.create(definition.id, definition.policy)
         tables[definition.id] = Table(definition, self.placement, cells, self.context.partitions)
 
-    # --- checkpoint -------------------------------------------------------------------------------------------------
+    # --- flushes ----------------------------------------------------------------------------------------------------
 
-    def meta(self, recovered: Any, bound_ms: int, segment: int) -> dict[str, Any]:
-        """What a checkpoint remembers besides the cells: all that control records and frontiers said before `segment`."""
+    def meta(self, recovered: Any, bound_ms: int) -> dict[str, Any]:
+        """What stands beside the flushed cells: all that control records and frontiers have said so far."""
         context, closings = self.context, self.closings
         return {
             "format": 1,
-            "segment": segment,
             "runs": recovered.runs[-RUNS_TOLD_MAX:],
             "bound_ms": bound_ms,
             "promised": [[origin, sorted(partitions)] for origin, partitions in context.promised.items()],

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from geokv.core.limits import DRIFT_MS_MAX, KIB, LOG_BYTES_MAX, LOG_BYTES_WARN, MIB, SEGMENT_BYTES
+from geokv.core.limits import (
+    DEBT_BYTES_MAX,
+    DRIFT_MS_MAX,
+    KIB,
+    LOG_BYTES_MAX,
+    LOG_BYTES_WARN,
+    MEMTABLE_BYTES,
+    SEGMENT_BYTES,
+    UNFLUSHED_BYTES_MAX,
+    UNFLUSHED_BYTES_WARN,
+)
 from geokv.core.topology import Topology
 
 
@@ -21,7 +31,10 @@ class NodeConfig:
     full_statement_us: int = 5_000_000
     remote_statement_us: int = 1_000_000
     segment_bytes: int = SEGMENT_BYTES
-    checkpoint_bytes: int = 256 * MIB
+    memtable_bytes: int = MEMTABLE_BYTES  # records logged between two flushes
+    unflushed_bytes_warn: int = UNFLUSHED_BYTES_WARN
+    unflushed_bytes_max: int = UNFLUSHED_BYTES_MAX
+    debt_bytes_max: int = DEBT_BYTES_MAX
     log_bytes_warn: int = LOG_BYTES_WARN
     log_bytes_max: int = LOG_BYTES_MAX
     control_room_bytes: int = 256 * KIB  # of the log, kept free of data for the node's own notes

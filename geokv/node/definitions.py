@@ -79,12 +79,12 @@ class Definitions:
         return [output.definition for output in self.catalog_machine.take() if isinstance(output, Changed)]
 
     def agreement_state(self) -> list[Any]:
-        """All acceptor states, as a checkpoint keeps them."""
+        """All acceptor states, as they are kept beside flushed cells."""
         assert self._agreement is not None
         return [list(state) for state in self._agreement.state()]
 
     def carried_slots(self) -> list[Any]:
-        """All definition slots, as a checkpoint keeps them."""
+        """All definition slots, as they are kept beside flushed cells."""
         return [list(slot) for slot in self.catalog_machine.slots()]
 
     # --- running ----------------------------------------------------------------------------------------------------

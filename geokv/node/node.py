@@ -16,7 +16,8 @@ Not here: recovery (node.recovery), administration and status (node.admin).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final
 
 from geokv.core.hlc import hlc_ms
@@ -27,7 +28,8 @@ from geokv.errors import RecordError
 from geokv.node.admin import Admin
 from geokv.node.assembly import Assembly
 from geokv.node.config import NodeConfig
-from geokv.node.recovery import Recovered, restore
+from geokv.node.recovery import Checkpoint, Recovered, restore
+from geokv.node.upkeep import Upkeep
 from geokv.protocol import control, messages
 from geokv.protocol.closer import CloseRun, closing_item
 from geokv.protocol.closing import RUNS_TOLD_MAX
@@ -35,13 +37,13 @@ from geokv.protocol.commit import Entry
 from geokv.protocol.effects import (
     Answer,
     Asked,
-    Build,
     Built,
     CallGone,
     Delivered,
     Effect,
     EndIncarnation,
     Event,
+    Loaded,
     LogRead,
     PeerConnected,
     PeerLost,
@@ -49,6 +51,7 @@ from geokv.protocol.effects import (
     PersistFailed,
     ReadLog,
     RoomChanged,
+    Stopping,
     WallClockRead,
     Woken,
 )
@@ -67,7 +70,6 @@ from geokv.protocol.streams import Stream
 from geokv.storage.engine import Engine
 
 Frames = Iterable[tuple[int, int, bytes]]
-Checkpoint = tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]]
 
 STARTING: Final = "this node has just started and asks its peers whether its disk is complete"
 
@@ -85,11 +87,6 @@ class Node:
         self._started_us: int | None = None
         self._bound_ms = recovered.bound_ms
         assembly.context.bound_ms = recovered.bound_ms
-        self._build_token = 0
-        self._is_building = False
-        self._built_bytes = -recovered.replayed_bytes
-        config = assembly.config
-        self._checkpoint_bytes = min(config.checkpoint_bytes, config.log_bytes_max // 4)  # well before the log is full
         self._no_room = ""  # what was said of it last
         self._log_readers: dict[int, Callable[[bytes | None], None]] = {}
         self._seen_logged: dict[str, tuple[int, int]] = {}
@@ -97,6 +94,7 @@ class Node:
         self._runs: list[CloseRun] = []
         self.context = assembly.context
         self.assembly = assembly
+        self.upkeep = Upkeep(assembly.context, assembly.engine, config, recovered.replayed_bytes)
         self._wire(assembly)
         self.admin = Admin(self)
         self._handlers: dict[type, Callable[[str, Any], None]] = self._message_handlers()
@@ -116,7 +114,8 @@ class Node:
     ) -> Node:
         """Read everything the disk holds and begin a new incarnation.
 
-        `frames`: every frame of the log that is still there, oldest first. Raises StorageError for what cannot be read.
+        `frames`: every frame of the log that is still there, oldest first. `checkpoint`: of a node of version 0.1 whose
+        engine holds nothing yet. Raises StorageError for what cannot be read.
         """
         assembly = Assembly(config, rng, now_us, wall_us, room_bytes, log_sequence, engine)
         recovered = restore(assembly, checkpoint, frames)
@@ -170,6 +169,7 @@ class Node:
             machines.receiver.wake_at_us(),
             machines.definitions.wake_at_us(),
             machines.closings.cells.wake_at_us(),
+            machines.digests.wake_at_us(),
         ]
         return min(wake for wake in wakes if wake is not None)
 
@@ -205,6 +205,8 @@ class Node:
         assembly.definitions.on_defined = self._defined
         assembly.definitions.on_decided = self._decided
         assembly.coordinate = self._coordinate
+        self.upkeep.meta = self._meta
+        self.upkeep.on_flushed = self._flushed
 
     def _message_handlers(self) -> dict[type, Callable[[str, Any], None]]:
         m, a = messages, self.assembly
@@ -250,7 +252,7 @@ class Node:
 
     # --- events -----------------------------------------------------------------------------------------------------
 
-    def _dispatch(self, event: Event) -> None:
+    def _dispatch(self, event: Event) -> None:  # noqa: C901  # one branch per event, the frequent ones first
         kind = type(event)
         if kind is Delivered:
             self._delivered(event.peer, event.message)  # type: ignore[union-attr]
@@ -272,8 +274,12 @@ class Node:
             self._room(event)  # type: ignore[arg-type]
         elif kind is PersistFailed:
             self._end(f"the log failed: {event.reason}")  # type: ignore[union-attr]
+        elif kind is Loaded:
+            self.context.loading.loaded(event.token, event.errors)  # type: ignore[union-attr]
         elif kind is Built:
             self._built(event)  # type: ignore[arg-type]
+        elif kind is Stopping:
+            self._stopping(event)  # type: ignore[arg-type]
         else:
             assert kind is CallGone, f"unknown event {kind}"
 
@@ -305,6 +311,27 @@ class Node:
         if not isinstance(batch, WriteBatch):
             self.assembly.read.start(batch, respond)
             return
+        table = self.assembly.table_named(batch.namespace)
+        missing = table.missing(batch.keys) if table is not None else []
+        if table is None or not missing:
+            self._start_write(batch, respond)
+            return
+        self.context.count("write.loaded", len(missing))
+        until_us = self.context.now_us + batch.timeout_ms * 1000
+        self.context.loading.load(table.cells, missing, partial(self._loaded, batch, respond, until_us))
+
+    def _loaded(self, batch: WriteBatch, respond: Callable[[Any], None], until_us: int, error: str) -> None:
+        """What a write builds upon is in memory."""
+        if error:
+            why = f"{self.config.node} cannot read what it holds of these keys ({error}); nothing was numbered"
+            respond(unavailable(batch, why, self.config.node))
+        elif self.context.now_us >= until_us or self.context.is_refusing:
+            why = self.context.is_refusing or "the disk did not answer in time; nothing was numbered"
+            respond(unavailable(batch, why, self.config.node))
+        else:
+            self._start_write(batch, respond)
+
+    def _start_write(self, batch: WriteBatch, respond: Callable[[Any], None]) -> None:
         self._keep_bound()
         if self._stamps_to_ms() < self.context.bound_ms:
             self.assembly.write.start(batch, respond)
@@ -329,7 +356,29 @@ class Node:
 
     def _persisted(self, event: Persisted) -> None:
         self.assembly.commit.landed(event.token, event.segment, event.offset, event.room_bytes)
-        self._checkpoint_if_due()
+        if not self._is_over:
+            self.upkeep.landed()
+            self._hold_back()
+
+    def _built(self, event: Built) -> None:
+        self.upkeep.built(event)
+        self._hold_back()
+
+    def _stopping(self, event: Stopping) -> None:
+        if self._is_started:
+            self.upkeep.stopping(event)
+
+    def _hold_back(self) -> None:
+        """Let writers wait where the engine is too far behind."""
+        self.assembly.write.storage_refuses = self.upkeep.refusal()
+        self.assembly.intake.refuses = self.upkeep.refusal_of_peers()
+
+    def _meta(self) -> bytes:
+        """The node's own state now, as it stands beside the flushed cells."""
+        return control.pack(self.assembly.meta(self._recovered, self._bound_ms))
+
+    def _flushed(self) -> None:
+        self.assembly.retention.built_segment = self.assembly.engine.position.segment
 
     def _landed(self, entries: list[Entry]) -> None:
         self.assembly.statements.landed(entries)
@@ -389,28 +438,6 @@ class Node:
     def _stamps_to_ms(self) -> int:
         """What the next batch is stamped, at most, in milliseconds (its counters may carry once)."""
         return max(self.context.wall_ms, hlc_ms(self.context.clock.last)) + 1
-
-    def _checkpoint_if_due(self) -> None:
-        commit = self.assembly.commit
-        if self._is_building or commit.appended_bytes - self._built_bytes < self._checkpoint_bytes:
-            return
-        if not commit.is_whole:
-            return
-        self._is_building = True
-        self._build_token += 1
-        self._built_bytes = commit.appended_bytes
-        segment = commit.segment
-        meta = control.pack(self.assembly.meta(self._recovered, self._bound_ms, segment))
-        self._effects.append(Build(self._build_token, meta, self.assembly.engine.freeze(), segment))
-
-    def _built(self, event: Built) -> None:
-        self._is_building = False
-        if event.error:
-            self.context.note("checkpoint.failed")
-            self.context.log("error", f"the checkpoint failed: {event.error}; the log is kept")
-            self._built_bytes -= self._checkpoint_bytes * 7 // 8  # due again, and not with every frame
-        else:
-            self.assembly.retention.built_segment = event.segment
 
     # --- beginning and ending ---------------------------------------------------------------------------------------
 
@@ -639,6 +666,7 @@ class Node:
         machines.receiver.tick(is_heartbeat)
         machines.definitions.tick()
         machines.closings.cells.tick()
+        machines.digests.tick()
         if is_heartbeat:
             self._heartbeat()
 
@@ -650,6 +678,8 @@ class Node:
         self._runs = self._runs[:1] + [run for run in self._runs[1:] if not run.is_done]
         self._check_standing()
         self.admin.tick()
+        self.upkeep.tick()
+        self._hold_back()
         machines.retention.trim()
         refusal = machines.retention.refusal(self.config.log_bytes_max)
         self._say_read_only(machines.write.log_refuses, refusal)

@@ -1,7 +1,10 @@
-"""Recovery: from a checkpoint and the frames behind it to the state that was synced, and to what earlier runs left open.
+"""Recovery: from the engine and the frames behind it to the state that was synced, and to what earlier runs left open.
 
-    checkpoint:  cells, frontiers, and what control records had said      (segments below its own: only indexed, for cursors)
-    frames:      control records and deltas in log order                  (merged again where they were merged before: harmless)
+    engine:      tables, and beside them frontiers and what control records had said, up to its position in the log
+    frames:      those before the position are only indexed, for cursors; of the others control records and deltas in log order
+    checkpoint:  what version 0.1 had in place of the engine; it is loaded into the engine, once
+
+Cells of the log are merged in without a look at the tables, so that recovery takes as long as the log behind the position.
 
 Invariants: after `restore` every frontier covers exactly what the disk holds. Only what is synced is here: whatever
 the last run had told its peers beyond that is found by closing its streams.
@@ -9,7 +12,7 @@ the last run had told its peers beyond that is found by closing its streams.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ from geokv.core.origin import Origin
 from geokv.core.record import CELL, CONTROL, DELTA, Record, decode_records
 from geokv.errors import CorruptLog, RecordError, StorageError
 from geokv.protocol import control
+from geokv.storage.position import Position
 
 if TYPE_CHECKING:
     from geokv.node.assembly import Assembly
@@ -32,15 +36,19 @@ class Recovered:
     log_sequence: int = 0
     open_origins: list[bytes] = field(default_factory=list)
     deltas: int = 0
-    replayed_bytes: int = 0  # what the log holds behind the checkpoint
+    replayed_bytes: int = 0  # what the log holds behind the engine's position
+
+
+Checkpoint = tuple[int, bytes, Iterable[tuple[int, list[tuple[bytes, bytes]]]]]
+"""A checkpoint of version 0.1: the segment where the log goes on, the node's state, namespaces' cells in pieces."""
 
 
 def restore(
     assembly: Assembly,
-    checkpoint: tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]] | None,
+    checkpoint: Checkpoint | None,
     frames: Iterable[tuple[int, int, bytes]],
 ) -> Recovered:
-    """Bring `assembly` to what the disk holds. Raises StorageError for a checkpoint or frame that cannot be understood."""
+    """Bring `assembly` to what the disk holds. Raises StorageError for a state or frame that cannot be understood."""
     return _Restoring(assembly).run(checkpoint, frames)
 
 
@@ -49,7 +57,7 @@ class _Restoring:
         self._assembly = assembly
         self._context = assembly.context
         self._recovered = Recovered()
-        self._from_segment = 0
+        self._position = assembly.engine.position
         self._hlc_max = 0
         self._bodies = {
             control.RUN: self._run_noted,
@@ -63,34 +71,47 @@ class _Restoring:
             control.COVERED: self._covered,
         }
 
-    def run(self, checkpoint: Any, frames: Iterable[tuple[int, int, bytes]]) -> Recovered:
+    def run(self, checkpoint: Checkpoint | None, frames: Iterable[tuple[int, int, bytes]]) -> Recovered:
         assembly = self._assembly
         recovered = self._recovered
         recovered.log_sequence = assembly.commit.log_sequence
         for definition in assembly.definitions.born():
             assembly.define(definition)
-        if checkpoint is not None:
-            self._checkpoint(*checkpoint)
+        if assembly.engine.meta:
+            self._state(assembly.engine.meta)
+        elif checkpoint is not None:
+            self._migrate(*checkpoint)
         first_segment: int | None = None
         for segment, offset, payload in frames:
             first_segment = segment if first_segment is None else first_segment
             assembly.commit.segment = segment
+            assembly.commit.position = (segment, offset + len(payload))
             assembly.commit.segment_last.setdefault(segment, {})
             self._frame(segment, offset, payload)
         assembly.retention.first_segment = first_segment or 1
-        assembly.retention.built_segment = self._from_segment
+        assembly.retention.built_segment = self._position.segment
         self._settle_streams()
         self._context.clock.last = max(self._hlc_max, hlc_from_ms(recovered.bound_ms))
         recovered.open_origins = self._open_origins()
         return recovered
 
-    # --- checkpoint -------------------------------------------------------------------------------------------------
+    # --- what was flushed -------------------------------------------------------------------------------------------
 
-    def _checkpoint(self, meta_bytes: bytes, tables: Iterator[tuple[int, list[tuple[bytes, bytes]]]]) -> None:
-        meta = control.unpack(meta_bytes)
+    def _migrate(self, segment: int, meta: bytes, pieces: Iterable[tuple[int, list[tuple[bytes, bytes]]]]) -> None:
+        """Load a checkpoint of version 0.1 into the engine; after it the engine is what counts."""
+        self._state(meta)
+        tables: dict[int, dict[bytes, bytes]] = {namespace: {} for namespace in self._context.tables}
+        for namespace, pairs in pieces:
+            if namespace in tables:  # else it was deleted
+                tables[namespace].update(pairs)
+        pairs_of = ((namespace, sorted(cells.items())) for namespace, cells in tables.items())
+        self._position = Position(segment, 0)
+        self._assembly.engine.load(pairs_of, self._position, meta)
+
+    def _state(self, packed: bytes) -> None:
+        meta = control.unpack(packed)
         if meta.get("format") != 1:
-            raise StorageError(f"checkpoint of format {meta.get('format')}: this version reads format 1; use a newer geokv")
-        self._from_segment = meta["segment"]
+            raise StorageError(f"the node's state is of format {meta.get('format')}: this version reads 1; use a newer geokv")
         self._recovered.runs = list(meta["runs"])
         self._recovered.bound_ms = meta["bound_ms"]
         self._accept(meta["agreement"])
@@ -109,10 +130,6 @@ class _Restoring:
         for origin, partitions in meta["closed"]:
             self._forgotten([origin, self._assembly.placement.mine if partitions is None else partitions])
         self._seen(meta["seen"])
-        for namespace, pairs in tables:
-            table = self._context.tables.get(namespace)
-            if table is not None:
-                table.cells.update(pairs)
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -122,7 +139,7 @@ class _Restoring:
         except RecordError as error:
             raise CorruptLog(f"segment {segment}, frame at byte {offset}: {error}; restore this node or replace it") from error
         last = self._assembly.commit.segment_last[segment]
-        is_new = segment >= self._from_segment
+        is_new = (segment, offset) >= self._position
         self._recovered.replayed_bytes += len(payload) if is_new else 0
         for record in records:
             if record.kind == DELTA:
@@ -153,8 +170,7 @@ class _Restoring:
     def _merge(self, record: Record) -> None:
         table = self._context.tables.get(record.namespace)
         if table is not None:
-            stored = table.cells.get(record.key)
-            table.cells[record.key] = record.cell if stored is None else table.merge(stored, record.cell)
+            table.cells.merge_in(record.key, record.cell)
 
     # --- control records --------------------------------------------------------------------------------------------
 

@@ -246,13 +246,13 @@ class Agreement:
                 yield item, self._value_of(item)
 
     def state(self) -> Iterator[ItemState]:
-        """Everything to remember, for a checkpoint (replaces all that was persisted before)."""
+        """Everything to remember, beside flushed cells (replaces all that was persisted before)."""
         return (self._state_of(item) for item in self._items)
 
     def forget(self, items: Iterable[bytes]) -> None:
         """Drop items that nobody will ever propose or need again: whoever did could choose otherwise.
 
-        They leave the disk with the next checkpoint. A message under way may bring one back, harmlessly.
+        They leave the disk with the next flush. A message under way may bring one back, harmlessly.
         """
         for item in items:
             if item not in self._in_flight and not item.startswith(OWN):

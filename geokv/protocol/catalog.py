@@ -269,7 +269,7 @@ class CatalogMachine:
         return {dc: len(values) for dc, values in self._slots.items() if values}
 
     def slots(self) -> Iterator[tuple[str, int, bytes]]:
-        """All slots known without a gap, for a checkpoint."""
+        """All slots known without a gap, as they are kept beside flushed cells."""
         for dc, values in self._slots.items():
             for number, value in enumerate(values, 1):
                 yield dc, number, value

@@ -17,7 +17,8 @@ for a closing only.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 from geokv.core.limits import LOG_READ_BYTES_MAX
@@ -36,7 +37,8 @@ GIVEN_UP_US: Final = 30_000_000  # a fetch that has not moved for this long lets
 FETCHES_MAX: Final = 4  # at a time; whoever wants more asks again
 GIVES_MAX: Final = 16  # lists of keys; of one peer at most as many as it fetches at a time
 GIVE_KEPT_US: Final = 30_000_000  # a list of keys that nobody has asked about for this long goes
-SCAN_KEYS_MAX: Final = 20_000  # looked at in one step, so that the loop does not stand still for a large namespace
+SCAN_KEYS_MAX: Final = 2_000  # looked at in one step, so that the loop does not stand still for a large namespace
+PAGE_KEYS_MAX: Final = 1_000  # of which the cells are read together
 BEYOND_MAX: Final = 100_000  # numbers above the frontier in one statement of what is held
 Key = tuple[int, int, bytes]
 NO_CLOSING: Final = 0  # a fetch because of a hole in a log
@@ -59,14 +61,14 @@ class _Fetch:
 
 
 class _Give:
-    """One partition's keys, listed for one peer: first all keys of the namespace, then those of the partition, sorted."""
+    """One partition's keys, listed for one peer. `unseen`: keys of the namespace that are still to be looked at, in order."""
 
     __slots__ = ("asked", "frontier", "keys", "moved_us", "unseen")
 
-    def __init__(self, asked: CellsWanted, frontier: int, unseen: list[bytes], now_us: int) -> None:
+    def __init__(self, asked: CellsWanted, frontier: int, unseen: Iterator[bytes], now_us: int) -> None:
         self.asked: CellsWanted | None = asked  # what to answer once all keys were looked at
         self.frontier = frontier
-        self.unseen = unseen
+        self.unseen: Iterator[bytes] | None = unseen
         self.keys: list[bytes] = []
         self.moved_us = now_us
 
@@ -204,7 +206,7 @@ class CellsFetches:
         if stream is None or (len(self._gives) >= GIVES_MAX and whose not in self._gives):
             self._context.note("cells.too_many")
             return
-        self._gives[whose] = give = _Give(message, stream.frontier, list(table.cells), now_us)
+        self._gives[whose] = give = _Give(message, stream.frontier, table.cells.keys(), now_us)
         self._step(peer, give, table)
 
     def wake_at_us(self) -> int | None:
@@ -216,7 +218,7 @@ class CellsFetches:
             if give.unseen:
                 table = self._context.tables.get(namespace)
                 if table is None:
-                    give.unseen.clear()  # the namespace was deleted
+                    give.unseen = None  # the namespace was deleted
                 else:
                     self._step(peer, give, table)
                 return
@@ -228,19 +230,37 @@ class CellsFetches:
         give.moved_us = self._context.now_us
         if give.unseen:
             shift, partition = table.placement.shift, message.partition
-            give.keys.extend(key for key in give.unseen[-SCAN_KEYS_MAX:] if key_hash(key) >> shift == partition)
-            del give.unseen[-SCAN_KEYS_MAX:]
-            if give.unseen:
+            # Keys do not go, so whatever was there when the list was begun is found, however long it takes.
+            keys = list(islice(give.unseen, SCAN_KEYS_MAX))
+            give.keys.extend(key for key in keys if key_hash(key) >> shift == partition)
+            if len(keys) == SCAN_KEYS_MAX:
                 return
-            give.keys.sort()
+            give.unseen = None
         give.asked = None
-        self._send_page(peer, message, give, table)
+        self._page_of(peer, message, give, table)
 
-    def _send_page(self, peer: str, message: CellsWanted, give: _Give, table: Table) -> None:
+    def _page_of(self, peer: str, message: CellsWanted, give: _Give, table: Table) -> None:
+        """Have the cells of the next keys in memory, then send as many as one page holds."""
+        start = bisect_right(give.keys, message.after)
+        end = min(start + PAGE_KEYS_MAX, len(give.keys))
+
+        def loaded(error: str) -> None:
+            if not error:
+                self._send_page(peer, message, give, table, start, end)
+                return
+            self._context.note("cells.unreadable")
+            self._context.log("error", f"cells that {peer} wants cannot be read: {error}")
+
+        missing = table.cells.missing(give.keys[start:end])
+        if missing:
+            self._context.loading.load(table.cells, missing, loaded)
+        else:
+            loaded("")
+
+    def _send_page(self, peer: str, message: CellsWanted, give: _Give, table: Table, start: int, end: int) -> None:
         page: list[bytes] = []
-        nbytes = 0
-        start = at = bisect_right(give.keys, message.after)
-        for at in range(start, len(give.keys)):
+        nbytes, at = 0, start
+        for at in range(start, end):
             key = give.keys[at]
             cell = table.cells.get(key)
             if cell is None:
@@ -251,7 +271,7 @@ class CellsFetches:
                 break
             page.append(record)
         else:
-            at = len(give.keys)
+            at = end
         is_last = at >= len(give.keys)
         stream = (message.namespace, message.partition, message.origin)
         if is_last:

@@ -60,6 +60,7 @@ class Commit:
         self.frames = 0
         self.records = 0
         self.segment = 0
+        self.position = (0, 0)  # segment and offset where the last synced frame ends
         self.on_landed: Callable[[list[Entry]], None] = lambda entries: None
         self.segment_last: dict[int, dict[Stream, int]] = {}
 
@@ -170,6 +171,7 @@ class Commit:
         self.room_bytes = room_bytes
         self.room_reason = ""
         self.segment = segment
+        self.position = (segment, offset + group.nbytes)
         self.log_sequence += 1
         self.frames += 1
         self.records += len(group.entries)

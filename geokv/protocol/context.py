@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from geokv.core.hlc import HybridClock
 from geokv.core.origin import Origin, is_origin
 from geokv.protocol.effects import Effect, Log, Note, Send
+from geokv.protocol.loading import Loading
 from geokv.protocol.messages import CloseForget
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Context:
         self.clock = clock
         self.commit = commit
         self.effects = effects
+        self.loading = Loading(effects)
         self.rng = rng
         self.tables: dict[int, Table] = {}
         self.now_us = 0

@@ -10,8 +10,13 @@ can be acknowledged before it is durable, and the simulator can crash exactly in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from geokv.core.limits import STOP_FLUSH_BYTES_MAX
 from geokv.protocol.requests import Reply, Request
+
+if TYPE_CHECKING:
+    from geokv.protocol.table import Cells
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
@@ -98,12 +103,26 @@ class LogRead:
 
 
 @dataclass(slots=True)
-class Built:
-    """A Build effect is done: the checkpoint stands and recovery starts at `segment`."""
+class Loaded:
+    """A Load effect is done; for each of its parts why it failed, empty where its cells are in memory."""
 
     token: int
-    segment: int
+    errors: list[str]
+
+
+@dataclass(slots=True)
+class Built:
+    """A Build effect is done: what it made stands, unless there is an `error`; then all is as it was."""
+
+    token: int
     error: str = ""
+
+
+@dataclass(slots=True)
+class Stopping:
+    """The process is about to end in good order: a last flush may be done, where no more than so much is to be flushed."""
+
+    flush_bytes_max: int = STOP_FLUSH_BYTES_MAX
 
 
 @dataclass(slots=True)
@@ -122,7 +141,9 @@ Event = (
     | PersistFailed
     | RoomChanged
     | LogRead
+    | Loaded
     | Built
+    | Stopping
     | Woken
 )
 
@@ -163,17 +184,19 @@ class ReadLog:
 
 
 @dataclass(slots=True)
-class Build:
-    """Write a checkpoint: `meta` (MessagePack) and the engine's cells, which the host takes from `tables` in pieces.
-
-    `tables` is a frozen view: namespace id -> mapping of key to cell that no one changes any more. After it stands,
-    recovery begins at segment `segment`.
-    """
+class Load:
+    """Read cells into the engine's memory: `cells.load(keys)` for each part, on a thread where that may wait."""
 
     token: int
-    meta: bytes
-    tables: dict[int, dict[bytes, bytes]]
-    segment: int
+    parts: list[tuple[Cells, list[bytes]]]
+
+
+@dataclass(slots=True)
+class Build:
+    """Have the engine's `job` (a flush or a compaction) run where it disturbs nobody, and install what it made."""
+
+    token: int
+    job: Any
 
 
 @dataclass(slots=True)
@@ -206,4 +229,4 @@ class EndIncarnation:
     reason: str
 
 
-Effect = Send | Answer | Persist | ReadLog | Build | Trim | Note | Log | EndIncarnation
+Effect = Send | Answer | Persist | ReadLog | Load | Build | Trim | Note | Log | EndIncarnation

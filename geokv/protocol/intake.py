@@ -1,6 +1,6 @@
 """Taking in records that others numbered: the one door for replication, feeds, repair and closings.
 
-    records --decode--> known? new? not refused? --> table.take + next frame --> after the sync: `then`
+    records --decode--> known? new? not refused? --> table + next frame --> after the sync: `then`
 
 What is dropped, and why it is safe: a number that is here already (its delta is merged), one of an origin that this
 replica promised to refuse or that is closed for good (it comes with the closing, or exists nowhere), one whose
@@ -11,13 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
+from geokv.core.partial import Partial
 from geokv.core.record import CELL, DELTA, Record, decode_records
 from geokv.protocol.commit import Entry
 from geokv.protocol.context import Context
 from geokv.protocol.messages import Replicated
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
+
+Doubt = tuple[Table, int, bytes, bytes]
+"""(table, index of the record, key, its cell) of a record to which the disk may hold a newer version."""
 
 
 @dataclass(slots=True)
@@ -39,6 +44,7 @@ class Intake:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self.refuses = ""  # why nothing can be taken
 
     def take(  # noqa: C901, PLR0915  # the hot loop: every call in it would be a percent of a core
         self,
@@ -58,7 +64,7 @@ class Intake:
         context = self._context
         taken = Taken()
         if len(records) > 0:
-            taken.reason = context.commit.reserve(len(records))
+            taken.reason = self.refuses or context.commit.reserve(len(records))
         if taken.reason:
             context.note("intake.no_room")
             return taken
@@ -74,7 +80,8 @@ class Intake:
         partitions: list[dict[bytes, Stream]] = []
         waiting: dict[bytes, bytes] = {}
         flying: dict[bytes, bytes] = {}
-        cells: dict[bytes, bytes] = {}
+        peek: Callable[[bytes], bytes | None] = waiting.get
+        doubts: list[Doubt] = []
         for index, record in enumerate(decoded):
             raw, kind, partition, namespace, number, hlc, origin, key, cell = record
             if namespace != last_namespace:
@@ -88,7 +95,7 @@ class Intake:
                 tables[namespace] = table
                 is_lww = table.merge is max
                 partitions = table.streams.partitions
-                waiting, flying, cells = table.waiting, table.flying, table.cells
+                waiting, flying, peek = table.waiting, table.flying, table.cells.peek
             elif table is None:
                 continue
             if partition >= len(partitions) or kind > CELL:
@@ -111,25 +118,35 @@ class Intake:
                     if number <= stream.received or number in stream.beyond:
                         present.append(record)
                         taken.contiguous &= number <= stream.received
-                        held = waiting.get(key) or flying.get(key) or cells.get(key)
+                        held = waiting.get(key) or flying.get(key) or peek(key)
                         if is_lww and held is not None and held > cell:  # the word of it may have been lost
                             taken.newer.append((index, int.from_bytes(held[1:9], "big")))
+                        elif is_lww and type(held) is not bytes:
+                            doubts.append((table, index, key, cell))
                     elif stream.last is None:
                         taken.contiguous = False
                     continue
                 elif stream.received < number:
                     taken.contiguous = False
-            stored = waiting.get(key) or flying.get(key) or cells.get(key)
+            stored = waiting.get(key) or flying.get(key) or peek(key)
             if stored is None:
+                if cell <= table.cells.ceiling:
+                    if is_lww:
+                        doubts.append((table, index, key, cell))
+                    cell = table.blind(key, cell)
                 waiting[key] = cell
             elif is_lww:
                 if stored > cell:
                     taken.newer.append((index, int.from_bytes(stored[1:9], "big")))
                     waiting[key] = stored
-                else:
+                elif type(stored) is bytes:
                     waiting[key] = cell
+                else:
+                    doubts.append((table, index, key, cell))
+                    waiting[key] = table.blind(key, cell)
             else:
-                waiting[key] = table.merge(stored, cell)
+                merged = table.merge(stored, cell)
+                waiting[key] = merged if type(stored) is bytes else Partial(merged)
             if hlc > hlc_last:
                 hlc_last = hlc
             entries.append((raw, stream, number))
@@ -141,6 +158,7 @@ class Intake:
         if answer is not None:
             answer.contiguous, answer.newer = taken.contiguous, taken.newer
             answer.refused, answer.unknown = list(taken.refused), list(taken.unknown)
+            then = self._once_sure(doubts, taken.newer, then)
         if not entries:
             context.commit.after_pending(then)
         else:
@@ -151,6 +169,37 @@ class Intake:
             if is_early:
                 then()
         return taken
+
+    def _once_sure(self, doubts: list[Doubt], newer: list[tuple[int, int]], then: Callable[[], None]) -> Callable[[], None]:
+        """`then`, once it is known too which of the `doubts` the disk holds newer versions of: those are added to `newer`.
+
+        Few are in doubt: those whose version is not above all that was flushed, and whose key a table may hold.
+        """
+        by_table: dict[int, list[Doubt]] = {}
+        for doubt in doubts:
+            if doubt[0].cells.may_hold(doubt[2]):
+                by_table.setdefault(doubt[0].definition.id, []).append(doubt)
+        if not by_table:
+            return then
+        self._context.count("intake.looked_on_disk", sum(map(len, by_table.values())))
+        waits = 1 + len(by_table)
+
+        def one_less() -> None:
+            nonlocal waits
+            waits -= 1
+            if not waits:
+                then()
+
+        def loaded(some: list[Doubt], error: str) -> None:
+            for table, index, key, cell in some if not error else ():
+                held = table.cells.get(key)
+                if held is not None and held > cell:
+                    newer.append((index, int.from_bytes(held[1:9], "big")))
+            one_less()
+
+        for some in by_table.values():
+            self._context.loading.load(some[0][0].cells, [doubt[2] for doubt in some], partial(loaded, some))
+        return one_less
 
     def _sync_by_us(self, tables: Iterable[Table]) -> int | None:
         """When the frame must be synced: None (at once) unless all tables sync by interval."""

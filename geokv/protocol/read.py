@@ -213,10 +213,10 @@ class ReadCoordinator:
                 self._ask(part, table, peer)
             self._order += 1
             heappush(self._deadlines, (context.now_us + ASK_MORE_US, self._order, part))
-        elif not table.is_settled(part.keys):
+        self._when_settled(table, part.keys, lambda: self._own_cells(part, table))
+        if part.r == 1 and not part.is_done:  # it waits for the disk
             self._order += 1
             heappush(self._deadlines, (part.call.deadline_us, self._order, part))
-        self._when_settled(table, part.keys, lambda: self._own_cells(part, table))
 
     def _ask(self, part: ReadPart, table: Table, peer: str) -> None:
         part.asked.append(peer)
@@ -231,9 +231,26 @@ class ReadCoordinator:
             self._context.commit.after_pending(then)
 
     def _own_cells(self, part: ReadPart, table: Table) -> None:
+        def looked(cells: list[bytes | None], error: str) -> None:
+            if part.is_done:
+                return
+            if error:
+                self._expire(part, f"{self._context.node} cannot read its own copy ({error})")
+                return
+            part.cells = cells
+            self._progress(part, table)
+
+        self._look(table, part.keys, looked)
+
+    def _look(self, table: Table, keys: list[bytes], then: Callable[[list[bytes | None], str], None]) -> None:
+        """`then` gets what a reader is shown of these keys, once it is in memory; or why it cannot be read."""
+        cells, missing = table.look(keys)
+        if not missing:
+            then(cells, "")
+            return
+        self._context.count("read.loaded", len(missing))
         get = table.visible if table.is_interval else table.cells.get
-        part.cells = [get(key) for key in part.keys]
-        self._progress(part, table)
+        self._context.loading.load(table.cells, missing, lambda error: then([] if error else [get(key) for key in keys], error))
 
     def answered(self, peer: str, message: CellsRead) -> None:
         """A replica answered with digests or with cells."""
@@ -414,19 +431,23 @@ class ReadCoordinator:
         self._when_settled(table, message.keys, lambda: self._serve_settled(peer, message, table))
 
     def _serve_settled(self, peer: str, message: ReadCells, table: Table) -> None:
-        get = table.visible if table.is_interval else table.cells.get
+        self._look(table, message.keys, lambda cells, error: self._serve_looked(peer, message, cells, error))
+
+    def _serve_looked(self, peer: str, message: ReadCells, found: list[bytes | None], error: str) -> None:
+        if error:
+            self._context.send(peer, CellsRead(message.query, [], b"", f"{self._context.node} cannot read its copy ({error})"))
+            return
         if message.digests:
-            digests = b"".join([digest_of(get(key)) for key in message.keys])
+            digests = b"".join([digest_of(cell) for cell in found])
             self._context.send(peer, CellsRead(message.query, [], digests))
             return
         cells: list[bytes] = []
         nbytes = 0
-        for key in message.keys:
-            cell = get(key) or b""
-            nbytes += len(cell)
+        for cell in found:
+            nbytes += len(cell or b"")
             if cells and nbytes > READ_ANSWER_BYTES_MAX:
                 break  # the coordinator asks for the rest
-            cells.append(cell)
+            cells.append(cell or b"")
         self._context.send(peer, CellsRead(message.query, cells, b""))
 
     # --- time -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Retention: how long log segments live, and when the log is so long that writes are refused.
 
-A segment may go when a checkpoint stands for all of it, every co-owner here covers its records, and, for records that
+A segment may go when all of it is flushed into tables, every co-owner here covers its records, and, for records that
 this datacenter originated, so does the frontier of every other DC that holds the namespace. Until fencing exists,
 nobody stops waiting: past the budget writes are refused, naming who holds the log up.
 

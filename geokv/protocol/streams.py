@@ -148,7 +148,7 @@ class Stream:
             self.first = number
         missing = number - self.first - len(self.places)
         if missing > HOLE_MAX and number - 1 <= self.frontier + HOLE_MAX:
-            # nearly all of it is covered by cells (a checkpoint stands between): do not stretch the index over it
+            # nearly all of it is covered by cells (a flush stands between): do not stretch the index over it
             del self.places[:], self.sizes[:]
             self.first, missing = number, 0
         if missing >= 0:

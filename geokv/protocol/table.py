@@ -2,6 +2,9 @@
 
     get:   waiting  ->  flying  ->  cells          (newest first; each is already merged over what stands behind it)
 
+Merged, that is, as far as it could be without a disk: a replica takes what others numbered without reading what it has
+on its disk. What may have to be merged with that is a Partial (`core.partial`).
+
 `waiting` collects what arrived since the last frame was handed to the disk, `flying` is what that frame holds. When
 it is synced, `flying` goes into `cells` in one update. So what is shown to readers (`cells`) is what is durable, and
 crash safety needs no bookkeeping per operation.
@@ -11,10 +14,54 @@ Invariants: `cells` holds only what is synced (namespaces with durability "inter
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
 from geokv.core.conflict import Merge, merge_of
 from geokv.core.namespace import NamespaceDefinition
+from geokv.core.partial import Partial
 from geokv.protocol.placement import Placement
 from geokv.protocol.streams import StreamTable
+
+
+class Cells(Protocol):
+    """What a table needs of an engine: the synced cells of one namespace."""
+
+    def get(self, key: bytes, default: bytes | None = None) -> bytes | None:
+        """The cell. Reads the disk where `missing` names the key; in a machine only after that was loaded."""
+
+    def look(self, keys: list[bytes]) -> tuple[list[bytes | None], list[bytes]]:
+        """(the cell of each key as far as memory has it, the keys that must be loaded first)."""
+
+    def missing(self, keys: Iterable[bytes]) -> list[bytes]:
+        """The keys that must be loaded before they are got."""
+
+    def load(self, keys: Iterable[bytes]) -> None:
+        """Read them into memory; on another thread. Raises StorageError."""
+
+    def peek(self, key: bytes) -> bytes | None:
+        """What memory alone holds of a key; Partial where the disk may hold more. To be merged over."""
+
+    def may_hold(self, key: bytes) -> bool:
+        """Whether the disk may hold the key."""
+
+    @property
+    def ceiling(self) -> bytes:
+        """A cell above it, merged over what was peeked before, is whole."""
+
+    def update(self, pairs: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> None: ...
+
+    def merge_in(self, key: bytes, cell: bytes) -> None:
+        """Merge a cell that recovery found in the log."""
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """All pairs in key order, from wherever they are."""
+
+    def keys(self) -> Iterator[bytes]:
+        """All keys in order, looked for as they are asked for: those that were there at the beginning, at least."""
+
+    def __len__(self) -> int:
+        """About how many pairs there are: one that stands in several places counts as often."""
 
 
 class Table:
@@ -35,7 +82,7 @@ class Table:
         self,
         definition: NamespaceDefinition,
         placement: Placement,
-        cells: dict[bytes, bytes],
+        cells: Cells,
         partitions: int,
     ) -> None:
         self.placement = placement
@@ -61,15 +108,35 @@ class Table:
         found = self.waiting.get(key)
         if found is None:
             found = self.flying.get(key)
-            if found is None:
-                found = self.cells.get(key)
-        return found
+        if type(found) is bytes:
+            return found
+        behind = self.cells.get(key)
+        if found is None or behind is None:
+            return behind if found is None else bytes(found)
+        return bytes(self.merge(found, behind))
 
-    def take(self, key: bytes, cell: bytes) -> bytes | None:
-        """Merge an arriving cell; returns what this replica held before (None: nothing)."""
-        stored = self.visible(key)
-        self.waiting[key] = cell if stored is None else self.merge(stored, cell)
-        return stored
+    def missing(self, keys: list[bytes]) -> list[bytes]:
+        """The keys that must be loaded before they can be seen."""
+        missing = self.cells.missing(keys)
+        if not missing:
+            return missing
+        waiting, flying = self.waiting, self.flying
+        return [key for key in missing if type(waiting.get(key) or flying.get(key)) is not bytes]
+
+    def look(self, keys: list[bytes]) -> tuple[list[bytes | None], list[bytes]]:
+        """(what a reader is shown of each key, the keys that must be loaded first)."""
+        if not self.is_interval:
+            return self.cells.look(keys)
+        missing = self.missing(keys)
+        return [] if missing else [self.visible(key) for key in keys], missing
+
+    def blind(self, key: bytes, cell: bytes) -> bytes:
+        """A cell that goes over what memory holds of its key, without a look at the disk: Partial where that may hold more.
+
+        To be asked after `peek`, so that what is flushed in between is seen by one of the two.
+        """
+        cells = self.cells
+        return cell if cell > cells.ceiling or not cells.may_hold(key) else Partial(cell)
 
     def fly(self) -> None:
         """The frame with everything in `waiting` goes to the disk."""

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
-from typing import Final
+from typing import Final, cast
 
 from geokv.core.cell import VERSION_MAX, lww_version
 from geokv.core.hlc import hlc_from_ms, hlc_ms
-from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, TIMEOUT_MS_MAX
+from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, STORAGE_RETRY_MS, TIMEOUT_MS_MAX
 from geokv.core.lww import encode_lww_record, records_bytes_max
+from geokv.core.partial import Partial
 from geokv.core.quorum import Consistency, needed
 from geokv.core.record import NO_OPERATION
 from geokv.core.ring import key_hash
@@ -116,6 +117,7 @@ class WriteCoordinator:
         self._calls = 0
         self._awaiting_dcs: dict[Stream, list[tuple[WritePart, int, str]]] = {}
         self.log_refuses = ""
+        self.storage_refuses = ""  # flushes or compactions are so far behind that clients shall wait
 
     @property
     def calls(self) -> int:
@@ -262,6 +264,8 @@ class WriteCoordinator:
             return Outcome.UNAVAILABLE, context.is_refusing
         if self.log_refuses:
             return Outcome.UNAVAILABLE, self.log_refuses
+        if self.storage_refuses:
+            return Outcome.OVERLOADED, self.storage_refuses
         no_room = context.commit.reserve(2 * nbytes)
         if no_room and context.commit.room_reason:
             return Outcome.UNAVAILABLE, f"read-only: {no_room}"
@@ -274,7 +278,7 @@ class WriteCoordinator:
     def _refuse(
         self, call: WriteCall, indexes: Iterable[int], outcome: Outcome, text: str, required: int = 0, achieved: int = 0
     ) -> None:
-        retry_after_ms = 50 if outcome is Outcome.OVERLOADED else 0
+        retry_after_ms = (STORAGE_RETRY_MS if self.storage_refuses else 50) if outcome is Outcome.OVERLOADED else 0
         detail = Detail(text, required, achieved, retry_after_ms=retry_after_ms)
         for index in indexes:
             call.reply.outcomes[index] = outcome
@@ -297,7 +301,7 @@ class WriteCoordinator:
         context.commit.originated(hlc + 1)
         ttl_ms = batch.ttl_ms or definition.ttl_ms
         deadline_ms = hlc_ms(hlc) + ttl_ms if ttl_ms > 0 else 0
-        waiting, flying, cells = table.waiting, table.flying, table.cells
+        waiting, flying, get = table.waiting, table.flying, table.cells.get
         partitions = table.streams.partitions
         entries: list[Entry] = []
         raws: list[bytes] = []
@@ -309,8 +313,10 @@ class WriteCoordinator:
             value = values[index]
             hlc += 1
             version, replaced = hlc, 0
-            stored = waiting.get(key) or flying.get(key) or cells.get(key)
+            stored = waiting.get(key) or flying.get(key) or get(key)
             if stored is not None:
+                if type(stored) is Partial:
+                    stored = cast("bytes", table.visible(key))
                 replaced = int.from_bytes(stored[1:9], "big")
                 if replaced >= version:
                     version = min(replaced + 1, VERSION_MAX)

@@ -128,10 +128,12 @@ class Host:
             await asyncio.sleep(0.01)
         return True
 
-    async def close(self) -> None:
-        """End the run, with its log synced."""
+    async def close(self, is_in_good_order: bool = False) -> None:
+        """End the run, with its log synced; in good order with a last flush."""
         self._is_draining = True
         await self._supervisor.close()
+        if self._run is not None and is_in_good_order:
+            await self._run.finish()
         await self._end("the node is shutting down")
 
     # --- what others ask of it

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from geokv.protocol.effects import Effect, Event
 
@@ -48,12 +48,15 @@ class LogFile(Protocol):
 class Opened:
     """A node recovered from its disk, with what its effects are performed on.
 
-    `room_bytes_low`: with less room than this in the log the next segment is made. `close` syncs and lets go of the log.
+    `room_bytes_low`: with less room than this in the log the next segment is made. `build` runs a job of the engine and
+    installs what it made; `stop_building` ends the process that does so: the job that runs fails, a later one runs here.
+    `close` syncs and lets go of the log.
     """
 
     machine: Machine
     log: LogFile
-    write_checkpoint: Callable[[bytes, dict[int, dict[bytes, bytes]], int], None]
+    build: Callable[[Any], None]
+    stop_building: Callable[[], None]
     close: Callable[[], None]
     room_bytes_low: int
 

@@ -1,4 +1,4 @@
-"""From a folder to a running node: the disk, the log, the newest checkpoint, and the machine recovered from them.
+"""From a folder to a running node: the disk, the log, the engine, and the machine recovered from them.
 
 Blocking and slow by nature; the host calls it off the loop, at boot and after each incarnation that ended.
 """
@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Iterator
+from typing import Any
 
 from geokv.core.limits import SEGMENT_BYTES
 from geokv.errors import DiskFull, StorageError
@@ -17,54 +17,61 @@ from geokv.node.config import NodeConfig
 from geokv.node.node import Node
 from geokv.runtime.clock import monotonic_us, wall_us
 from geokv.runtime.machine import Opened, Opener
-from geokv.storage.checkpoint import read_checkpoint, write_checkpoint
-from geokv.storage.disk import Disk
-from geokv.storage.engine import MemoryEngine
+from geokv.storage.checkpoint import read_checkpoint, remove_checkpoints
+from geokv.storage.disk import RealDisk
+from geokv.storage.lsm.engine import LsmEngine, LsmOptions
+from geokv.storage.lsm.work import run_job
+from geokv.storage.lsm.worker import Worker
 from geokv.storage.wal import Log
 
 _log = logging.getLogger("geokv.runtime")
 
-_Pairs = Iterator[tuple[int, list[tuple[bytes, bytes]]]]
 
-
-def opener(disk: Disk, config: NodeConfig, rng: random.Random, segment_bytes: int = SEGMENT_BYTES) -> Opener:
+def opener(
+    disk: RealDisk,
+    config: NodeConfig,
+    rng: random.Random,
+    segment_bytes: int = SEGMENT_BYTES,
+    options: LsmOptions | None = None,
+    storage_bytes_per_s: int = 0,
+) -> Opener:
     """What the host calls to begin a run on `disk`."""
 
     def open_node() -> Opened:
         begun = time.monotonic()
-        found = read_checkpoint(disk)
-        first_segment = 0 if found is None else found[0]
-        checkpoint = None if found is None else (found[1], found[2])
+        engine = LsmEngine(disk, options)
+        checkpoint = None if engine.meta else read_checkpoint(disk)
+        first_segment = engine.position.segment if checkpoint is None else checkpoint[0]
         log = Log.open(disk, segment_bytes, first_segment)
         try:
             log.prepare()
         except DiskFull as error:
             # Reads can still be served; writes are refused until there is room.
             _log.error("%s", error)
-        node = _recover(config, rng, checkpoint, log)
+        node = Node.recover(
+            config=config,
+            rng=rng,
+            now_us=monotonic_us(),
+            wall_us=wall_us(),
+            checkpoint=checkpoint,
+            frames=log.replay(0),  # those below the engine's position are indexed, for cursors
+            room_bytes=log.room_bytes(),
+            log_sequence=log.sequence,
+            engine=engine,
+        )
+        remove_checkpoints(disk)  # of version 0.1: its cells are in the engine now
         _log.info("recovered in %.3f s: %d frames in the log", time.monotonic() - begun, log.sequence)
+        worker = Worker(disk.root)
+        worker.throttle(storage_bytes_per_s)
 
-        def checkpoint_to_disk(meta: bytes, tables: dict[int, dict[bytes, bytes]], segment: int) -> None:
-            write_checkpoint(disk, meta, tables, segment)
+        def build(job: Any) -> None:
+            # A node that is about to stop has nobody to disturb any more, and a process takes long to start.
+            engine.install(job, run_job(disk, job) if worker.is_closed else worker.run(job))
 
         def close() -> None:
             with contextlib.suppress(StorageError):  # a log that failed is why the run has ended
                 log.sync()
 
-        return Opened(node, log, checkpoint_to_disk, close, room_bytes_low=segment_bytes * 3 // 2)
+        return Opened(node, log, build, worker.close, close, room_bytes_low=segment_bytes * 3 // 2)
 
     return open_node
-
-
-def _recover(config: NodeConfig, rng: random.Random, checkpoint: tuple[bytes, _Pairs] | None, log: Log) -> Node:
-    return Node.recover(
-        config=config,
-        rng=rng,
-        now_us=monotonic_us(),
-        wall_us=wall_us(),
-        checkpoint=checkpoint,
-        frames=log.replay(0),  # those below the checkpoint are indexed, for cursors
-        room_bytes=log.room_bytes(),
-        log_sequence=log.sequence,
-        engine=MemoryEngine(),
-    )

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from geokv.errors import DiskFull
+from geokv.errors import DiskFull, StorageError
 from geokv.protocol.effects import (
     Answer,
     Asked,
@@ -26,6 +26,8 @@ from geokv.protocol.effects import (
     Delivered,
     EndIncarnation,
     Event,
+    Load,
+    Loaded,
     Log,
     LogRead,
     Note,
@@ -37,11 +39,13 @@ from geokv.protocol.effects import (
     ReadLog,
     RoomChanged,
     Send,
+    Stopping,
     Trim,
     WallClockRead,
     Woken,
 )
 from geokv.protocol.requests import Reply, Request
+from geokv.protocol.table import Cells
 from geokv.runtime.clock import monotonic_us, wall_us
 from geokv.runtime.counters import Counters
 from geokv.runtime.machine import Opened
@@ -66,7 +70,7 @@ class Run:
         self._loop = loop
         self._calls: dict[int, tuple[Request, asyncio.Future[Reply]]] = {}
         self._next_call = 0
-        self._threads = {name: WorkThread(name, loop) for name in ("commit", "read", "prepare", "build")}
+        self._threads = {name: WorkThread(name, loop) for name in ("commit", "read", "load", "prepare", "build")}
         self._commit = self._threads["commit"].submit
         self._timer: asyncio.TimerHandle | None = None
         self._timer_us: int | None = None
@@ -79,6 +83,7 @@ class Run:
             Answer: self._on_answer,
             Persist: self._on_persist,
             ReadLog: self._on_read_log,
+            Load: self._on_load,
             Build: self._on_build,
             Trim: self._on_trim,
             Note: self._on_note,
@@ -92,9 +97,23 @@ class Run:
         self._on_tick()
         self._commit(self._opened.log.room_bytes, self._room_measured)
 
+    async def finish(self) -> None:
+        """Before the end in good order: let the engine flush what it holds in memory, where that is soon done."""
+        if self._threads["build"].waiting:
+            self.handle(Stopping())  # the job under way fails, and that is no error
+        await asyncio.to_thread(self._opened.stop_building)
+        await self._built()
+        self.handle(Stopping())
+        await self._built()
+
+    async def _built(self) -> None:
+        while self._threads["build"].waiting and not self.ended.done():  # noqa: ASYNC110  # once in the life of a process
+            await asyncio.sleep(0.002)
+
     async def close(self) -> None:
         """Stop, and let what the threads are doing come to its end. The last sync is the caller's."""
         self.end("the run is closed")
+        await asyncio.to_thread(self._opened.stop_building)
         for thread in self._threads.values():
             await thread.close()
         await asyncio.to_thread(self._opened.close)
@@ -230,14 +249,20 @@ class Run:
 
         self._threads["read"].submit(read, done)
 
+    def _on_load(self, effect: Load) -> None:
+        def load() -> list[str]:
+            return [_loaded(cells, keys) for cells, keys in effect.parts]
+
+        def done(errors: list[str] | None, error: Exception | None) -> None:
+            self.handle(Loaded(effect.token, [str(error)] * len(effect.parts) if errors is None else errors))
+
+        self._threads["load"].submit(load, done)
+
     def _on_build(self, effect: Build) -> None:
-        def build() -> None:
-            self._opened.write_checkpoint(effect.meta, effect.tables, effect.segment)
-
         def done(_: None, error: Exception | None) -> None:
-            self.handle(Built(effect.token, effect.segment, str(error) if error else ""))
+            self.handle(Built(effect.token, "" if error is None else str(error) or type(error).__name__))
 
-        self._threads["build"].submit(build, done)
+        self._threads["build"].submit(lambda: self._opened.build(effect.job), done)
 
     def _on_trim(self, effect: Trim) -> None:
         # Removing a large file may take tens of milliseconds: not where commits wait.
@@ -289,3 +314,12 @@ class Run:
         self.handle(RoomChanged(room_bytes, reason))
         if not reason:
             self._keep_room(room_bytes)
+
+
+def _loaded(cells: Cells, keys: list[bytes]) -> str:
+    """Load; why that failed, empty where it did not."""
+    try:
+        cells.load(keys)
+    except StorageError as error:
+        return str(error)
+    return ""

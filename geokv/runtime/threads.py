@@ -2,8 +2,9 @@
 
     commit    append + sync of the log, and what must not run beside them      the acknowledgement of writes waits for it
     read      the log's records for feeds                                      slow disks must not hold up commits
+    load      cells that are on the disk only                                  reads wait for it, and writes over them
     prepare   zeros for the next segment                                       hundreds of milliseconds
-    build     checkpoints                                                      seconds
+    build     waiting for the engine's worker, and switching to what it made   seconds
 
 A SimpleQueue and one `call_soon_threadsafe` per job, instead of an executor with its futures and locks: at a
 thousand commits per second that is felt.

@@ -17,12 +17,15 @@ from geokv.core.topology import NodeSpec, Topology, parse_topology
 from geokv.errors import ConfigurationError
 from geokv.node.config import NodeConfig
 from geokv.runtime.host import tune_interpreter
+from geokv.runtime.machine import Opener
+from geokv.runtime.offline import flush as flush_folder
 from geokv.runtime.recovery import opener
 from geokv.server.config import Config
 from geokv.server.identity import claim_directory
 from geokv.server.logs import set_up_logging
 from geokv.server.process import Server
 from geokv.storage.disk import RealDisk
+from geokv.storage.lsm.engine import LsmOptions
 
 _log = logging.getLogger("geokv.server")
 
@@ -36,23 +39,40 @@ def serve(config: Config) -> None:
     tune_interpreter()
     disk = RealDisk(config.directory)
     try:
-        claim_directory(disk, topology.cluster, spec.dc, spec.name)
-        rng = random.Random(int.from_bytes(os.urandom(16), "big"))
-        node = NodeConfig(
-            topology.cluster,
-            spec.dc,
-            spec.name,
-            topology,
-            segment_bytes=config.log_segment_bytes,
-            log_bytes_warn=config.log_bytes_max // 2,
-            log_bytes_max=config.log_bytes_max,
-            drift_ms_max=config.drift_ms_max,
-        )
-        begin = opener(disk, node, rng, config.log_segment_bytes)
+        begin = _opener(config, topology, spec, disk)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
             runner.run(Server(config, topology, spec, begin).run())
     finally:
         disk.close()
+
+
+def flush(config: Config) -> None:
+    """Have all that a stopped node's log holds in tables. Raises GeokvError where that cannot be."""
+    topology, spec = read_place(config)
+    disk = RealDisk(config.directory)
+    try:
+        flush_folder(_opener(config, topology, spec, disk))
+    finally:
+        disk.close()
+
+
+def _opener(config: Config, topology: Topology, spec: NodeSpec, disk: RealDisk) -> Opener:
+    """What begins a run of that node on `disk`. Raises ConfigurationError where it is another's."""
+    claim_directory(disk, topology.cluster, spec.dc, spec.name)
+    node = NodeConfig(
+        topology.cluster,
+        spec.dc,
+        spec.name,
+        topology,
+        segment_bytes=config.log_segment_bytes,
+        log_bytes_warn=config.log_bytes_max // 2,
+        log_bytes_max=config.log_bytes_max,
+        memtable_bytes=config.memtable_bytes,
+        drift_ms_max=config.drift_ms_max,
+    )
+    rng = random.Random(int.from_bytes(os.urandom(16), "big"))
+    engine = LsmOptions(block_cache_bytes=config.block_cache_bytes)
+    return opener(disk, node, rng, config.log_segment_bytes, engine, config.storage_bytes_per_s)
 
 
 def read_place(config: Config) -> tuple[Topology, NodeSpec]:

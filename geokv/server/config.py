@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from geokv.core.limits import DRIFT_MS_MAX, FRAME_BYTES_MAX, LOG_BYTES_MAX, MIB, SEGMENT_BYTES
+from geokv.core.limits import (
+    DRIFT_MS_MAX,
+    FRAME_BYTES_MAX,
+    LOG_BYTES_MAX,
+    MEMTABLE_BYTES,
+    MIB,
+    SEGMENT_BYTES,
+    UNFLUSHED_BYTES_WARN,
+)
 from geokv.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX: Final = "GEOKV_"
@@ -52,7 +60,7 @@ class Setting:
 SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("topology", Path, None, "The topology file: cluster, datacenters, nodes, addresses.", is_required=True),
     Setting("node", str, None, "This node's name in the topology.", is_required=True),
-    Setting("directory", Path, None, "Where this node keeps its log and checkpoints.", is_required=True),
+    Setting("directory", Path, None, "Where this node keeps its log and its tables.", is_required=True),
     Setting("listen", str, "", "Address to listen on, host:port; empty: the node's address in the topology."),
     Setting(
         "allow_plaintext_network",
@@ -77,6 +85,28 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         LOG_BYTES_MAX,
         "How large the write-ahead log may grow while a peer is away; beyond it writes are refused, with the reason.",
         smallest=256 * MIB,
+    ),
+    Setting(
+        "memtable_bytes",
+        int,
+        MEMTABLE_BYTES,
+        "How much is logged between two flushes: what a restart reads again at most.",
+        smallest=MIB,
+        largest=UNFLUSHED_BYTES_WARN // 2,
+    ),
+    Setting(
+        "block_cache_bytes",
+        int,
+        64 * MIB,
+        "Memory for blocks of tables that were read lately.",
+        smallest=0,
+    ),
+    Setting(
+        "storage_bytes_per_s",
+        int,
+        0,
+        "How fast flushes and compactions may write, for a disk that others use too; 0: as fast as they can.",
+        smallest=0,
     ),
     Setting(
         "drift_ms_max",
@@ -122,6 +152,9 @@ class Config:
     log_level: str = "info"
     log_segment_bytes: int = SEGMENT_BYTES
     log_bytes_max: int = LOG_BYTES_MAX
+    memtable_bytes: int = MEMTABLE_BYTES
+    block_cache_bytes: int = 64 * MIB
+    storage_bytes_per_s: int = 0
     drift_ms_max: int = DRIFT_MS_MAX
     drain_seconds: float = 5.0
     ready_file: Path | None = None

@@ -5,7 +5,7 @@
     dc = eu-west
     node = eu-west-1
 
-It is the one thing beside the log and the checkpoints. Everything else that a node knows of itself is in its log; this
+It is the one thing beside the log and the tables. Everything else that a node knows of itself is in its log; this
 must be readable before the log is, and by people.
 """
 
@@ -36,6 +36,11 @@ def claim_directory(disk: Disk, cluster: str, dc: str, node: str) -> None:
                 f'"{found.get("dc")}" in cluster "{found.get("cluster")}"), not to {name} "{value}": '
                 "give this node a directory of its own"
             )
+
+
+def owner_of(disk: Disk) -> str:
+    """The node whose directory this is; empty where nobody has claimed it. Raises StorageError."""
+    return _parse(disk.read_at(FILE, 0, _BYTES_MAX)).get("node", "") if disk.exists(FILE) else ""
 
 
 def _write(disk: Disk, facts: dict[str, str]) -> None:

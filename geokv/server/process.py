@@ -75,7 +75,7 @@ class Server:
                 await self._supervisor.close()
                 await metrics.close()
                 await server.stop(STOP_GRACE_S)
-                await host.close()
+                await host.close(is_in_good_order="parent" not in self._stop_reason)
         if host.failed.done():
             raise GeokvError(f"the node cannot go on: {host.failed.result()!r}")
 

@@ -1,34 +1,67 @@
-"""The storage of one simulated machine: a disk that can lose power, with the real log, checkpoint and engine on it.
+"""The storage of one simulated machine: a disk that can lose power, with the real log and engine on it.
 
 Everything above the `Disk` protocol is the code that runs in production. What the simulator adds: power cuts, old copies,
-injected errors, a disk that is full for a while, a checkpoint that ends in the middle, and the question that the checkers
-rest on (`is_durable`): would these bytes survive if the power failed now?
+injected errors, a disk that is full for a while, a flush or compaction that ends in the middle, and the question that the
+checkers rest on (`is_durable`): would these bytes survive if the power failed now?
 """
 
 from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from geokv.errors import StorageError
-from geokv.storage.checkpoint import read_checkpoint, write_checkpoint
+from geokv.node.recovery import Checkpoint
+from geokv.storage.checkpoint import read_checkpoint, remove_checkpoints
 from geokv.storage.crash_disk import CrashDisk
-from geokv.storage.engine import MemoryEngine
+from geokv.storage.lsm.engine import LsmEngine, LsmOptions
+from geokv.storage.lsm.strategy import Levelled
+from geokv.storage.lsm.table_writer import TableOptions
+from geokv.storage.lsm.work import run_job
 from geokv.storage.wal import Log
 from geokv.storage.wal_recovery import segment_name
 
 _T = TypeVar("_T")
-Checkpointed = tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]]
+# In proportion to the small segments: a short run has tables on several levels, and caches that do not hold them all.
+ENGINE: Final = LsmOptions(
+    TableOptions(block_bytes=1 << 10, table_bytes=16 << 10),
+    Levelled(flushed_runs=2, base_bytes=32 << 10, ratio=4),
+    block_cache_bytes=64 << 10,
+    row_cache_bytes=16 << 10,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """Sizes. Small segments make a short run roll, trim and checkpoint as a long one does."""
+    """Sizes. Small segments make a short run roll, trim, flush and compact as a long one does."""
 
     segment_bytes: int = 512 << 10
+    engine: LsmOptions = ENGINE
+
+
+class Ended(BaseException):
+    """The process has ended, in the middle of what it did."""
+
+
+class _DyingDisk:
+    """A disk on which everything ends after so many calls: nobody is there any more to clean up."""
+
+    def __init__(self, disk: CrashDisk, calls: int) -> None:
+        self._disk = disk
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self._calls -= 1
+            if self._calls < 0:
+                raise Ended
+            return getattr(self._disk, name)(*arguments)
+
+        return call
 
 
 class _Unlucky(random.Random):
@@ -47,32 +80,33 @@ class Storage:
         self.disk = disk if disk is not None else CrashDisk(random.Random(rng.getrandbits(64)))
         self.log: Log = None  # type: ignore[assignment]  # stands from `open` on
 
-    def open(self) -> tuple[Checkpointed | None, Log]:
-        """The newest checkpoint (meta, cells) and the log from there. Raises StorageError."""
-        found = read_checkpoint(self.disk)
-        first_segment = found[0] if found is not None else 0
+    def open(self) -> tuple[Checkpoint | None, LsmEngine, Log]:
+        """What a starting node reads: a checkpoint of version 0.1 (nearly never), the engine, the log. Raises StorageError."""
+        engine = LsmEngine(self.disk, self.options.engine)
+        checkpoint = None if engine.meta else read_checkpoint(self.disk)
+        first_segment = engine.position.segment if checkpoint is None else checkpoint[0]
         self.log = Log.open(self.disk, self.options.segment_bytes, first_segment)
-        return (None if found is None else (found[1], found[2])), self.log
+        return checkpoint, engine, self.log
 
-    def new_engine(self) -> MemoryEngine:
-        return MemoryEngine()
+    def opened(self) -> None:
+        """The node is recovered: what only version 0.1 needed goes."""
+        remove_checkpoints(self.disk)
 
     def wants_room(self) -> bool:
         return self.log.needs_spare and self.log.room_bytes() < self.options.segment_bytes * 3 // 2
 
-    def write_checkpoint(self, meta: bytes, tables: Mapping[int, Mapping[bytes, bytes]], segment: int) -> None:
-        write_checkpoint(self.disk, meta, tables, segment)
+    def build(self, engine: LsmEngine, job: Any) -> None:
+        """Run a job and let what it made stand. Raises StorageError."""
+        engine.install(job, run_job(self.disk, job))
 
-    def write_part_of_checkpoint(self, meta: bytes, tables: Mapping[int, Mapping[bytes, bytes]], segment: int) -> None:
+    def build_in_part(self, engine: LsmEngine, job: Any) -> None:
         """What a process leaves behind that ends somewhere in the middle of it."""
-        call = self._rng.choice(("append", "sync", "rename", "sync_dir", "remove"))
-        self.disk.fail(call, errno.EIO, after=self._rng.randrange(3))
-        try:
-            write_checkpoint(self.disk, meta, tables, segment)
-        except StorageError:
-            pass
-        finally:
-            self.disk.heal()
+        with suppress(Ended, StorageError):
+            tables = run_job(_DyingDisk(self.disk, self._rng.randrange(40)), job)
+            call = self._rng.choice(("append", "sync", "rename", "sync_dir", "remove"))
+            self.disk.fail(call, errno.EIO, name="lsm", times=-1)
+            engine.install(job, tables)
+        self.disk.heal()
 
     # --- what befalls it --------------------------------------------------------------------------------------------
 

@@ -9,11 +9,12 @@ from typing import Final
 from geokv.core.topology import Topology
 from geokv.node.config import NodeConfig
 from geokv.node.node import Node
-from geokv.sim.host import Checkpointed, Machine, Recover
-from geokv.storage.engine import MemoryEngine
+from geokv.node.recovery import Checkpoint
+from geokv.sim.host import Machine, Recover
+from geokv.storage.lsm.engine import LsmEngine
 
-# Small, so that a short run writes checkpoints, trims its log and recovers from both.
-CHECKPOINT_BYTES: Final = 192 << 10
+# Small, so that a short run flushes and compacts, trims its log and recovers from both.
+MEMTABLE_BYTES: Final = 48 << 10
 CONTROL_ROOM_BYTES: Final = 8 << 10  # in proportion to the small segments here
 
 
@@ -25,15 +26,15 @@ def real_node(topology: Topology) -> Recover:
         rng: random.Random,
         now_us: int,
         wall_us: int,
-        checkpoint: Checkpointed | None,
+        checkpoint: Checkpoint | None,
         frames: Iterable[tuple[int, int, bytes]],
         room_bytes: int,
         log_sequence: int,
-        engine: MemoryEngine,
+        engine: LsmEngine,
     ) -> Machine:
         dc = topology.node(name).dc
         config = NodeConfig(
-            topology.cluster, dc, name, topology, checkpoint_bytes=CHECKPOINT_BYTES, control_room_bytes=CONTROL_ROOM_BYTES
+            topology.cluster, dc, name, topology, memtable_bytes=MEMTABLE_BYTES, control_room_bytes=CONTROL_ROOM_BYTES
         )
         return Node.recover(config, rng, now_us, wall_us, checkpoint, frames, room_bytes, log_sequence, engine)
 

@@ -75,12 +75,11 @@ class Image:
 
 
 def image_of(storage: Storage) -> Image:
-    """Read a disk from scratch, as recovery would: the newest checkpoint, then the log. Raises StorageError."""
+    """Read a disk from scratch, as recovery would: the tables, then the log. Raises StorageError."""
     image = Image()
-    checkpoint, log = storage.open()
-    if checkpoint is not None:
-        for _, pairs in checkpoint[1]:
-            image.add_cells(pairs)
+    _, engine, log = storage.open()
+    for namespace in engine.stored_namespaces():
+        image.add_cells(engine.create(namespace, "lww").items())
     for _, _, payload in log.replay():
         image.add(decode_records(payload))
     return image

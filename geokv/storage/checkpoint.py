@@ -1,21 +1,19 @@
-"""A checkpoint: all cells and the node's own state in one file, so that the log before it can go.
+"""A checkpoint: what version 0.1 kept in place of an engine's tables. It is read once, and loaded into the engine.
 
     header | META blocks | PAIRS blocks, namespace by namespace | END block
 
-Every block is a zstd frame with a CRC, of a bounded size, so writing and reading are streams. The file is
-written under a temporary name, synced, renamed, and its folder synced; only then are older ones removed. The
-END block counts what came before it, so a file that was cut at a block's edge is seen too.
+Every block is a zstd frame with a CRC, of a bounded size. The END block counts what came before it, so a file that was
+cut at a block's edge is seen too.
 
-Invariants: after a crash at any moment the newest file that is named is whole. Damage is an error, never
-skipped: an older checkpoint would need log segments that are gone. Format page: docs/formats/checkpoint.md.
+Invariants: damage is an error, never skipped: an older checkpoint would need log segments that are gone. What is read
+is removed only when the engine holds it, durably. Format page: docs/formats/checkpoint.md.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from struct import Struct
 from typing import Final
@@ -29,18 +27,14 @@ from geokv.storage.disk import WHAT_TO_DO, Disk
 FOLDER: Final = "checkpoint"
 MAGIC: Final = b"geokvckp"
 FORMAT: Final = 1
-BLOCK_BYTES: Final = 256 * 1024  # raw bytes after which a block is closed
 BLOCK_BYTES_MAX: Final = 64 * 1024 * 1024  # raw bytes that a block may expand to; one pair is never cut
 META: Final = 1
 PAIRS: Final = 2
 END: Final = 3
-_LEVEL = 1
 
 _HEADER = Struct("<8sIHHQ")
-_HEADER_BODY = Struct("<HHQ")
 _BLOCK_PREFIX = Struct("<II")
 _BLOCK = Struct("<IIBBHIQ")
-_BLOCK_BODY = Struct("<BBHIQ")
 _PAIR = Struct("<II")
 _END = Struct("<QQ")
 _NAME = re.compile(r"(\d{8,})\.checkpoint")
@@ -49,42 +43,14 @@ Pairs = list[tuple[bytes, bytes]]
 _Block = tuple[int, int, bytes]
 
 
-def write_checkpoint(disk: Disk, meta: bytes, tables: Mapping[int, Mapping[bytes, bytes]], segment: int) -> None:
-    """Write a checkpoint after which recovery begins at log segment `segment`; then remove the older ones.
-
-    `tables` must not change meanwhile. Raises DiskFull or StorageError; the older checkpoint then stands as
-    before.
-    """
-    disk.make_folder(FOLDER)
-    older = _numbers(disk)
-    number = max(older, default=0) + 1
-    temporary = f"{FOLDER}/{number:08}.tmp"
-    for name in disk.list(FOLDER):
-        if name.endswith(".tmp"):
-            disk.remove(f"{FOLDER}/{name}")
-    try:
-        for piece in _encode(meta, tables, segment):
-            disk.append(temporary, piece)
-        disk.sync(temporary)
-    except BaseException:
-        with suppress(StorageError):  # the first error is the one to tell; what is left is removed the next time
-            disk.remove(temporary)
-        raise
-    disk.rename(temporary, _path(number))
-    disk.sync_dir(FOLDER)
-    for old in older:
-        disk.remove(_path(old))
-    if older:
-        disk.sync_dir(FOLDER)
-
-
 def read_checkpoint(disk: Disk) -> tuple[int, bytes, Iterator[tuple[int, Pairs]]] | None:
     """The newest one: (segment, meta, iterator of (namespace, pairs)); None where none was ever written.
 
     Every namespace of it comes at least once, an empty one with no pairs. Raises StorageError on any damage,
     during the iteration too: what came before it must then not be used.
     """
-    disk.make_folder(FOLDER)
+    if not disk.exists(FOLDER):
+        return None
     numbers = _numbers(disk)
     if not numbers:
         return None
@@ -98,6 +64,17 @@ def read_checkpoint(disk: Disk) -> tuple[int, bytes, Iterator[tuple[int, Pairs]]
             return segment, b"".join(meta), _tables(chain([block], blocks), name)
         meta.append(block[2])
     raise _damaged(name, _HEADER.size, "it ends without its end block")
+
+
+def remove_checkpoints(disk: Disk) -> None:
+    """Remove them all, and what an interrupted write left. Raises StorageError."""
+    if not disk.exists(FOLDER):
+        return
+    names = disk.list(FOLDER)
+    for name in names:
+        disk.remove(f"{FOLDER}/{name}")
+    if names:
+        disk.sync_dir(FOLDER)
 
 
 def _path(number: int) -> str:
@@ -114,46 +91,6 @@ def _damaged(name: str, offset: int, what: str) -> StorageError:
         path=name,
         offset=offset,
     )
-
-
-# --- encoding -------------------------------------------------------------------------------------------------------
-
-
-def _encode(meta: bytes, tables: Mapping[int, Mapping[bytes, bytes]], segment: int) -> Iterator[bytes]:
-    body = _HEADER_BODY.pack(FORMAT, 0, segment)
-    yield MAGIC + crc32(body).to_bytes(4, "little") + body
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True)
-    for start in range(0, len(meta), BLOCK_BYTES):
-        yield _encode_block(compressor, META, 0, meta[start : start + BLOCK_BYTES])
-    blocks = pairs = 0
-    for namespace, table in tables.items():
-        for raw in _pack_pairs(table.items()):
-            yield _encode_block(compressor, PAIRS, namespace, raw)
-            blocks += 1
-        pairs += len(table)
-    yield _encode_block(compressor, END, 0, _END.pack(blocks, pairs))
-
-
-def _pack_pairs(pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
-    """The pairs as raw blocks; one empty block where there are none."""
-    pieces: list[bytes] = []
-    size, is_first, pack = 0, True, _PAIR.pack
-    for key, cell in pairs:
-        pieces += (pack(len(key), len(cell)), key, cell)
-        size += len(key) + len(cell) + 8
-        if size >= BLOCK_BYTES:
-            yield b"".join(pieces)
-            pieces, size, is_first = [], 0, False
-    if pieces or is_first:
-        yield b"".join(pieces)
-
-
-def _encode_block(compressor: zstandard.ZstdCompressor, kind: int, namespace: int, raw: bytes) -> bytes:
-    if len(raw) > BLOCK_BYTES_MAX:
-        raise StorageError(f"a pair of {len(raw)} bytes is too large for a checkpoint: at most {BLOCK_BYTES_MAX}")
-    packed = compressor.compress(raw)
-    body = _BLOCK_BODY.pack(kind, 0, 0, len(raw), namespace) + packed
-    return _BLOCK_PREFIX.pack(len(packed), crc32(body)) + body
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------

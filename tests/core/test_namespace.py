@@ -192,6 +192,8 @@ def test_settings_are_taken_and_shown() -> None:
         "durability": "interval",
         "interval_ms": 20,
         "links_off": ["eu>us"],
+        "engine": "memory",
+        "memory_bytes_max": 2 << 20,
     }
     one = made(5, **settings)
     assert one.settings() == settings | {"dcs": ["eu", "us"], "read_level": "ONE"}
@@ -207,3 +209,12 @@ def test_the_number_of_namespaces_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(InvalidRequest, match="at most 3"):
         full.check_room()
     full.merged(replace(made(6, "b"), is_deleted=True)).check_room()
+
+
+def test_definitions_without_an_engine_of_their_own_are_encoded_as_before() -> None:
+    """What version 0.1 encoded is equal to what is encoded now, so that the two never seem to differ."""
+    tree = msgpack.unpackb(made(5).encode())
+    assert "engine" not in tree and "memory_bytes_max" not in tree
+    cache = made(5, engine="memory")
+    assert decode(cache.encode()) == cache and cache.memory_bytes_max == namespace.CACHE_BYTES_DEFAULT
+    assert decode(made(5).encode()).engine == "lsm"

@@ -1,16 +1,18 @@
 """Nodes driven by hand: every message, sync and log read stands in a queue that a test may hold, drop, double or reorder.
 
 The simulator (geokv/sim) tries everything at large; here one interleaving is laid out step by step. A disk is a list of frames:
-what `Persist` brought and was told as done is there after a crash, and nothing else.
+what `Persist` brought and was told as done is there after a crash, and nothing else; and a folder for the engine, whose jobs
+find the frames there as the segments of a real log.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
+from zlib import crc32
 
 from geokv.core.quorum import Consistency
 from geokv.core.topology import Topology, parse_topology
@@ -25,6 +27,8 @@ from geokv.protocol.effects import (
     Effect,
     EndIncarnation,
     Event,
+    Load,
+    Loaded,
     Log,
     LogRead,
     Note,
@@ -40,12 +44,23 @@ from geokv.protocol.effects import (
     Woken,
 )
 from geokv.protocol.requests import AdminReply, AdminRequest, ReadBatch, ReadReply, Request, WriteBatch, WriteReply
-from geokv.storage.engine import MemoryEngine
+from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.lsm.engine import LsmEngine
+from geokv.storage.lsm.work import run_job
+from geokv.storage.wal_format import (
+    BODY,
+    FORMAT,
+    FRAME_HEADER_BYTES,
+    PREFIX,
+    SEGMENT_HEADER_BYTES,
+    encode_segment_header,
+    segment_seed,
+)
+from geokv.storage.wal_recovery import segment_name
 
 MS = 1_000
 SECOND = 1_000_000
 WALL_US = 1_700_000_000 * SECOND
-HEADER_BYTES = 24
 
 
 def topology_of(datacenters: int = 1, nodes: int = 3, replicas: int = 3, partitions: int = 8) -> Topology:
@@ -70,20 +85,21 @@ def topology_of(datacenters: int = 1, nodes: int = 3, replicas: int = 3, partiti
 
 @dataclass
 class Disk:
-    """Frames that are synced, and the newest checkpoint."""
+    """Frames that are synced, and the engine's folder."""
 
     segment_bytes: int = 1 << 20
     room_bytes: int = 32 << 20
     frames: list[tuple[int, int, bytes]] = field(default_factory=list)
     sequence: int = 0
-    checkpoint: tuple[bytes, dict[int, dict[bytes, bytes]], int] | None = None
+    folder: CrashDisk = field(default_factory=CrashDisk)
+    is_flushed: bool = False
     _segment: int = 1
-    _at: int = 64
+    _at: int = SEGMENT_HEADER_BYTES
 
     def append(self, payload: bytes) -> tuple[int, int]:
-        if self._at + len(payload) + HEADER_BYTES > self.segment_bytes:
-            self._segment, self._at = self._segment + 1, 64
-        offset = self._at + HEADER_BYTES
+        if self._at + len(payload) + FRAME_HEADER_BYTES > self.segment_bytes and self._at > SEGMENT_HEADER_BYTES:
+            self._segment, self._at = self._segment + 1, SEGMENT_HEADER_BYTES
+        offset = self._at + FRAME_HEADER_BYTES
         self.frames.append((self._segment, offset, payload))
         self._at = offset + len(payload)
         self.sequence += 1
@@ -104,13 +120,28 @@ class Disk:
         self.frames = [frame for frame in self.frames if frame[0] >= segment]
 
     def copy(self) -> Disk:
-        return replace(self, frames=list(self.frames))
+        return replace(self, frames=list(self.frames), folder=self.folder.copy())
 
-    def recovered(self) -> tuple[tuple[bytes, Iterator[tuple[int, list[tuple[bytes, bytes]]]]] | None, list[Any]]:
-        if self.checkpoint is None:
-            return None, list(self.frames)
-        meta, tables, _ = self.checkpoint
-        return (meta, iter([(ns, list(cells.items())) for ns, cells in tables.items()])), list(self.frames)
+    def engine(self) -> LsmEngine:
+        """What a starting node finds in the folder."""
+        return LsmEngine(self.folder)
+
+    def build(self, engine: LsmEngine, job: Any) -> None:
+        """Run a job of the engine, over the frames as a log has them, and install what it made."""
+        self.folder.make_folder("log")
+        for number in {segment for segment, _, _ in self.frames}:
+            self.folder.allocate(segment_name(number), 0)
+            self.folder.append(segment_name(number), self._segment_image(number))
+        engine.install(job, run_job(self.folder, job))
+        self.is_flushed = True
+
+    def _segment_image(self, number: int) -> bytes:
+        pieces = [encode_segment_header(number, self.segment_bytes, 1)]
+        payloads = [payload for segment, _, payload in self.frames if segment == number]
+        for sequence, payload in enumerate(payloads, start=1):
+            body = BODY.pack(FORMAT, 0, 0, sequence)
+            pieces += [PREFIX.pack(len(payload), crc32(payload, crc32(body, segment_seed(number)))), body, payload]
+        return b"".join(pieces)
 
 
 class Cluster:
@@ -127,6 +158,7 @@ class Cluster:
         self.dc_of = {node.name: node.dc for node in self.topology.nodes}
         self.disks = {name: Disk() for name in self.names}
         self.nodes: dict[str, Node] = {}
+        self.engines: dict[str, LsmEngine] = {}
         self.config = config
         self.queue: deque[tuple[str, str, object]] = deque()  # sender, receiver, message
         self.held: list[tuple[str, str, object]] = []
@@ -138,6 +170,8 @@ class Cluster:
         self.persisting: dict[str, Persist] = {}
         self.slow_reads: set[str] = set()
         self.reading: list[tuple[str, ReadLog]] = []
+        self.slow_loads: set[str] = set()
+        self.loading: list[tuple[str, Load]] = []
         self.replies: dict[tuple[str, int], Any] = {}
         self.ended: list[tuple[str, str]] = []
         self.after_end: list[Effect] = []
@@ -162,13 +196,11 @@ class Cluster:
 
     def _recover(self, name: str) -> None:
         disk = self.disks[name]
-        checkpoint, frames = disk.recovered()
+        engine = self.engines[name] = disk.engine()
         config = NodeConfig(self.topology.cluster, self.dc_of[name], name, self.topology, **self.config)
         seed = random.Random(self.rng.getrandbits(64))
         wall_us = self.wall_us(name)
-        node = Node.recover(
-            config, seed, self.now_us, wall_us, checkpoint, frames, disk.room_bytes, disk.sequence, MemoryEngine()
-        )
+        node = Node.recover(config, seed, self.now_us, wall_us, None, list(disk.frames), disk.room_bytes, disk.sequence, engine)
         self.nodes[name] = node
         self.give(name, WallClockRead(wall_us))
 
@@ -184,6 +216,8 @@ class Cluster:
         self.nodes.pop(name, None)
         self.persisting.pop(name, None)
         self.reading = [entry for entry in self.reading if entry[0] != name]
+        self.loading = [entry for entry in self.loading if entry[0] != name]
+        self.builds = [entry for entry in self.builds if entry[0] != name]
         self.queue = deque(m for m in self.queue if name not in m[:2])
         for other in list(self.nodes):
             self.give(other, PeerLost(name))
@@ -235,6 +269,8 @@ class Cluster:
                 self.replies[name, call] = reply
             case ReadLog():
                 self.reading.append((name, effect))
+            case Load():
+                self.loading.append((name, effect))
             case Build():
                 self.builds.append((name, effect))
             case Trim(segment=segment):
@@ -284,7 +320,7 @@ class Cluster:
         persist = self.persisting.pop(name)
         disk = self.disks[name]
         segment, offset = disk.append(persist.payload)
-        disk.room_bytes -= len(persist.payload) + HEADER_BYTES
+        disk.room_bytes -= len(persist.payload) + FRAME_HEADER_BYTES
         self.give(name, Persisted(persist.token, segment, offset, disk.room_bytes))
 
     def read_log(self, name: str) -> None:
@@ -294,11 +330,23 @@ class Cluster:
         self.give(name, LogRead(effect.token, self.disks[name].read(effect.places)))
 
     def build(self, name: str) -> None:
-        """The first checkpoint that waits for its building stands now."""
+        """The first job of the engine that waits is done, and what it made stands now."""
         at = next(at for at, entry in enumerate(self.builds) if entry[0] == name)
         _, effect = self.builds.pop(at)
-        self.disks[name].checkpoint = (effect.meta, {ns: dict(t) for ns, t in effect.tables.items()}, effect.segment)
-        self.give(name, Built(effect.token, effect.segment))
+        self.disks[name].build(self.engines[name], effect.job)
+        self.give(name, Built(effect.token))
+
+    def load(self, name: str, error: str = "") -> None:
+        """The first Load of a slow disk is done, or has failed."""
+        at = next(at for at, entry in enumerate(self.loading) if entry[0] == name)
+        _, effect = self.loading.pop(at)
+        for cells, keys in effect.parts if not error else ():
+            cells.load(keys)
+        self.give(name, Loaded(effect.token, [error] * len(effect.parts)))
+
+    def give_message(self, sender: str, receiver: str, message: object) -> None:
+        """A message arrives that nobody has sent."""
+        self.give(receiver, Delivered(sender, message))
 
     def room(self, name: str, room_bytes: int, reason: str = "") -> None:
         self.disks[name].room_bytes = room_bytes
@@ -316,6 +364,8 @@ class Cluster:
                 self.sync(name)
             elif name := next((n for n, _ in self.reading if n not in self.slow_reads), None):
                 self.read_log(name)
+            elif name := next((n for n, _ in self.loading if n not in self.slow_loads), None):
+                self.load(name)
             elif self.builds and not self.is_build_slow:
                 self.build(self.builds[0][0])
             else:
@@ -406,7 +456,7 @@ class Cluster:
 
     def cells(self, name: str, namespace: str = "default") -> dict[bytes, bytes]:
         table = self.nodes[name].assembly.table_named(namespace)
-        return dict(table.cells) if table is not None else {}
+        return dict(table.cells.items()) if table is not None else {}
 
     def are_equal(self, namespace: str = "default") -> bool:
         first = self.cells(next(iter(self.nodes)), namespace)

@@ -222,7 +222,7 @@ def test_keys_are_listed_in_steps_and_once() -> None:
     cluster.run_until(lambda: is_closed_everywhere(cluster, old), 120 * SECOND)
     pages = cluster.messages(CellsPage)
     assert len(pages) > 2
-    assert sum(steps) == 2  # after the first twenty thousand, and the second
+    assert sum(steps) == 2  # after the first SCAN_KEYS_MAX, and the second
 
 
 def test_a_jump_over_many_numbers_costs_no_index() -> None:

@@ -381,9 +381,9 @@ def test_what_a_replica_lacks_of_what_all_have(
     assert closer.missing_of(held, frontier, beyond) == expected
 
 
-def test_a_promise_outlives_a_crash_and_a_checkpoint() -> None:
-    """What was promised is refused after a restart too, whether it is read from the log or from a checkpoint."""
-    cluster = Cluster(checkpoint_bytes=1).start().serving()
+def test_a_promise_outlives_a_crash_and_a_flush() -> None:
+    """What was promised is refused after a restart too, whether it is read from the log or from beside the tables."""
+    cluster = Cluster(memtable_bytes=1).start().serving()
     cluster.put("dc1-1", b"k", b"v")
     origin = cluster.nodes["dc1-1"].origin.packed()
     ask = CloseAsk(9, "dc1-1", b"", [origin], list(range(8)), [], 0)
@@ -396,7 +396,7 @@ def test_a_promise_outlives_a_crash_and_a_checkpoint() -> None:
         assert cluster.nodes["dc1-2"].context.promised[origin] == set(range(8))
         cluster.put("dc1-3", b"other", b"v")
         cluster.run(100 * MS)
-        assert cluster.disks["dc1-2"].checkpoint is not None
+        assert cluster.disks["dc1-2"].is_flushed
 
 
 def test_an_answer_leaves_only_after_the_promise_is_synced() -> None:
@@ -499,7 +499,7 @@ def test_what_the_closer_has_and_its_log_no_longer_holds_is_passed_on() -> None:
 
 def test_a_closer_with_an_old_picture_of_what_the_others_hold_gets_a_new_one() -> None:
     """An answer was lost while all logs were trimmed: who is asked for a record says that it has it no more."""
-    cluster = Cluster(datacenters=2, partitions=1, checkpoint_bytes=1500)
+    cluster = Cluster(datacenters=2, partitions=1, memtable_bytes=1500)
     for disk in cluster.disks.values():
         disk.segment_bytes = 2000
     cluster.start().serving().run(2 * SECOND)

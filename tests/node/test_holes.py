@@ -434,7 +434,7 @@ def test_a_closing_that_is_done_waits_for_nobody() -> None:
 
 def test_what_cells_cover_costs_no_index_after_a_restart() -> None:
     """A checkpoint's frontier stands far above the first records' places: the next record stretches nothing between."""
-    cluster = Cluster(partitions=1, checkpoint_bytes=50_000).start().serving()
+    cluster = Cluster(partitions=1, memtable_bytes=50_000).start().serving()
     for key in (b"a", b"b", b"c"):
         cluster.put("dc1-1", key, b"v")
     old = cluster.nodes["dc1-1"].origin.packed()
@@ -444,7 +444,7 @@ def test_what_cells_cover_costs_no_index_after_a_restart() -> None:
     cluster.nodes["dc1-3"].log_control(control.COVERED, note, lambda: stream.cover(covered))
     cluster.run(SECOND)
     write_all(cluster, "dc1-2", keys_of(20), bytes(9_000))
-    cluster.run_until(lambda: cluster.disks["dc1-3"].checkpoint is not None)
+    cluster.run_until(lambda: cluster.disks["dc1-3"].is_flushed)
     cluster.cut("dc1-1", "dc1-3")
     cluster.cut("dc1-2", "dc1-3")
     cluster.restart("dc1-3")

@@ -1,19 +1,22 @@
-"""Recovery: checkpoint and frames give back the state that was synced, however the two overlap and wherever the run ended."""
+"""Recovery: engine and frames give back the state that was synced, however the two overlap and wherever the run ended."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from geokv.core.limits import FRAME_BYTES_MAX
 from geokv.core.quorum import Consistency
+from geokv.core.record import DELTA, decode_records
 from geokv.errors import CorruptLog, StorageError
 from geokv.protocol import control
 from geokv.protocol.effects import Built, Delivered, PersistFailed
 from geokv.protocol.requests import Outcome
-from tests.node.harness import MS, SECOND, Cluster
+from geokv.storage.wal_format import FRAME_HEADER_BYTES
+from tests.node.harness import MS, SECOND, Cluster, Disk
 
 
 def state_of(cluster: Cluster, node: str) -> dict[str, Any]:
@@ -21,7 +24,7 @@ def state_of(cluster: Cluster, node: str) -> dict[str, Any]:
     context = cluster.nodes[node].context
     closings = cluster.nodes[node].assembly.closings
     return {
-        "cells": {ns: dict(table.cells) for ns, table in context.tables.items()},
+        "cells": {ns: dict(table.cells.items()) for ns, table in context.tables.items()},
         "frontiers": {
             stream.key: (stream.frontier, frozenset(stream.synced_beyond), stream.last, stream.voids)
             for table in context.tables.values()
@@ -48,17 +51,17 @@ def busy(cluster: Cluster, rng: random.Random, steps: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("checkpoint_bytes", [1 << 40, 3_000, 1])
-def test_a_restart_gives_back_the_state_that_was_synced(seed: int, checkpoint_bytes: int) -> None:
-    """With no checkpoint, some or one at every frame: what was there before the crash is there after it."""
-    cluster = Cluster(seed=seed, checkpoint_bytes=checkpoint_bytes).start().serving()
+@pytest.mark.parametrize("memtable_bytes", [1 << 40, 3_000, 1])
+def test_a_restart_gives_back_the_state_that_was_synced(seed: int, memtable_bytes: int) -> None:
+    """With no flush, some or one at every frame: what was there before the crash is there after it."""
+    cluster = Cluster(seed=seed, memtable_bytes=memtable_bytes).start().serving()
     for disk in cluster.disks.values():
         disk.segment_bytes = 8_000
     cluster.admin("dc1-1", "namespace_create", name=f"ns-{seed}")
     busy(cluster, random.Random(seed), 60)
     cluster.settle()
     before = {name: state_of(cluster, name) for name in cluster.names}
-    assert (checkpoint_bytes > 1 << 30) == all(disk.checkpoint is None for disk in cluster.disks.values())
+    assert (memtable_bytes > 1 << 30) != any(disk.is_flushed for disk in cluster.disks.values())
     for name in cluster.names:
         cluster.crash(name)
     cluster.slow_disks |= set(cluster.names)  # look before anything new is synced
@@ -69,24 +72,24 @@ def test_a_restart_gives_back_the_state_that_was_synced(seed: int, checkpoint_by
 
 
 def test_replaying_frames_twice_is_harmless() -> None:
-    """Frames that a checkpoint covers already change nothing when they are read again."""
-    cluster = Cluster(checkpoint_bytes=1).start().serving()
+    """Frames that are in tables already change nothing when they are read again."""
+    cluster = Cluster(memtable_bytes=1).start().serving()
     busy(cluster, random.Random(5), 40)
     cluster.settle()
     before = state_of(cluster, "dc1-2")
     cluster.crash("dc1-2")
     disk = cluster.disks["dc1-2"]
-    assert disk.checkpoint is not None
-    assert any(segment >= disk.checkpoint[2] for segment, _, _ in disk.frames)
+    position = disk.engine().position
+    assert any((segment, at) < position for segment, at, _ in disk.frames)
     disk.frames = [frame for frame in disk.frames for _ in range(2)]
     cluster.slow_disks.add("dc1-2")
     cluster.start("dc1-2")
     assert state_of(cluster, "dc1-2") == before
 
 
-def test_a_crash_while_a_checkpoint_is_being_built_loses_nothing() -> None:
+def test_a_crash_in_the_midst_of_a_flush_loses_nothing() -> None:
     """Until it stands nothing is trimmed; the log alone gives everything back."""
-    cluster = Cluster(checkpoint_bytes=1).start().serving()
+    cluster = Cluster(memtable_bytes=1).start().serving()
     cluster.is_build_slow = True
     cluster.builds.clear()
     for at in range(30):
@@ -96,9 +99,9 @@ def test_a_crash_while_a_checkpoint_is_being_built_loses_nothing() -> None:
     assert state_of(cluster, "dc1-1")["cells"] == before
 
 
-def test_a_checkpoint_taken_between_two_frames_of_one_batch_is_whole() -> None:
-    """A batch that needs two frames: no checkpoint has the frontier of the first without its cells."""
-    cluster = Cluster(partitions=1, checkpoint_bytes=1).start().serving()
+def test_a_flush_between_two_frames_of_one_batch_is_whole() -> None:
+    """A batch that needs two frames: no flush has the frontier of the first without its cells."""
+    cluster = Cluster(partitions=1, memtable_bytes=1).start().serving()
     cluster.admin("dc1-1", "namespace_create", name="large", value_bytes_max=1 << 20)
     cluster.run(SECOND)
     cluster.is_build_slow = True
@@ -113,7 +116,7 @@ def test_a_checkpoint_taken_between_two_frames_of_one_batch_is_whole() -> None:
         cluster.sync("dc1-1")
         frames += 1
         for name, effect in cluster.builds[builds:]:
-            assert_whole(effect)
+            assert_whole(effect.job, cluster.disks[name])
             assert name == "dc1-1"
     assert frames >= 3
     cluster.slow_disks.clear()
@@ -124,24 +127,23 @@ def test_a_checkpoint_taken_between_two_frames_of_one_batch_is_whole() -> None:
     assert len(cluster.cells("dc1-1", "large")) == 8
 
 
-def assert_whole(build: Any) -> None:
-    """As many keys as the frontiers of a namespace with one write per key say."""
-    meta = control.unpack(build.meta)
+def assert_whole(job: Any, disk: Disk) -> None:
+    """As many records stand before the flush's end as the frontiers beside it say."""
     synced: dict[int, int] = {}
-    for stream in meta["streams"]:
+    for stream in control.unpack(job.meta)["streams"]:
         synced[stream[0]] = synced.get(stream[0], 0) + stream[3]
-    for namespace, cells in build.tables.items():
-        assert len(cells) == synced.get(namespace, 0)
+    records = [r for at in disk.frames if at[:2] < job.end for r in decode_records(at[2]) if r.kind == DELTA]
+    assert Counter(record.namespace for record in records) == {n: count for n, count in synced.items() if count}
 
 
-def test_a_node_that_restarts_often_is_checkpointed_nevertheless() -> None:
+def test_a_node_that_restarts_often_flushes_nevertheless() -> None:
     """What earlier runs wrote counts: the log of a node that never runs long does not grow for ever."""
-    cluster = Cluster(checkpoint_bytes=40_000).start().serving()
+    cluster = Cluster(memtable_bytes=40_000).start().serving()
     for at in range(20):
         cluster.put("dc1-1", b"k%d" % at, bytes(5_000), Consistency.ALL)
         cluster.restart("dc1-2")
         cluster.serving()
-    assert cluster.disks["dc1-2"].checkpoint is not None
+    assert cluster.disks["dc1-2"].is_flushed
 
 
 def test_a_new_run_draws_a_new_incarnation_and_keeps_quiet_until_that_is_synced() -> None:
@@ -184,7 +186,7 @@ def test_a_frame_that_is_no_record_is_refused_with_instructions() -> None:
     cluster = Cluster().start().serving()
     cluster.crash("dc1-1")
     disk = cluster.disks["dc1-1"]
-    disk.frames.append((1, disk._at + 24, b"garbage" * 20))
+    disk.frames.append((1, disk._at + FRAME_HEADER_BYTES, b"garbage" * 20))
     with pytest.raises(CorruptLog, match=r"segment 1.*restore this node or replace it"):
         cluster.start("dc1-1")
 
@@ -198,16 +200,16 @@ def test_a_note_of_a_newer_version_is_refused_by_name() -> None:
         cluster.start("dc1-1")
 
 
-def test_segments_go_when_a_checkpoint_stands_and_everybody_has_them() -> None:
+def test_segments_go_when_they_are_flushed_and_everybody_has_them() -> None:
     """A silent co-owner holds the log; back again it gets everything, and the log is trimmed."""
-    cluster = Cluster(checkpoint_bytes=20_000).start().serving()
+    cluster = Cluster(memtable_bytes=20_000).start().serving()
     for disk in cluster.disks.values():
         disk.segment_bytes = 20_000
     cluster.crash("dc1-3")
     for at in range(60):
         cluster.put("dc1-1", b"k%d" % at, bytes(2_000))
     cluster.run(3 * SECOND)
-    assert cluster.disks["dc1-1"].checkpoint is not None
+    assert cluster.disks["dc1-1"].is_flushed
     assert cluster.nodes["dc1-1"].assembly.retention.held_by.keys() == {"dc1-3"}
     held = [frame for frame in cluster.disks["dc1-1"].frames if b"k0" in frame[2]]
     assert held, "the first write is still in the log"
@@ -222,7 +224,7 @@ def test_segments_go_when_a_checkpoint_stands_and_everybody_has_them() -> None:
 
 def test_a_log_past_its_budget_refuses_writes_and_names_who_holds_it() -> None:
     """The reason names the replica that is waited for; with it back writes go on."""
-    cluster = Cluster(checkpoint_bytes=20_000, log_bytes_max=3 * (32 << 20)).start().serving()
+    cluster = Cluster(memtable_bytes=20_000, log_bytes_max=3 * (32 << 20)).start().serving()
     for disk in cluster.disks.values():
         disk.segment_bytes = 20_000
     cluster.crash("dc1-3")
@@ -238,7 +240,7 @@ def test_a_log_past_its_budget_refuses_writes_and_names_who_holds_it() -> None:
 
 
 def test_a_small_budget_is_kept_where_nobody_is_away() -> None:
-    """Checkpoints come early enough for the budget, and again where one has failed."""
+    """Flushes come early enough for the budget, and again where one has failed."""
     cluster = Cluster(segment_bytes=20_000, log_bytes_max=160_000).start().serving()
     for disk in cluster.disks.values():
         disk.segment_bytes = 20_000
@@ -247,7 +249,7 @@ def test_a_small_budget_is_kept_where_nobody_is_away() -> None:
         assert cluster.put("dc1-1", b"k%d" % at, bytes(2_000)).outcomes == [Outcome.APPLIED]
     for name in cluster.nodes:
         failed = next(effect for node, effect in cluster.builds if node == name)
-        cluster.give(name, Built(failed.token, failed.segment, "no room"))
+        cluster.give(name, Built(failed.token, "no room"))
     cluster.builds.clear()
     cluster.is_build_slow = False
     for at in range(100):
@@ -258,7 +260,7 @@ def test_a_small_budget_is_kept_where_nobody_is_away() -> None:
 
 def test_segments_wait_for_the_other_datacenter() -> None:
     """What the other datacenter lacks stays in the log of its coordinator and of the co-owners."""
-    cluster = Cluster(datacenters=2, nodes=2, replicas=2, checkpoint_bytes=10_000).start().serving().run(SECOND)
+    cluster = Cluster(datacenters=2, nodes=2, replicas=2, memtable_bytes=10_000).start().serving().run(SECOND)
     for disk in cluster.disks.values():
         disk.segment_bytes = 10_000
     for one in ("dc1-1", "dc1-2"):
@@ -276,9 +278,9 @@ def test_segments_wait_for_the_other_datacenter() -> None:
         assert cluster.trimmed.get(name, 0) > 1
 
 
-def test_frontiers_of_others_restored_from_an_old_checkpoint_are_never_newer_than_true() -> None:
-    """After a restart from a checkpoint, what is believed of peers is what they have, or less."""
-    cluster = Cluster(checkpoint_bytes=2_000).start().serving()
+def test_frontiers_of_others_restored_from_an_old_flush_are_never_newer_than_true() -> None:
+    """After a restart from what was flushed, what is believed of peers is what they have, or less."""
+    cluster = Cluster(memtable_bytes=2_000).start().serving()
     for at in range(40):
         cluster.put("dc1-1", b"k%d" % at, bytes(200), Consistency.ALL)
         if at % 10 == 5:

@@ -206,10 +206,10 @@ def small_opener(disk: Disk, name: str, opened: list[SmallNode]) -> Opener:
             except StorageError:
                 pass
 
-        def no_checkpoint(meta: bytes, tables: dict[int, dict[bytes, bytes]], segment: int) -> None:
-            raise StorageError("a small node makes no checkpoints")
+        def build(job: object) -> None:
+            raise StorageError("a small node has no engine")
 
-        return Opened(node, log, no_checkpoint, close, room_bytes_low=SEGMENT_BYTES)
+        return Opened(node, log, build, lambda: None, close, room_bytes_low=SEGMENT_BYTES)
 
     return begin
 

@@ -378,7 +378,7 @@ def fake(kind: type[FakeNode] = FakeNode) -> Any:
             log_sequence: int,
             engine: Any,
         ) -> FakeNode:
-            engine.create(NAMESPACE)
+            engine.create(NAMESPACE, "lww")
             node = kind(topology, name, rng, wall_us, engine.table(NAMESPACE))
             for _, _, payload in frames:
                 node.replay(payload)

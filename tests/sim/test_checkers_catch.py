@@ -183,7 +183,8 @@ class CollectsAtOnce(FakeNode):
     def show(self, record: Record) -> None:
         super().show(record)
         if decode_lww(self.table[record.key]).is_tombstone:
-            del self.table[record.key]
+            del self.table._hot[record.key]
+            self.table._memtable._order.clear()
 
 
 class ForgetsDeadlines(FakeNode):

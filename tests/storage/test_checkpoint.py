@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geokv.errors import DiskFull, StorageError
-from geokv.storage.checkpoint import BLOCK_BYTES, Pairs, read_checkpoint, write_checkpoint
+from geokv.storage.checkpoint import Pairs, read_checkpoint
 from geokv.storage.crash_disk import CrashDisk
+from tests.storage.checkpoint_writer import BLOCK_BYTES, write_checkpoint
 
 NAME = "checkpoint/00000001.checkpoint"
 GOLDEN = Path(__file__).parent / "golden"
@@ -99,7 +100,7 @@ def test_every_damaged_byte_is_refused(samples) -> None:
         copy = disk.copy()
         byte = copy.read_at(NAME, bit // 8, 1)[0] ^ 1 << bit % 8
         copy.damage(NAME, bit // 8, bytes([byte]))
-        with pytest.raises(StorageError, match=f"{NAME}: damaged at byte .*Keep the directory as it is"):
+        with pytest.raises(StorageError, match=f"{NAME}: damaged at byte .*put its newest state back"):
             _read(copy)
 
 

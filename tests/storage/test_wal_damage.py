@@ -48,7 +48,7 @@ def _replayed(log: Log) -> list[bytes]:
 def _expect(disk: CrashDisk, payloads: list[bytes], damaged: int | None) -> None:
     """Frame `damaged` (None: none of them) is not whole any more: only the last one may go, by being cut."""
     if damaged is not None and damaged < len(payloads) - 1:
-        with pytest.raises(CorruptLog, match="Keep the directory as it is") as caught:
+        with pytest.raises(CorruptLog, match="put its newest state back") as caught:
             Log.open(disk, SEGMENT)
         assert caught.value.details["path"].startswith("log/0000000")
         return
@@ -86,7 +86,7 @@ def test_every_truncation_is_refused(samples) -> None:
     for segment, length in chosen:
         copy = disk.copy()
         copy.truncate(segment_name(segment), length)
-        with pytest.raises(CorruptLog, match=f"file has {length} bytes.*Keep the directory as it is"):
+        with pytest.raises(CorruptLog, match=f"file has {length} bytes.*put its newest state back"):
             Log.open(copy, SEGMENT)
 
 
@@ -126,7 +126,7 @@ def test_a_missing_segment_is_refused_by_name(missing: int) -> None:
     disk, _, places = _small_log()
     assert places[-1].segment > 2
     disk.remove(segment_name(missing))
-    with pytest.raises(CorruptLog, match=f"{segment_name(missing)} is missing.*Keep the directory as it is"):
+    with pytest.raises(CorruptLog, match=f"{segment_name(missing)} is missing.*put its newest state back"):
         Log.open(disk, SEGMENT)
 
 

@@ -9,6 +9,7 @@ import pytest
 from geokv.protocol.requests import Outcome
 from geokv.sim.clients import Ask
 from geokv.sim.disks import StorageOptions
+from geokv.sim.run import Run
 from geokv.sim.world import World, WorldOptions
 from tests.sim.scenes import (
     MS,
@@ -151,3 +152,18 @@ def test_full_disk_names_its_reason() -> None:
             break
     assert reasons
     assert "room" in reasons[0]
+
+
+def test_a_drawn_run_flushes_compacts_and_reads_what_only_the_disk_has() -> None:
+    """Sizes are such that a few seconds of work meet all of that, with faults in between; steps hardly ever read a disk."""
+    run = Run(5)
+    assert run.run().is_ok
+    nodes = [host.node for host in run.world.hosts.values() if host.node is not None]
+    found: dict[str, int] = {}
+    for node in nodes:
+        for name, count in node.metrics().items():  # type: ignore[attr-defined]
+            found[name] = found.get(name, 0) + int(count)
+    assert found["events.storage.flush"] > 10 and found["events.storage.compaction"] > 5
+    assert found["events.read.loaded"] > 10 and found["events.write.loaded"] > 10
+    assert found["storage.tables"] > 5
+    assert run.world.notes.get("host.read_in_step", 0) < 20

@@ -1,0 +1,168 @@
+"""`geokv storage`: the folder of a node that is stopped. Verify it, look into it, flush and compact it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from geokv.cli import exits
+from geokv.cli.output import print_json, print_table, text_or_base64
+from geokv.errors import ConfigurationError, GeokvError
+
+DIRECTORY = click.argument("directory", type=click.Path(path_type=Path))
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+
+
+@click.group(short_help="Verify, inspect and compact the folder of a node that is stopped.")
+def storage() -> None:
+    """Look into the folder of a node that is stopped, and compact it.
+
+    DIRECTORY is what `geokv serve` was given, or a folder with several of these.
+    """
+
+
+@storage.command("verify")
+@DIRECTORY
+@AS_JSON
+def verify(directory: Path, as_json: bool) -> int:
+    """Read and check every byte of tables and log. Exit code 1, with file and offset, where something is damaged."""
+    from geokv.storage import offline
+
+    found = []
+    for folder in offline.node_folders(directory):
+        with offline.locked(folder) as disk:
+            found.append((folder, offline.verify(disk, folder.name)))
+    is_clean = not any(one.damage for _, one in found)
+    if as_json:
+        nodes = [
+            {
+                "node": one.node,
+                "directory": str(folder),
+                "tables": one.tables,
+                "segments": one.segments,
+                "damage": [
+                    {"path": damage.path, "file": str(folder / damage.path), "offset": damage.offset, "what": damage.what}
+                    for damage in one.damage
+                ],
+            }
+            for folder, one in found
+        ]
+        print_json({"directory": str(directory), "is_clean": is_clean, "nodes": nodes})
+    else:
+        for folder, one in found:
+            verdict = f"{len(one.damage)} damaged" if one.damage else "clean"
+            click.echo(f"{folder}: {one.tables} tables, {one.segments} segments of the log: {verdict}")
+            for damage in one.damage:
+                click.echo(f"  {folder / damage.path} offset {damage.offset}: {damage.what}")
+    return exits.DONE if is_clean else exits.EXPECTATION_FAILED
+
+
+@storage.command("inspect")
+@DIRECTORY
+@AS_JSON
+def inspect(directory: Path, as_json: bool) -> int:
+    """Show which tables and segments there are, and what stands in them, in figures."""
+    from geokv.storage import offline
+
+    trees = []
+    for folder in offline.node_folders(directory):
+        with offline.locked(folder) as disk:
+            trees.append(offline.inspect(disk, folder.name))
+    if as_json:
+        print_json({"nodes": [_plain(tree) for tree in trees]})
+        return exits.DONE
+    for tree in trees:
+        position = tree["position"]
+        click.echo(f"{tree['node']}: recovery begins at byte {position['offset']} of segment {position['segment']}\n")
+        columns = ("path", "level", "pairs", "partials", "tombstones", "bytes")
+        rows = [(space["id"], *(table[name] for name in columns)) for space in tree["namespaces"] for table in space["tables"]]
+        print_table(("namespace", *columns), rows)
+        click.echo()
+        print_table(tuple(tree["segments"][0]) if tree["segments"] else (), [tuple(one.values()) for one in tree["segments"]])
+    return exits.DONE
+
+
+def _plain(tree: Any) -> Any:
+    """The same tree with text in place of bytes."""
+    if isinstance(tree, dict):
+        plain: dict[str, Any] = {}
+        for name, value in tree.items():
+            plain |= text_or_base64(name, value) if isinstance(value, bytes) else {name: _plain(value)}
+        return plain
+    return [_plain(one) for one in tree] if isinstance(tree, list) else tree
+
+
+@storage.command("dump")
+@DIRECTORY
+@click.option("--file", "path", default="", metavar="PATH", help="One table or segment, as `inspect` and `verify` name it.")
+@click.option("--limit", type=click.IntRange(min=1), help="So many cells at most.")
+def dump(directory: Path, path: str, limit: int | None) -> int:
+    """Print the cells that tables and log hold, one JSON document per line, newest first."""
+    from geokv.core.cell import decode_lww
+    from geokv.errors import RecordError
+    from geokv.storage import offline
+
+    left = limit
+    for folder in offline.node_folders(directory):
+        with offline.locked(folder) as disk:
+            for pair in offline.dump(disk, path):
+                if left == 0:
+                    return exits.DONE
+                left = None if left is None else left - 1
+                line: dict[str, Any] = {"node": folder.name, "path": pair.path, "namespace": f"{pair.namespace:016x}"}
+                line |= text_or_base64("key", pair.key)
+                try:
+                    cell = decode_lww(pair.cell)
+                    line |= {"version": str(cell.version), "is_tombstone": cell.is_tombstone, "deadline_ms": cell.deadline_ms}
+                    line |= text_or_base64("value", None if cell.is_tombstone else cell.value)
+                except RecordError:  # of another policy
+                    line |= text_or_base64("cell", pair.cell)
+                print_json(line)
+    return exits.DONE
+
+
+@storage.command("compact")
+@DIRECTORY
+def compact(directory: Path) -> int:
+    """Merge all tables of each namespace into one run, which takes the least space and is read the fastest."""
+    from geokv.storage import offline
+
+    for folder in offline.node_folders(directory):
+        with offline.locked(folder) as disk:
+            count = offline.compact(disk)
+        click.echo(f"{folder}: {count} namespaces compacted")
+    return exits.DONE
+
+
+@storage.command("flush")
+@DIRECTORY
+@click.option(
+    "--topology",
+    type=click.Path(path_type=Path),
+    help="The topology file of the node; where it is not given, topology.toml in or above DIRECTORY.",
+)
+def flush(directory: Path, topology: Path | None) -> int:
+    """Put into tables what only the log holds. A node that is stopped in good order has done so by itself."""
+    from geokv.server.boot import flush as flush_node
+    from geokv.server.config import read_config
+    from geokv.server.identity import owner_of
+    from geokv.storage import offline
+
+    failures: list[GeokvError] = []
+    for folder in offline.node_folders(directory):
+        with offline.locked(folder) as disk:
+            node = owner_of(disk)
+        beside = [folder / "topology.toml", folder.parent / "topology.toml"]
+        chosen = topology or next((path for path in beside if path.is_file()), None)
+        if chosen is None or not node:
+            raise ConfigurationError(f"which topology {folder} belongs to is not known: give --topology")
+        try:
+            flush_node(read_config({"topology": str(chosen), "node": node, "directory": str(folder)}, {}, None))
+        except GeokvError as error:
+            click.echo(f"{folder}: {error}", err=True)
+            failures.append(error)
+        else:
+            click.echo(f"{folder}: flushed")
+    return exits.code_of(failures[0]) if failures else exits.DONE

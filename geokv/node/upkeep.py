@@ -1,0 +1,178 @@
+"""Upkeep: when the engine flushes and compacts, and when writers must wait for it.
+
+    log grows by a memtable ──> Build(flush) ──> Built ──> the log before it may go ──> Build(compaction) … while one is due
+    fails ──> again after a pause that doubles, for each of the two its own
+
+One job at a time, a flush before any compaction; so a table that cannot be compacted does not keep others from being
+written. A flush begins from what is synced and whole in the tables, with the
+node's own state of that moment; recovery begins exactly there.
+
+    not flushed     unflushed_bytes_warn    clients' writes are told to wait
+                    unflushed_bytes_max     records of other nodes are not taken either
+    compaction      debt_bytes_max          clients' writes are told to wait
+
+Invariants: what is in memory only is bounded. Not here: what a job does (the engine), where it runs (the host).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from geokv.core.limits import MIB
+from geokv.node.config import NodeConfig
+from geokv.protocol.context import Context
+from geokv.protocol.effects import Build, Built, Stopping
+from geokv.storage.engine import Engine
+from geokv.storage.position import Position
+
+RETRY_US: Final = (1_000_000, 60_000_000)
+
+
+@dataclass(slots=True)
+class _Pause:
+    """After a failure: why, until when nothing is tried, and how long the next pause is."""
+
+    failure: str = ""
+    until_us: int | None = None
+    length_us: int = RETRY_US[0]
+
+    def is_over(self, now_us: int) -> bool:
+        return self.until_us is not None and now_us >= self.until_us
+
+
+class Upkeep:
+    """Plans the engine's jobs for one run of a node."""
+
+    def __init__(self, context: Context, engine: Engine, config: NodeConfig, replayed_bytes: int) -> None:
+        """`replayed_bytes`: what the log holds that recovery put into the memtables."""
+        self._context = context
+        self._engine = engine
+        self._config = config
+        self._memtable_bytes = min(config.memtable_bytes, config.log_bytes_max // 4)  # well before the log is full
+        self._flushed_bytes = self._begun_bytes = -replayed_bytes  # as `commit.appended_bytes` counts
+        self._token = 0
+        self._job = ""  # what is under way
+        self._is_stopping = False
+        self._pauses = {"flush": _Pause(), "compaction": _Pause()}
+        self._pauses["compaction"].until_us = context.now_us  # an earlier run may have left something to compact
+        self._debt_bytes = engine.debt_bytes()
+        self.flushes = self.compactions = 0
+        self.meta: Callable[[], bytes] = bytes  # the node puts itself there once it is made
+        self.on_flushed: Callable[[], None] = lambda: None
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Records that are in memtables, and in the log, only."""
+        return self._context.commit.appended_bytes - self._flushed_bytes
+
+    @property
+    def debt_bytes(self) -> int:
+        """What compaction is behind by."""
+        return self._debt_bytes
+
+    @property
+    def failure(self) -> str:
+        """Why the last flush, or else the last compaction, failed; empty where neither did."""
+        return self._pauses["flush"].failure or self._pauses["compaction"].failure
+
+    def refusal(self) -> str:
+        """Why clients' writes must wait (empty: they need not)."""
+        if self.unflushed_bytes > self._config.unflushed_bytes_warn:
+            why = f": {self.failure}" if self.failure else ", the disk or the processor is too slow for this rate of writes"
+            return f"{self.unflushed_bytes // MIB} MiB wait to be flushed{why}"
+        if self._debt_bytes > self._config.debt_bytes_max:
+            why = f": {self.failure}" if self.failure else ", more is written than it can merge"
+            return f"compaction is {self._debt_bytes // MIB} MiB behind{why}"
+        return ""
+
+    def refusal_of_peers(self) -> str:
+        """Why nothing more can be taken of other nodes (empty: it can)."""
+        if self.unflushed_bytes > self._config.unflushed_bytes_max:
+            return f"{self.unflushed_bytes // MIB} MiB wait to be flushed"
+        return ""
+
+    # --- planning ---------------------------------------------------------------------------------------------------
+
+    def landed(self) -> None:
+        """A frame is synced, and what it brought is in the tables."""
+        if not self._job and self._pauses["flush"].until_us is None and self._is_due():
+            self._flush()
+
+    def tick(self) -> None:
+        """Try again what failed."""
+        flush, compaction = self._pauses["flush"], self._pauses["compaction"]
+        if not self._job and flush.is_over(self._context.now_us):
+            flush.until_us = None
+            self._flush()
+        if not self._job and compaction.is_over(self._context.now_us):
+            compaction.until_us = None
+            self._compact()
+
+    def _is_due(self) -> bool:
+        return self._context.commit.appended_bytes - self._begun_bytes >= self._memtable_bytes
+
+    def flush(self) -> bool:
+        """Flush what there is now; False where a job is under way or a batch is half on the disk."""
+        if self._job:
+            return False
+        self._flush()
+        return bool(self._job)
+
+    def stopping(self, event: Stopping) -> None:
+        """The node is about to stop: with a last flush, unless that takes long, the next start has nothing to replay."""
+        self._is_stopping = True
+        if 0 < self.unflushed_bytes <= event.flush_bytes_max and not self._job:
+            self._flush()
+
+    def _flush(self) -> None:
+        commit = self._context.commit
+        if not commit.is_whole or commit.position == (0, 0):
+            return  # with a frame that is to come soon
+        self._begun_bytes = commit.appended_bytes
+        self._begin("flush", self._engine.begin_flush(Position(*commit.position), self.meta()))
+
+    def _compact(self) -> None:
+        job = self._engine.next_compaction()
+        if job is not None:
+            self._begin("compaction", job)
+
+    def _begin(self, what: str, job: Any) -> None:
+        self._job = what
+        self._token += 1
+        self._context.effects.append(Build(self._token, job))
+
+    def built(self, event: Built) -> None:
+        """The job under way is done, or has failed."""
+        assert event.token == self._token, f"Built({event.token}), expected {self._token}"
+        what, self._job = self._job, ""
+        self._debt_bytes = self._engine.debt_bytes()
+        if event.error:
+            self._failed(what, event.error)
+            return
+        self._pauses[what] = _Pause()
+        if what == "flush":
+            self.flushes += 1
+            self._flushed_bytes = self._begun_bytes
+            self.on_flushed()
+        else:
+            self.compactions += 1
+        self._context.count(f"storage.{what}")
+        if self._is_stopping:
+            return
+        self.landed()
+        if not self._job and self._pauses["compaction"].until_us is None:
+            self._compact()
+
+    def _failed(self, what: str, error: str) -> None:
+        context = self._context
+        if self._is_stopping:
+            return
+        context.note(f"{what}.failed")
+        pause = self._pauses[what]
+        pause.failure = f"the {what} failed: {error}"
+        pause.until_us = context.now_us + pause.length_us
+        context.log("error", f"{pause.failure}; the log is kept, and it is tried again in {pause.length_us / 1e6:g} s")
+        pause.length_us = min(RETRY_US[1], pause.length_us * 2)
+        self.landed()  # a flush need not wait for a compaction that failed

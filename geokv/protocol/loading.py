@@ -1,0 +1,50 @@
+"""Loading: what a call needs and memory does not hold is read off the machine's thread, one batch at a time.
+
+    read or write ── load(cells, keys, then) ──> Load ──> the host reads into the caches ──> Loaded ──> then(error)
+
+While one Load is under way, what is wanted meanwhile waits and goes together in the next, as with frames of the log.
+
+Invariants: `then` runs exactly once, unless the run ends. What was loaded is looked up again by whoever wanted it, over what
+the memtable holds by then. Not here: what needs loading (`table`), the caches (the engine).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from geokv.protocol.effects import Effect, Load
+from geokv.protocol.table import Cells
+
+Then = Callable[[str], None]
+"""Told why the cells cannot be read; empty: they are in memory."""
+
+
+class Loading:
+    """The node's way to cells that are on its disk only."""
+
+    def __init__(self, effects: list[Effect]) -> None:
+        self._effects = effects
+        self._waiting: list[tuple[Cells, list[bytes], Then]] = []
+        self._under_way: list[tuple[Cells, list[bytes], Then]] = []
+        self._token = 0
+        self.keys = 0
+
+    def load(self, cells: Cells, keys: list[bytes], then: Then) -> None:
+        """Have `keys` of `cells` read into memory, then run `then`."""
+        self.keys += len(keys)
+        self._waiting.append((cells, keys, then))
+        self._launch()
+
+    def loaded(self, token: int, errors: list[str]) -> None:
+        """The Load under way is done; `errors` has one entry for each that wanted something."""
+        assert token == self._token, f"Loaded({token}), expected {self._token}"
+        done, self._under_way = self._under_way, []
+        self._launch()
+        for (_, _, then), error in zip(done, errors, strict=True):
+            then(error)
+
+    def _launch(self) -> None:
+        if self._waiting and not self._under_way:
+            self._under_way, self._waiting = self._waiting, []
+            self._token += 1
+            self._effects.append(Load(self._token, [(cells, keys) for cells, keys, _ in self._under_way]))

@@ -1,0 +1,371 @@
+"""The cells of one namespace: what a table of the protocol holds.
+
+    get      memtable -> frozen memtables -> row cache -> tables, newest first, those whose filter lets the key pass
+    look     the same for many keys, as far as memory answers; the others are named, to be loaded on another thread
+    peek     memtable -> frozen memtables: what a replica merges an arriving cell over, without any disk
+    update   memtable
+
+What stands there is seen through one view, a value that a flush or a compaction replaces at once. A get that finds
+a file gone, because its table was compacted away meanwhile, looks again in the newer view.
+
+Invariants: `get` gives plain bytes, merged over all that is here. `update` and `cells[key] =` take whole cells, already
+merged over what `get` gave; `merge_in` takes any, and reads nothing. Threads: one puts, freezes and scans; any may get
+and load; the view is replaced by the one that installs.
+Not here: durability. What the memtable holds must be in the log, synced.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Final, NamedTuple
+
+from geokv.core.conflict import Merge
+from geokv.core.partial import Partial, fold
+from geokv.errors import StorageError
+from geokv.storage.lsm.bloom import SEED, digest
+from geokv.storage.lsm.cache import BlockCache, RowCache
+from geokv.storage.lsm.memtable import Memtable, empty
+from geokv.storage.lsm.merging import merged, prefix_end
+from geokv.storage.lsm.table_reader import TableReader
+from geokv.storage.lsm.traits import traits_of
+from geokv.storage.position import Position
+
+_SCAN_STEP: Final = 256
+# Of cells whose blocks were cached one in so many enters the row cache: hot keys soon do, a wide spread costs little.
+_ADMIT_EVERY: Final = 4
+
+
+class ReaderRun(NamedTuple):
+    """One run: its tables in key order, and their last keys to find the one of a key."""
+
+    last_keys: list[bytes]
+    tables: Sequence[TableReader]
+
+
+class View(NamedTuple):
+    """All that stands behind the memtable, newest first. A cell above `ceiling` needs no merging with the tables."""
+
+    frozen: tuple[Memtable, ...] = ()
+    runs: tuple[ReaderRun, ...] = ()
+    ceiling: bytes = b""
+
+
+class LsmCells:
+    """See the module. Made by `LsmEngine.create`."""
+
+    __slots__ = (
+        "_admitted",
+        "_blocks",
+        "_denied",
+        "_hot",
+        "_lock",
+        "_memtable",
+        "_merge",
+        "_rows",
+        "_traits",
+        "_view",
+        "first_job",
+        "namespace",
+        "policy",
+    )
+
+    def __init__(self, namespace: int, policy: str, blocks: BlockCache, first_job: int) -> None:
+        """`first_job`: outputs of earlier jobs are of an earlier namespace with this id, and not its own."""
+        self.namespace = namespace
+        self.policy = policy
+        self.first_job = first_job
+        self._traits = traits_of(policy)
+        self._merge: Merge = self._traits.merge
+        self._blocks = blocks
+        self._rows = RowCache()
+        self._admitted = 0
+        self._memtable = Memtable()
+        self._hot = self._memtable.cells
+        self._view = View()
+        self._denied: tuple[Sequence[ReaderRun], set[bytes]] = ((), set())  # of these runs no table holds these keys
+        self._lock = threading.Lock()  # two threads replace the view
+
+    # --- the hot path -----------------------------------------------------------------------------------------------
+
+    def get(self, key: bytes, default: bytes | None = None) -> bytes | None:
+        """The cell. May read one block per run of tables; raises StorageError where that fails."""
+        cell = self._hot.get(key)
+        if type(cell) is bytes:
+            return cell
+        found = self._behind(key, cell)
+        return default if found is None else found
+
+    def update(self, pairs: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> None:
+        """Put cells that are merged over what `get` gave (whole), or over what `peek` gave (Partial where it may lack more)."""
+        self._hot.update(pairs)
+
+    def peek(self, key: bytes) -> bytes | None:
+        """What the memtables hold of a key, merged; Partial where there may be more. Reads nothing."""
+        cell = self._hot.get(key)
+        frozen = self._view.frozen
+        if type(cell) is bytes or not frozen:
+            return cell
+        for memtable in frozen:
+            older = memtable.cells.get(key)
+            if older is not None:
+                cell = older if cell is None else fold(self._merge, cell, older)
+                if type(cell) is bytes:
+                    break
+        return cell
+
+    @property
+    def ceiling(self) -> bytes:
+        """A cell above it is whole, once it is merged over what `peek` gives: no table holds anything to be merged in."""
+        return self._view.ceiling
+
+    def may_hold(self, key: bytes) -> bool:
+        """Whether some table may hold the key. Reads nothing."""
+        return bool(_candidates(self._view.runs, key))
+
+    def __setitem__(self, key: bytes, cell: bytes) -> None:
+        self._hot[key] = cell
+
+    def merge_in(self, key: bytes, cell: bytes) -> None:
+        """Merge a cell, whatever older places hold of its key; they are not read."""
+        stored = self._hot.get(key)
+        if stored is not None:
+            merged_cell = bytes(self._merge(stored, cell))
+            self._hot[key] = Partial(merged_cell) if type(stored) is Partial else merged_cell
+        else:
+            self._hot[key] = Partial(cell) if self._view.frozen or self._view.runs else cell
+
+    def __contains__(self, key: bytes) -> bool:
+        return self.get(key) is not None
+
+    def __getitem__(self, key: bytes) -> bytes:
+        found = self.get(key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    def keys(self) -> Iterator[bytes]:
+        return (key for key, _ in self.scan())
+
+    __iter__ = keys
+
+    def __len__(self) -> int:
+        """Pairs in all places: a key that stands in several counts as often. For status."""
+        view = self._view
+        frozen = sum(len(memtable.cells) for memtable in view.frozen)
+        return len(self._hot) + frozen + sum(table.facts.pairs for run in view.runs for table in run.tables)
+
+    # --- behind the memtable ----------------------------------------------------------------------------------------
+
+    def _behind(self, key: bytes, cell: bytes | None) -> bytes | None:
+        """The cell, given what the memtable holds of it: nothing or a Partial."""
+        view = self._view
+        for memtable in view.frozen:
+            older = memtable.cells.get(key)
+            if older is not None:
+                cell = older if cell is None else fold(self._merge, cell, older)
+                if type(cell) is bytes:
+                    return cell
+        if view.runs and (cell is None or cell <= view.ceiling):
+            # What is asked for has often just been looked at by `missing`: then no filter is asked again.
+            runs, denied = self._denied
+            if key in denied and runs is view.runs:
+                return None if cell is None else bytes(cell)
+            older = self._rows.get(key)
+            if older is None:
+                older = self._from_tables(key)
+            if older is not None:
+                return older if cell is None else bytes(self._merge(cell, older))
+        return None if cell is None else bytes(cell)
+
+    def _from_tables(self, key: bytes) -> bytes | None:
+        """What all tables together hold of a key."""
+        while True:
+            generation, misses = self._rows.generation, self._blocks.misses
+            view = self._view
+            try:
+                cell = self._search(view.runs, key)
+            except StorageError:
+                if view.runs is self._view.runs:
+                    raise
+                continue  # its tables were replaced, and their files removed
+            if cell is None:
+                return None
+            whole = bytes(cell)
+            self._admitted += 1
+            if self._blocks.misses != misses or not self._admitted % _ADMIT_EVERY:
+                self._rows.put(key, whole, generation)
+            return whole
+
+    def _search(self, runs: Iterable[ReaderRun], key: bytes) -> bytes | None:
+        # The filter is looked at in place: most gets of absent keys end there, once per run.
+        a, b = digest(key, SEED)
+        first = 1 << (b & 63) | 1 << (b >> 6 & 63) | 1 << (b >> 12 & 63)
+        found: bytes | None = None
+        for last_keys, tables in runs:
+            if len(tables) == 1:
+                table = tables[0]
+            else:
+                index = bisect_left(last_keys, key)
+                if index == len(tables):
+                    continue
+                table = tables[index]
+            words = table.words
+            if words[a % len(words)] & first != first:
+                continue
+            second = 1 << (a >> 46 & 63) | 1 << (a >> 52 & 63) | 1 << (a >> 58)
+            if words[(b >> 32) % len(words)] & second != second:
+                continue
+            cell = table.get(key)
+            if cell is not None:
+                found = cell if found is None else fold(self._merge, found, cell)
+                if type(found) is bytes:
+                    return found
+        return found
+
+    # --- without waiting for the disk -------------------------------------------------------------------------------
+
+    def look(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], list[bytes]]:
+        """(what `get` gives for each key, the keys for which it would read the disk, None among the first)."""
+        hot = self._hot
+        found = [hot.get(key) for key in keys]
+        view = self._view
+        if not view.runs and not view.frozen:
+            return found, []
+        missing: list[bytes] = []
+        for index, key in enumerate(keys):
+            if type(found[index]) is bytes:
+                continue
+            if self._is_in_memory(key):
+                found[index] = self._behind(key, found[index])
+            else:
+                missing.append(key)
+        return found, missing
+
+    def missing(self, keys: Iterable[bytes]) -> list[bytes]:
+        """The keys whose `get` would read the disk now."""
+        runs = self._view.runs
+        if not runs:
+            return []
+        denied: set[bytes] = set()
+        missing = [key for key in keys if not self._is_in_memory(key, denied)]
+        self._denied = (runs, denied)
+        return missing
+
+    def load(self, keys: Iterable[bytes]) -> None:
+        """Read what `get` of these keys needs into the caches; for another thread. Raises StorageError."""
+        for key in keys:
+            if not self._is_in_memory(key):
+                self._from_tables(key)
+
+    def _is_in_memory(self, key: bytes, denied: set[bytes] | None = None) -> bool:
+        """`denied`: takes the key where all filters deny it."""
+        cell = self.peek(key)
+        view = self._view
+        if type(cell) is bytes or (cell is not None and cell > view.ceiling) or key in self._rows:
+            return True
+        tables = _candidates(view.runs, key)
+        if not tables and denied is not None:
+            denied.add(key)
+        return all(table.is_cached(key) for table in tables)
+
+    # --- scans ------------------------------------------------------------------------------------------------------
+
+    def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop, in key order; what is put meanwhile may be seen or not."""
+        # In steps, each looked up anew, so that puts, flushes and compactions may go on in between.
+        while True:
+            view = self._view
+            try:
+                step = list(islice(self._merged(view, start, stop), _SCAN_STEP))
+            except StorageError:
+                if view.runs is self._view.runs:
+                    raise
+                continue  # its tables were replaced, and their files removed
+            for key, cell in step:
+                yield key, bytes(cell)
+            if len(step) < _SCAN_STEP:
+                return
+            start = step[-1][0] + b"\0"
+
+    def scan_prefix(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs whose key begins with `prefix`, in key order."""
+        return self.scan(prefix, prefix_end(prefix))
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        return self.scan()
+
+    def _merged(self, view: View, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        memtables = [memtable.pairs(start, stop) for memtable in (self._memtable, *view.frozen)]
+        runs = [chain.from_iterable(table.pairs(start, stop) for table in _tables_from(run, start)) for run in view.runs]
+        return merged([*memtables, *runs], self._merge)
+
+    # --- flush and compaction ---------------------------------------------------------------------------------------
+
+    def freeze(self, until: Position) -> None:
+        """Begin a new memtable; the old one is read until what it holds is in tables."""
+        self._memtable.until = until
+        with self._lock:
+            if self._hot:
+                self._view = self._view._replace(frozen=(self._memtable, *self._view.frozen))
+        # Behind the change of the view, so that a get of another thread finds what was put in one of the two.
+        self._memtable = Memtable()
+        self._hot = self._memtable.cells
+
+    def show(self, runs: tuple[ReaderRun, ...], flushed: Position, has_collected: bool) -> None:
+        """Let these tables stand, in which everything up to `flushed` is."""
+        done = [memtable for memtable in self._view.frozen if memtable.until <= flushed]
+        tables = [table.facts for run in runs for table in run.tables]
+        ceiling = self._traits.ceiling(max(facts.version_max for facts in tables)) if tables else b""
+        self._rows.close(None if has_collected else [memtable.cells for memtable in done])
+        with self._lock:
+            self._view = View(tuple(one for one in self._view.frozen if one.until > flushed), runs, ceiling)
+        self._rows.open()
+        empty(done)
+
+    def bound_rows(self, bytes_max: int) -> None:
+        """Give the row cache another size."""
+        self._rows.resize(bytes_max)
+
+    @property
+    def memtable_pairs(self) -> int:
+        return len(self._hot) + sum(len(memtable.cells) for memtable in self._view.frozen)
+
+    @property
+    def frozen(self) -> int:
+        """Memtables that wait for their flush."""
+        return len(self._view.frozen)
+
+    @property
+    def has_tables(self) -> bool:
+        return bool(self._view.runs)
+
+    def total_bytes(self) -> int:
+        """Bytes of keys and cells in memory and of the blocks of all tables. Walks the memtable: for status."""
+        view = self._view
+        memory = [self._hot, *(memtable.cells for memtable in view.frozen)]
+        held = sum(sum(map(len, cells)) + sum(map(len, cells.values())) for cells in memory)
+        return held + sum(table.facts.nbytes for run in view.runs for table in run.tables)
+
+
+def _candidates(runs: Iterable[ReaderRun], key: bytes) -> list[TableReader]:
+    """The tables whose filter lets a key pass; at most one of each run."""
+    a, b = digest(key, SEED)
+    first = 1 << (b & 63) | 1 << (b >> 6 & 63) | 1 << (b >> 12 & 63)
+    second = 1 << (a >> 46 & 63) | 1 << (a >> 52 & 63) | 1 << (a >> 58)
+    found: list[TableReader] = []
+    for last_keys, tables in runs:
+        index = bisect_left(last_keys, key)
+        if index == len(tables):
+            continue
+        words = tables[index].words
+        count = len(words)
+        if words[a % count] & first == first and words[(b >> 32) % count] & second == second:
+            found.append(tables[index])
+    return found
+
+
+def _tables_from(run: ReaderRun, start: bytes) -> Sequence[TableReader]:
+    return run.tables[bisect_left(run.last_keys, start) :]

@@ -1,0 +1,295 @@
+"""The LSM engine of a node: its namespaces, and the one place where it changes which tables are live.
+
+    freeze:   begin_flush  -> Flush       }                    }
+    choose:   next_compaction -> Compaction }  run_job (worker)  }  install  -> manifest, then views, then old files
+
+One job at a time: the node plans it, the worker runs it, a thread installs it (it writes and syncs), and the node may
+plan the next. Reads and puts go on all the while. In the simulator all four are plain calls.
+
+    log position of the manifest        recovery merges the frames from there on into the memtables (`merge_in`)
+    manifest's meta                     the node's own state at that position
+
+Invariants: a table's file is removed only when a synced manifest no longer names it. The position never moves back.
+After a failed install what was there stands; the files of both sides stay until the next one that succeeds.
+Not here: when to flush, and the log (the node); what to compact (`strategy`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from geokv.errors import StorageError
+from geokv.storage.disk import Disk
+from geokv.storage.lsm.cache import BlockCache
+from geokv.storage.lsm.cells import LsmCells, ReaderRun
+from geokv.storage.lsm.collection import CollectionRule
+from geokv.storage.lsm.facts import TableFacts, table_name
+from geokv.storage.lsm.jobs import Compaction, Edit, Flush, FlushedNamespace, Job
+from geokv.storage.lsm.manifest import State, open_manifest, write_manifest
+from geokv.storage.lsm.strategy import Choice, Levelled, Strategy, everything, runs_of
+from geokv.storage.lsm.table_reader import TableReader
+from geokv.storage.lsm.table_writer import TableOptions, write_tables
+from geokv.storage.position import Position
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LsmOptions:
+    """How a node's engine works; sizes in bytes. The namespaces share the row cache's equally."""
+
+    tables: TableOptions = field(default_factory=TableOptions)
+    strategy: Strategy = field(default_factory=Levelled)
+    block_cache_bytes: int = 64 * MIB
+    row_cache_bytes: int = 16 * MIB
+
+
+class LsmEngine:
+    """See the module. `LsmEngine(disk)` opens what is there; raises StorageError where that is damaged."""
+
+    def __init__(self, disk: Disk, options: LsmOptions | None = None) -> None:
+        self.options = options or LsmOptions()
+        self.cache = BlockCache(self.options.block_cache_bytes)
+        self._disk = disk
+        self._state = open_manifest(disk)
+        self._next_job = self._state.next_job
+        self._readers = {facts.number: self._reader(facts) for facts in self._state.all_tables()}
+        self._cells: dict[int, LsmCells] = {}
+        self._doomed: set[int] = set()  # files that no manifest names, or none will once the next one stands
+        self._lock = threading.Lock()  # state, readers, cells and doomed, for moments
+        self._installing = threading.Lock()
+
+    # --- what recovery needs ----------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> Position:
+        """Where recovery begins: all frames before it are in tables."""
+        return self._state.position
+
+    @property
+    def meta(self) -> bytes:
+        """The node's state at `position`; empty where nothing was ever flushed."""
+        return self._state.meta
+
+    # --- namespaces -------------------------------------------------------------------------------------------------
+
+    def create(self, namespace: int, policy: str = "lww") -> LsmCells:
+        """The cells of a namespace, made where they are not there yet, with the tables that the manifest has of it."""
+        cells = self._cells.get(namespace)
+        if cells is None:
+            with self._lock:
+                is_known = namespace in self._state.tables
+                first_job = 0 if is_known else self._next_job
+                cells = LsmCells(namespace, policy, self.cache, first_job)
+                cells.show(self._runs(namespace), Position(), has_collected=False)
+                self._cells[namespace] = cells
+                self._share_rows()
+        return cells
+
+    def drop(self, namespace: int) -> None:
+        """Forget a namespace. Its tables go with the next install; until then a restart brings them back."""
+        with self._lock:
+            self._cells.pop(namespace, None)
+            self._share_rows()
+            tables = dict(self._state.tables)
+            gone = {facts.number for facts in tables.pop(namespace, ())}
+            self._doomed |= gone
+            self._state = replace(self._state, tables=tables)
+            for number in gone:
+                del self._readers[number]
+
+    def _share_rows(self) -> None:
+        for cells in self._cells.values():
+            cells.bound_rows(self.options.row_cache_bytes // len(self._cells))
+
+    def table(self, namespace: int) -> LsmCells:
+        """KeyError where there is none."""
+        return self._cells[namespace]
+
+    def get(self, namespace: int, key: bytes) -> bytes | None:
+        cells = self._cells.get(namespace)
+        return None if cells is None else cells.get(key)
+
+    def scan(self, namespace: int, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        cells = self._cells.get(namespace)
+        return iter(()) if cells is None else cells.scan(start, stop)
+
+    def namespaces(self) -> Iterable[int]:
+        return tuple(self._cells)
+
+    def stored_namespaces(self) -> Iterable[int]:
+        """Those that have tables, created here or not."""
+        return tuple(self._state.tables)
+
+    def __len__(self) -> int:
+        """Pairs in all places, see `LsmCells.__len__`."""
+        return sum(map(len, self._cells.values()))
+
+    def total_bytes(self) -> int:
+        return sum(cells.total_bytes() for cells in self._cells.values())
+
+    def tables(self, namespace: int) -> tuple[TableFacts, ...]:
+        """The facts of the live tables, newest first."""
+        return tuple(self._state.tables.get(namespace, ()))
+
+    def debt_bytes(self) -> int:
+        """What compaction is behind by."""
+        return sum(self.options.strategy.debt_bytes(self.tables(namespace)) for namespace in self._cells)
+
+    def figures(self) -> dict[str, int]:
+        """What an operator wants to know, by name. Cheap."""
+        tables = list(self._state.all_tables())
+        return {
+            "tables": len(tables),
+            "table_bytes": sum(facts.nbytes for facts in tables),
+            "table_pairs": sum(facts.pairs for facts in tables),
+            "memtable_pairs": sum(cells.memtable_pairs for cells in self._cells.values()),
+            "memtables": 1 + max((cells.frozen for cells in self._cells.values()), default=0),
+            "debt_bytes": self.debt_bytes(),
+            "cache_bytes": self.cache.bytes,
+            "cache_misses": self.cache.misses,
+        }
+
+    # --- planning ---------------------------------------------------------------------------------------------------
+
+    def begin_flush(self, end: Position, meta: bytes) -> Flush:
+        """Freeze the memtables: all frames before `end` are in them or in tables, synced, and `meta` is of that moment.
+
+        A flush that failed is begun again like this; the new one covers what it left.
+        """
+        assert end >= self._state.position, f"flush up to {end}, {self._state.position} is flushed"
+        for cells in self._cells.values():
+            cells.freeze(end)
+        namespaces = tuple(FlushedNamespace(one.namespace, one.policy, not one.has_tables) for one in self._cells.values())
+        return Flush(self._job(), self._state.position, end, namespaces, self.options.tables, meta)
+
+    def next_compaction(self, rules: Mapping[int, CollectionRule] | None = None) -> Compaction | None:
+        """The most overdue compaction; `rules`: what may be collected, by namespace. None where nothing is due."""
+        choose = self.options.strategy.choose
+        choices = [(choice, cells) for cells in self._cells.values() if (choice := choose(self.tables(cells.namespace)))]
+        if not choices:
+            return None
+        choice, cells = max(choices, key=lambda one: one[0].score)
+        return self._compaction(choice, cells, (rules or {}).get(cells.namespace))
+
+    def full_compaction(self, namespace: int, rule: CollectionRule | None = None) -> Compaction | None:
+        """All tables of a namespace into one run. None where it has no table. KeyError where there is no namespace."""
+        choice = everything(self.tables(namespace))
+        return None if choice is None else self._compaction(choice, self._cells[namespace], rule)
+
+    def _compaction(self, choice: Choice, cells: LsmCells, rule: CollectionRule | None) -> Compaction:
+        inputs = tuple(tuple(facts.number for facts in run) for run in choice.inputs)
+        inside = {number for run in inputs for number in run}
+        others = tuple(facts.number for facts in self.tables(cells.namespace) if facts.number not in inside)
+        if rule is not None and rule.since > self._state.position:
+            rule = None  # an older put may still be in a memtable only
+        return Compaction(
+            self._job(),
+            cells.namespace,
+            cells.policy,
+            inputs,
+            others,
+            choice.level,
+            choice.run,
+            choice.is_bottom,
+            choice.is_move,
+            self.options.tables,
+            rule,
+        )
+
+    def _job(self) -> int:
+        with self._lock:
+            self._next_job += 1
+            return self._next_job - 1
+
+    # --- installing -------------------------------------------------------------------------------------------------
+
+    def install(self, job: Job, tables: tuple[TableFacts, ...]) -> None:
+        """Let what a job made stand. Writes and syncs: for a thread. Raises StorageError; see the invariants."""
+        self._install(self._edit(job, tables), job.number, isinstance(job, Compaction) and job.rule is not None)
+
+    def load(self, pairs: Iterable[tuple[int, Iterable[tuple[bytes, bytes]]]], position: Position, meta: bytes) -> None:
+        """Begin with these cells, namespace by namespace in key order, and the log from `position` on.
+
+        For a new engine: a checkpoint of the node's first format, or a restored backup. Raises StorageError.
+        """
+        assert not self._state.tables and not self._state.meta, "an engine that holds something takes no load"
+        job, written = self._job(), list[TableFacts]()
+        for namespace, cells in pairs:
+            policy = self._cells[namespace].policy
+            written += write_tables(self._disk, job, namespace, policy, cells, self.options.tables, first_output=len(written))
+        self._install(Edit(tuple(facts.at(0, job) for facts in written), frozenset(), position, meta), job, False)
+
+    def _edit(self, job: Job, tables: tuple[TableFacts, ...]) -> Edit:
+        if isinstance(job, Flush):
+            return Edit(tables, frozenset(), job.end, job.meta)
+        removed = job.input_numbers
+        if job.is_move:
+            tables = tuple(facts.at(job.level, job.run) for facts in self.tables(job.namespace) if facts.number in removed)
+        return Edit(tables, removed)
+
+    def _install(self, edit: Edit, job: int, has_collected: bool) -> None:
+        with self._installing:
+            readers = {facts.number: self._readers.get(facts.number) or self._reader(facts) for facts in edit.added}
+            with self._lock:
+                state = self._edited(edit, job)
+            named = {facts.number for facts in state.all_tables()}
+            try:
+                write_manifest(self._disk, state)
+            except BaseException:
+                # Either of the two may be what a restart finds. Once the next manifest stands it is known.
+                with self._lock:
+                    self._doomed |= readers.keys() - self._readers.keys()
+                raise
+            with self._lock:
+                self._state = state = self._edited(edit, job)  # a namespace may have been dropped meanwhile
+                live = {facts.number for facts in state.all_tables()}
+                self._readers = {number: one for number, one in (self._readers | readers).items() if number in live}
+                self._doomed |= (edit.removed | readers.keys()) - live
+                removable = self._doomed - named
+                shown = [(cells, self._runs(namespace)) for namespace, cells in self._cells.items()]
+            for cells, runs in shown:
+                cells.show(runs, state.position, has_collected)
+            self._remove(removable)
+
+    def _edited(self, edit: Edit, job: int) -> State:
+        """The state after `edit`, without what belongs to dropped namespaces."""
+        tables = {
+            namespace: tuple(facts for facts in held if facts.number not in edit.removed)
+            for namespace, held in self._state.tables.items()
+        }
+        for facts in edit.added:
+            cells = self._cells.get(facts.namespace)
+            if cells is not None and job >= cells.first_job:
+                held = (*tables.get(facts.namespace, ()), facts)
+                tables[facts.namespace] = tuple(sorted(held, key=lambda one: one.recency))
+        tables = {namespace: held for namespace, held in tables.items() if held}
+        moved = edit.position is not None
+        position = edit.position if edit.position is not None else self._state.position
+        return State(self._next_job, position, edit.meta if moved else self._state.meta, tables)
+
+    def _runs(self, namespace: int) -> tuple[ReaderRun, ...]:
+        return tuple(
+            ReaderRun([facts.last_key for facts in run], [self._readers[facts.number] for facts in run])
+            for run in runs_of(self._state.tables.get(namespace, ()))
+        )
+
+    def _reader(self, facts: TableFacts) -> TableReader:
+        reader = TableReader(self._disk, facts.number, self.cache)
+        if reader.facts != facts.at(0, 0):
+            raise StorageError(
+                f"{reader.name} is not the table that the manifest means: it states other facts", path=reader.name, offset=0
+            )
+        return reader
+
+    def _remove(self, numbers: set[int]) -> None:
+        """Remove files that the manifest that stands does not name; what cannot be removed is tried the next time."""
+        for number in sorted(numbers):
+            with suppress(StorageError):
+                self._disk.remove(table_name(number))
+            if not self._disk.exists(table_name(number)):
+                with self._lock:
+                    self._doomed.discard(number)

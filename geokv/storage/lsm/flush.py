@@ -1,0 +1,79 @@
+"""Flush: tables from the frames of the log, without the node that wrote them.
+
+The log already holds, synced, all that a memtable does. So the worker reads the frames between two positions, merges
+their cells by key as the node did, sorts, and writes one run per namespace. The node only drops its memtable when
+that stands. The other way, a sorted run that the node writes, would cost the node the sorting and the writing under
+its interpreter lock, which is what a worker is there to avoid.
+
+    frames [begin, end)  -->  namespace -> key -> merged cell  -->  sorted  -->  tables of level 0, run = the job's number
+
+What a replica logged are deltas, not merged with older tables, so the cells are Partial unless the namespace has no
+table yet. Namespaces that are not in the job (deleted ones) are passed over, as are the node's own notes.
+
+Invariants: reads only what was synced (the planner says up to where). Memory: the cells of the frames, which the
+node bounds by when it flushes, and one segment. Not here: when to flush, and up to where (the node).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from geokv.core.conflict import Merge
+from geokv.core.partial import Partial
+from geokv.core.record import CELL, DELTA, Record, decode_records
+from geokv.errors import CorruptLog, RecordError, StorageError
+from geokv.storage.disk import Disk
+from geokv.storage.lsm.facts import TableFacts
+from geokv.storage.lsm.jobs import Flush
+from geokv.storage.lsm.table_writer import Pace, unpaced, write_tables
+from geokv.storage.lsm.traits import traits_of
+from geokv.storage.position import Position
+from geokv.storage.wal_format import SEGMENT_HEADER_BYTES, decode_segment_header, frames_of
+from geokv.storage.wal_recovery import segment_name
+
+
+def flush(disk: Disk, job: Flush, pace: Pace = unpaced) -> tuple[TableFacts, ...]:
+    """Do the job; the tables that it wrote, durable. Raises StorageError, DiskFull."""
+    cells = _collect(disk, job)
+    written: list[TableFacts] = []
+    for namespace in job.namespaces:
+        pairs = _in_order(cells.pop(namespace.id), is_whole=namespace.is_first)
+        written += write_tables(disk, job.number, namespace.id, namespace.policy, pairs, job.options, pace, len(written))
+    return tuple(facts.at(0, job.number) for facts in written)
+
+
+def _collect(disk: Disk, job: Flush) -> dict[int, dict[bytes, bytes]]:
+    """The cells of the job's namespaces, each merged from all its records."""
+    cells: dict[int, dict[bytes, bytes]] = {namespace.id: {} for namespace in job.namespaces}
+    merges: dict[int, Merge] = {namespace.id: traits_of(namespace.policy).merge for namespace in job.namespaces}
+    for record in _records(disk, job.begin, job.end):
+        held = cells.get(record.namespace)
+        if held is None or record.kind not in {DELTA, CELL}:
+            continue
+        stored = held.get(record.key)
+        held[record.key] = record.cell if stored is None else merges[record.namespace](stored, record.cell)
+    return cells
+
+
+def _in_order(cells: dict[bytes, bytes], is_whole: bool) -> Iterator[tuple[bytes, bytes]]:
+    for key in sorted(cells):
+        yield key, cells[key] if is_whole else Partial(cells[key])
+
+
+def _records(disk: Disk, begin: Position, end: Position) -> Iterator[Record]:
+    """The records of the frames in [begin, end)."""
+    for segment in range(max(begin.segment, 1), end.segment + 1):
+        name = segment_name(segment)
+        length = end.offset if segment == end.segment else disk.size(name)
+        if length <= SEGMENT_HEADER_BYTES:
+            continue  # `end` names a segment that no frame of it is in
+        image = disk.read_at(name, 0, length)
+        header = decode_segment_header(image, segment, name)
+        if header is None or len(image) < length:
+            raise StorageError(f"{name} cannot be flushed: its header is damaged, or it is cut", path=name, offset=0)
+        try:
+            for start, stop in frames_of(image, segment, header.first_sequence):
+                if (segment, start) >= begin:
+                    yield from decode_records(image[start:stop], verify=False)  # the frame's own checksum covers them
+        except RecordError as error:
+            raise CorruptLog(f"{name}: {error}; restore this node or replace it", path=name) from error

@@ -1,0 +1,161 @@
+"""The manifest: which tables are live and where, up to which place of the log they hold everything, and the node's meta.
+
+One file, `lsm/MANIFEST`, always whole: the next one is written beside it, synced, renamed over it, and the folder
+synced. Only then may a file that it no longer names be removed; only then may the log before `position` go.
+
+    lsm/MANIFEST                  what counts
+    lsm/MANIFEST.tmp              an interrupted switch: removed on opening
+    lsm/0000000000030001.sst      table 1 of job 3: live where the manifest names it, else an orphan: removed on opening
+
+The position names a frame by segment and offset of its payload. Frames before it are in tables, so recovery merges
+from there on. It is exact on purpose: what is merged again could bring back what was collected meanwhile.
+
+Invariants: after a crash at any moment the manifest is the old or the new one, and every table that it names is
+there, whole. Tables without a manifest are refused, not removed: somebody lost it. Format page: docs/formats/manifest.md.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Final
+from zlib import crc32
+
+import zstandard
+
+from geokv.errors import StorageError
+from geokv.storage.disk import Disk
+from geokv.storage.lsm.facts import FOLDER, JOB_SHIFT, TableFacts, decode_placed
+from geokv.storage.lsm.sealing import Kind, damaged, seal, unseal
+from geokv.storage.position import Position
+
+NAME: Final = f"{FOLDER}/MANIFEST"
+TEMPORARY: Final = f"{FOLDER}/MANIFEST.tmp"
+MAGIC: Final = b"geokvman"
+FORMAT: Final = 1
+_HEADER = Struct("<8sIHH")
+_HEADER_BODY = Struct("<HH")
+_STATE = Struct("<QQQII")
+_NAMESPACE = Struct("<QI")
+_TABLE_NAME = re.compile(r"([0-9a-f]{16})\.sst")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a manifest says. A value: a change makes a new one."""
+
+    next_job: int = 1
+    position: Position = field(default_factory=Position)
+    meta: bytes = b""
+    tables: Mapping[int, tuple[TableFacts, ...]] = field(default_factory=dict)
+    """By namespace, newest first (`TableFacts.recency`)."""
+
+    def all_tables(self) -> Iterable[TableFacts]:
+        for tables in self.tables.values():
+            yield from tables
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+def write_manifest(disk: Disk, state: State) -> None:
+    """Let `state` stand, durably. After an error it is unknown which of the two stands: remove no file of either."""
+    with suppress(StorageError):  # what an earlier failure left; its unsynced pages must not be written upon
+        if disk.exists(TEMPORARY):
+            disk.remove(TEMPORARY)
+    disk.append(TEMPORARY, encode_manifest(state))
+    disk.sync(TEMPORARY)
+    disk.rename(TEMPORARY, NAME)
+    disk.sync_dir(FOLDER)
+
+
+def open_manifest(disk: Disk) -> State:
+    """What stands, after removing what does not belong to it; a first one is made where nothing is there.
+
+    Raises StorageError on damage, on a newer format, and where tables stand without a manifest or are missing.
+    """
+    disk.make_folder(FOLDER)
+    names = disk.list(FOLDER)
+    numbers = {int(match[1], 16) for match in map(_TABLE_NAME.fullmatch, names) if match}
+    if not disk.exists(NAME):
+        if numbers:
+            raise StorageError(
+                f"{NAME} is missing though {len(numbers)} tables are there: put it back, "
+                f"or move the folder {FOLDER!r} away to let this node start as a new one",
+                path=NAME,
+            )
+        write_manifest(disk, State())
+        return State()
+    state = read_manifest(disk)
+    named = {facts.number for facts in state.all_tables()}
+    if missing := sorted(named - numbers):
+        raise damaged(NAME, 0, f"it names table {missing[0]:016x}, which is not there")
+    # A process that was killed may have renamed this one into place without syncing the folder: before that is made
+    # good a power cut would bring back the older one, which names what is removed here.
+    disk.sync_dir(FOLDER)
+    if TEMPORARY.rpartition("/")[2] in names:
+        disk.remove(TEMPORARY)
+    for orphan in sorted(numbers - named):
+        disk.remove(f"{FOLDER}/{orphan:016x}.sst")
+    newest_job = max([state.next_job - 1, *(number >> JOB_SHIFT for number in numbers)])
+    return State(newest_job + 1, state.position, state.meta, state.tables)
+
+
+def read_manifest(disk: Disk) -> State:
+    """What stands, and nothing else is touched. Raises StorageError."""
+    return decode_manifest(disk.read_at(NAME, 0, disk.size(NAME)))
+
+
+# --- the bytes ------------------------------------------------------------------------------------------------------
+
+
+def encode_manifest(state: State) -> bytes:
+    pieces = [_STATE.pack(state.next_job, *state.position, len(state.meta), len(state.tables)), state.meta]
+    for namespace, tables in sorted(state.tables.items()):
+        pieces.append(_NAMESPACE.pack(namespace, len(tables)))
+        pieces += [facts.encode_placed() for facts in tables]
+    body = _HEADER_BODY.pack(FORMAT, 0)
+    header = MAGIC + crc32(body).to_bytes(4, "little") + body
+    compressor = zstandard.ZstdCompressor(level=1, write_content_size=True)
+    return header + seal(b"".join(pieces), 0, _HEADER.size, Kind.MANIFEST, compressor)
+
+
+def decode_manifest(raw: bytes) -> State:
+    """Inverse of `encode_manifest`. Raises StorageError."""
+    if len(raw) < _HEADER.size:
+        raise damaged(NAME, 0, "it has no whole header")
+    magic, crc, form, reserved = _HEADER.unpack_from(raw)
+    if magic != MAGIC or crc != crc32(raw[12 : _HEADER.size]):
+        raise damaged(NAME, 0, "the header's checksum does not match")
+    if form != FORMAT or reserved:
+        raise StorageError(
+            f"{NAME} was written by a newer version (format {form}, this one reads {FORMAT}): start the version that wrote it",
+            path=NAME,
+        )
+    body = unseal(raw[_HEADER.size :], 0, _HEADER.size, Kind.MANIFEST, NAME)
+    try:
+        return _decode_state(body)
+    except (ValueError, struct.error) as error:
+        raise damaged(NAME, _HEADER.size, f"it cannot be read ({error})") from error
+
+
+def _decode_state(body: bytes) -> State:
+    next_job, segment, offset, meta_length, namespaces = _STATE.unpack_from(body)
+    at = _STATE.size + meta_length
+    meta = body[_STATE.size : at]
+    tables: dict[int, tuple[TableFacts, ...]] = {}
+    for _ in range(namespaces):
+        namespace, count = _NAMESPACE.unpack_from(body, at)
+        at += _NAMESPACE.size
+        held: list[TableFacts] = []
+        for _ in range(count):
+            facts, at = decode_placed(body, at)
+            held.append(facts)
+        tables[namespace] = tuple(held)
+    if at != len(body) or len(meta) != meta_length:
+        raise ValueError("its lengths do not fit together")
+    return State(next_job, Position(segment, offset), meta, tables)

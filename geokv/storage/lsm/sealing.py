@@ -1,0 +1,90 @@
+"""Sealing: raw bytes as they stand in a file, compressed where that pays, under a checksum that knows the place.
+
+    offset size field
+    0      4    CRC-32 of bytes 4 to the end, seeded with the file's number, the block's offset and its kind
+    4      4    length of the raw bytes
+    8      1    codec: 0 as they are, 1 a zstd frame that states its size
+    9      3    reserved (0)
+    12          the bytes
+
+The seed means that a whole and healthy block of another file, or of another place in this one, is as wrong as a
+flipped bit: a disk that answers from the wrong sector is found out.
+
+Invariants: `unseal` looks at the checksum before it believes anything, and at the stated sizes before it allocates.
+Damage is a StorageError that names file and offset.
+"""
+
+from __future__ import annotations
+
+import threading
+from struct import Struct
+from typing import Final
+from zlib import crc32
+
+import zstandard
+
+from geokv.errors import StorageError
+from geokv.storage.disk import WHAT_TO_DO
+
+SEAL_BYTES: Final = 12
+RAW_BYTES_MAX: Final = 64 * 1024 * 1024
+AS_IT_IS: Final = 0
+ZSTD: Final = 1
+_BODY = Struct("<IB3x")
+_HEADER = Struct("<IIB3s")
+_SEED = Struct("<QQB")
+_RESERVED: Final = bytes(3)
+_own = threading.local()  # a decompressor serves one thread at a time
+
+
+class Kind:
+    """What a block holds; part of the seed, so that none is taken for another."""
+
+    PAIRS: Final = 1
+    FILTER: Final = 2
+    INDEX: Final = 3
+    FACTS: Final = 4
+    MANIFEST: Final = 5
+
+
+def seal(raw: bytes, number: int, offset: int, kind: int, compressor: zstandard.ZstdCompressor | None) -> bytes:
+    """The block as it stands at `offset` of file `number`."""
+    if len(raw) > RAW_BYTES_MAX:
+        raise StorageError(f"a block of {len(raw)} bytes cannot be written: at most {RAW_BYTES_MAX}")
+    packed = raw if compressor is None else compressor.compress(raw)
+    codec = ZSTD
+    if compressor is None or len(packed) >= len(raw) - len(raw) // 16:
+        packed, codec = raw, AS_IT_IS
+    body = _BODY.pack(len(raw), codec) + packed
+    return crc32(body, crc32(_SEED.pack(number, offset, kind))).to_bytes(4, "little") + body
+
+
+def unseal(block: bytes, number: int, offset: int, kind: int, name: str) -> bytes:
+    """The raw bytes. Raises StorageError for anything but what `seal` made for this very place."""
+    if len(block) < SEAL_BYTES:
+        raise damaged(name, offset, "it ends inside a block")
+    crc, raw_length, codec, reserved = _HEADER.unpack_from(block)
+    if crc32(memoryview(block)[4:], crc32(_SEED.pack(number, offset, kind))) != crc:
+        raise damaged(name, offset, "the block's checksum does not match")
+    if codec == AS_IT_IS and raw_length == len(block) - SEAL_BYTES and reserved == _RESERVED:
+        return block[SEAL_BYTES:]
+    # The frame states its size, and zstandard allocates that much at once: so it is looked at first.
+    packed = block[SEAL_BYTES:]
+    try:
+        if codec == ZSTD and raw_length <= RAW_BYTES_MAX and zstandard.frame_content_size(packed) == raw_length:
+            return _decompressor().decompress(packed)
+    except zstandard.ZstdError as error:
+        raise damaged(name, offset, f"the block cannot be decompressed ({error})") from error
+    raise damaged(name, offset, f"the block's size is not what it states ({raw_length}), or too large, or codec {codec}")
+
+
+def damaged(name: str, offset: int, what: str) -> StorageError:
+    """The error for what cannot be right."""
+    return StorageError(f"{name}: damaged at byte {offset}: {what}. {WHAT_TO_DO}", path=name, offset=offset)
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    found: zstandard.ZstdDecompressor | None = getattr(_own, "decompressor", None)
+    if found is None:
+        found = _own.decompressor = zstandard.ZstdDecompressor()
+    return found

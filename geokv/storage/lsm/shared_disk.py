@@ -1,0 +1,26 @@
+"""The disk as a worker process sees it: the folder that the node holds locked, without a lock of its own.
+
+Invariants: opened only by a process that the holder of the lock started, which writes no file that the holder writes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from geokv.storage.disk import RealDisk, storage_error
+
+
+class SharedDisk(RealDisk):
+    """A RealDisk on a root that another process holds. Raises StorageError where it is not there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._handles = OrderedDict()
+        self._lock = threading.Lock()
+        try:
+            self._root_lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise storage_error(error, "opening", root) from error

@@ -1,0 +1,199 @@
+"""Reading a table: its facts, filter and index stay in memory, blocks come through a cache.
+
+    open    footer, then filter, index and facts with one read
+    get     the index names the one block that may hold the key: one read, or none where the cache has it
+    pairs   from a key on, in order, many blocks with one read
+
+A block that is asked for once is searched by its restart points and cached as raw bytes; asked for again it is
+decoded into a dictionary. So a cold get decodes little and a hot one is two lookups.
+
+Invariants: nothing is believed before its checksum was looked at; damage of any kind is a StorageError that names
+file and offset. A reader never changes, so any thread may use it. Not here: which tables are live (`engine`).
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from struct import unpack_from
+from typing import Final
+from zlib import crc32
+
+from geokv.errors import StorageError
+from geokv.storage.disk import Disk
+from geokv.storage.lsm.block import decode_block, find
+from geokv.storage.lsm.bloom import load_filter, may_contain
+from geokv.storage.lsm.cache import BlockCache
+from geokv.storage.lsm.facts import TableFacts, decode_facts, table_name
+from geokv.storage.lsm.sealing import Kind, damaged, unseal
+from geokv.storage.lsm.table_writer import FOOTER, FOOTER_BODY, FORMAT, MAGIC
+
+_READ_AHEAD_BYTES: Final = 512 * 1024
+_BLOCK_BITS: Final = 32  # a block's name in the cache: the table's number, then which of its blocks
+
+
+class TableReader:
+    """See the module. Opened by number; raises StorageError where the file is damaged, cut, or of a newer format."""
+
+    __slots__ = ("_cache", "_disk", "_ends", "_first_id", "_last_keys", "facts", "name", "number", "words")
+
+    def __init__(self, disk: Disk, number: int, cache: BlockCache) -> None:
+        self._disk = disk
+        self._cache = cache
+        self.number = number
+        self.name = table_name(number)
+        self._first_id = number << _BLOCK_BITS
+        self.facts: TableFacts
+        self.words: array[int]
+        self._open()
+
+    # --- opening ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        size = self._disk.size(self.name)
+        start = size - FOOTER.size
+        filter_at, index_at, facts_at = self._read_footer(start)
+        tail = self._disk.read_at(self.name, filter_at[0], start - filter_at[0])
+        parts: list[bytes] = []
+        for (offset, length), kind in ((filter_at, Kind.FILTER), (index_at, Kind.INDEX), (facts_at, Kind.FACTS)):
+            begin = offset - filter_at[0]
+            parts.append(unseal(tail[begin : begin + length], self.number, offset, kind, self.name))
+        raw_filter, raw_index, raw_facts = parts
+        try:
+            self.words = load_filter(raw_filter)
+        except ValueError as error:
+            raise damaged(self.name, filter_at[0], f"the filter cannot be read ({error})") from error
+        try:
+            self._last_keys, self._ends = _decode_index(raw_index)
+        except (ValueError, struct.error) as error:
+            raise damaged(self.name, index_at[0], f"the index cannot be read ({error})") from error
+        try:
+            self.facts, _ = decode_facts(raw_facts)
+        except ValueError as error:
+            raise damaged(self.name, facts_at[0], str(error)) from error
+        if self._ends[-1] != filter_at[0] or self.facts.number != self.number or self.facts.nbytes != facts_at[0]:
+            raise damaged(self.name, facts_at[0], "its facts do not fit its blocks")
+
+    def _read_footer(self, start: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """(offset, length) of filter, index and facts, which stand one behind the other up to the footer."""
+        raw = self._disk.read_at(self.name, max(start, 0), FOOTER.size)
+        if start < 0 or len(raw) < FOOTER.size:
+            raise damaged(self.name, 0, "it has no whole footer")
+        number, *offsets_lengths, form, _, crc, magic = FOOTER.unpack(raw)
+        if magic != MAGIC or crc != crc32(raw[: FOOTER_BODY.size]):
+            raise damaged(self.name, start, "the footer's checksum does not match")
+        if form != FORMAT:
+            raise StorageError(
+                f"{self.name} was written by a newer version (format {form}, this one reads {FORMAT}): "
+                "start the version that wrote it",
+                path=self.name,
+            )
+        filter_offset, index_offset, facts_offset, filter_length, index_length, facts_length = offsets_lengths
+        if number != self.number:
+            raise damaged(self.name, start, f"it is table {number:016x} under another's name")
+        if (filter_offset + filter_length, index_offset + index_length, facts_offset + facts_length) != (
+            index_offset,
+            facts_offset,
+            start,
+        ):
+            raise damaged(self.name, start, "its parts do not end where the next begins")
+        return (filter_offset, filter_length), (index_offset, index_length), (facts_offset, facts_length)
+
+    # --- one key ----------------------------------------------------------------------------------------------------
+
+    def get(self, key: bytes) -> bytes | None:
+        """The cell (Partial where it is one), None where the table has none. At most one block is read."""
+        index = bisect_left(self._last_keys, key)
+        if index == len(self._last_keys):
+            return None
+        block_id = self._first_id | index
+        held = self._cache.get(block_id)
+        if isinstance(held, dict):
+            return held.get(key)
+        try:
+            if held is None:
+                raw = self._read_block(index)
+                self._cache.put(block_id, raw)
+                return find(raw, key)
+            block = decode_block(held)
+        except ValueError as error:
+            raise self._unreadable(index, error) from error
+        self._cache.put(block_id, block)
+        return block.get(key)
+
+    def is_cached(self, key: bytes) -> bool:
+        """Whether `get` would answer without the disk."""
+        index = bisect_left(self._last_keys, key)
+        return index == len(self._last_keys) or (self._first_id | index) in self._cache
+
+    def may_contain(self, key: bytes) -> bool:
+        """False where the table surely lacks the key."""
+        return self.facts.first_key <= key <= self.facts.last_key and may_contain(self.words, key)
+
+    def _read_block(self, index: int) -> bytes:
+        start = self._start(index)
+        block = self._disk.read_at(self.name, start, self._ends[index] - start)
+        return unseal(block, self.number, start, Kind.PAIRS, self.name)
+
+    # --- many keys --------------------------------------------------------------------------------------------------
+
+    def pairs(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop, in order, through the cache; cells are Partial where they are."""
+        for index in range(bisect_left(self._last_keys, start), len(self._last_keys)):
+            for key, cell in self._block(index).items():
+                if stop is not None and key >= stop:
+                    return
+                if key >= start:
+                    yield key, cell
+
+    def _block(self, index: int) -> dict[bytes, bytes]:
+        block_id = self._first_id | index
+        held = self._cache.get(block_id)
+        if isinstance(held, dict):
+            return held
+        try:
+            block = decode_block(self._read_block(index) if held is None else held)
+        except ValueError as error:
+            raise self._unreadable(index, error) from error
+        self._cache.put(block_id, block)
+        return block
+
+    def all_pairs(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every pair, in order, in large reads and past the cache: for compaction and for verifying."""
+        index, blocks = 0, len(self._ends)
+        while index < blocks:
+            begin = self._start(index)
+            stop = index + 1
+            while stop < blocks and self._ends[stop] - begin <= _READ_AHEAD_BYTES:
+                stop += 1
+            piece = self._disk.read_at(self.name, begin, self._ends[stop - 1] - begin)
+            for at in range(index, stop):
+                start = self._start(at)
+                block = piece[start - begin : self._ends[at] - begin]
+                try:
+                    yield from decode_block(unseal(block, self.number, start, Kind.PAIRS, self.name)).items()
+                except ValueError as error:
+                    raise self._unreadable(at, error) from error
+            index = stop
+
+    def _start(self, index: int) -> int:
+        return self._ends[index - 1] if index else 0
+
+    def _unreadable(self, index: int, error: ValueError) -> StorageError:
+        return damaged(self.name, self._start(index), f"the block cannot be read ({error})")
+
+
+def _decode_index(raw: bytes) -> tuple[list[bytes], list[int]]:
+    """(the last key of each block, where each block ends). Raises ValueError, struct.error."""
+    (count,) = unpack_from("<I", raw)
+    if not count or 4 + count * 6 > len(raw):
+        raise ValueError(f"{count} blocks in {len(raw)} bytes")
+    lengths = unpack_from(f"<{count}I", raw, 4)
+    key_ends = list(accumulate(unpack_from(f"<{count}H", raw, 4 + 4 * count), initial=4 + 6 * count))
+    if key_ends[-1] != len(raw):
+        raise ValueError("its keys do not fit")
+    keys = [raw[begin:end] for begin, end in pairwise(key_ends)]
+    return keys, list(accumulate(lengths))

@@ -1,0 +1,212 @@
+"""Writing tables: a stream of pairs in key order becomes one or several files.
+
+    PAIRS blocks | FILTER block | INDEX block | FACTS block | footer
+
+A table is cut once its blocks reach `table_bytes`, between two keys. Nothing reads it before the manifest names it,
+so it is written under its own name, synced at its end, and its folder synced after the last of them.
+
+Invariants: what `write_tables` returned is durable. After an error none of its files is left, as far as the disk
+still removes any; a rest is an orphan, removed when the engine opens next. Memory is bounded by one block, one index
+and one filter's digests. Not here: how bytes stand in a block (`block`) and under which checksum (`sealing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from struct import Struct
+from struct import pack as pack_struct
+from typing import Final
+from zlib import crc32
+
+import zstandard
+
+from geokv.core.partial import Partial
+from geokv.errors import StorageError
+from geokv.storage.disk import Disk
+from geokv.storage.lsm.block import CELL_BYTES_MAX, KEY_BYTES_MAX, PAIR_BYTES, encode_block
+from geokv.storage.lsm.bloom import SEED, build_filter, digest
+from geokv.storage.lsm.facts import FOLDER, JOB_SHIFT, OUTPUTS_MAX, TableFacts, table_name
+from geokv.storage.lsm.sealing import Kind, seal
+from geokv.storage.lsm.traits import Traits, traits_of
+
+MAGIC: Final = b"geokvsst"
+FORMAT: Final = 1
+FOOTER: Final = Struct("<QQQQIIIHHI8s")
+FOOTER_BODY: Final = Struct("<QQQQIIIHH")
+_APPEND_BYTES: Final = 256 * 1024
+
+Pace = Callable[[int], None]
+Pairs = Iterable[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """How tables are written. Sizes in bytes; `block_bytes` are raw, `table_bytes` as they stand in the file."""
+
+    block_bytes: int = 4 * 1024
+    table_bytes: int = 16 * 1024 * 1024
+    bits_per_key: int = 10
+    zstd_level: int = 1
+
+
+def unpaced(_: int) -> None:
+    """As fast as it goes."""
+
+
+def write_tables(
+    disk: Disk,
+    job: int,
+    namespace: int,
+    policy: str,
+    pairs: Pairs,
+    options: TableOptions,
+    pace: Pace = unpaced,
+    first_output: int = 0,
+) -> list[TableFacts]:
+    """Write pairs (keys strictly rising) as tables of job `job`. Raises StorageError, DiskFull.
+
+    `pace` is called with every number of bytes before they are written, and may wait.
+    """
+    written: list[TableFacts] = []
+    rest = iter(pairs)
+    number = job << JOB_SHIFT | first_output
+    try:
+        while (first := next(rest, None)) is not None:
+            if number >> JOB_SHIFT != job:
+                raise StorageError(f"a job may write {OUTPUTS_MAX} tables, this one needs more: raise table_bytes")
+            written.append(_Writer(disk, number, namespace, policy, options, pace).write(first, rest))
+            number += 1
+        if written:
+            disk.sync_dir(FOLDER)
+    except BaseException:
+        for doomed in range(job << JOB_SHIFT | first_output, number + 1):
+            with suppress(StorageError):  # the first error is the one to tell
+                disk.remove(table_name(doomed))
+        raise
+    return written
+
+
+class _Writer:
+    """One table on its way to the disk."""
+
+    def __init__(self, disk: Disk, number: int, namespace: int, policy: str, options: TableOptions, pace: Pace) -> None:
+        self._disk = disk
+        self._number = number
+        self._namespace = namespace
+        self._policy = policy
+        self._options = options
+        self._pace = pace
+        self._traits: Traits = traits_of(policy)
+        self._compressor = zstandard.ZstdCompressor(level=options.zstd_level, write_content_size=True)
+        self._name = table_name(number)
+        self._offset = 0
+        self._pieces: list[bytes] = []
+        self._pieces_bytes = 0
+        self._digests: list[tuple[int, int]] = []
+        self._last_keys: list[bytes] = []
+        self._lengths: list[int] = []
+        self._partials = self._removable = self._version_max = 0
+        self._version_min = (1 << 64) - 1
+        self._last_key = b""
+
+    def write(self, first: tuple[bytes, bytes], rest: Iterator[tuple[bytes, bytes]]) -> TableFacts:
+        """Take `first`, and of `rest` as much as fits one table."""
+        self._disk.allocate(self._name, 0)
+        pair: tuple[bytes, bytes] | None = first
+        while pair is not None:
+            pair = self._fill(pair, rest)
+            if self._offset >= self._options.table_bytes or pair is None:
+                break
+            pair = next(rest, None)
+        return self._finish(first[0])
+
+    def _fill(self, first: tuple[bytes, bytes], rest: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes] | None:
+        """Write one block that begins with `first`; its last pair, or None where `rest` has ended."""
+        keys, cells = [first[0]], [first[1]]
+        size = len(first[0]) + len(first[1]) + PAIR_BYTES
+        limit = self._options.block_bytes
+        pair: tuple[bytes, bytes] | None = first
+        while size < limit and (pair := next(rest, None)) is not None:
+            keys.append(pair[0])
+            cells.append(pair[1])
+            size += len(pair[0]) + len(pair[1]) + PAIR_BYTES
+        self._check(keys, cells)
+        self._measure(keys, cells)
+        self._last_key = keys[-1]
+        self._last_keys.append(keys[-1])
+        self._lengths.append(self._put(encode_block(keys, cells), Kind.PAIRS, self._compressor))
+        return pair
+
+    def _check(self, keys: list[bytes], cells: list[bytes]) -> None:
+        before = self._last_key if self._last_keys else None
+        for key in keys:
+            if before is not None and key <= before:
+                raise StorageError(f"{self._name}: key {key[:64]!r} does not stand behind {before[:64]!r}")
+            before = key
+        if max(map(len, keys)) > KEY_BYTES_MAX or max(map(len, cells)) > CELL_BYTES_MAX:
+            raise StorageError(
+                f"{self._name}: a pair near {keys[0][:64]!r} is too large for a table: "
+                f"keys have at most {KEY_BYTES_MAX} bytes, cells {CELL_BYTES_MAX}"
+            )
+
+    def _measure(self, keys: list[bytes], cells: list[bytes]) -> None:
+        self._digests += [digest(key, SEED) for key in keys]
+        self._partials += sum([type(cell) is Partial for cell in cells])
+        versions, removable = zip(*map(self._traits.measure, cells), strict=True)
+        self._removable += sum(removable)
+        self._version_min = min(self._version_min, *versions)
+        self._version_max = max(self._version_max, *versions)
+
+    def _put(self, raw: bytes, kind: int, compressor: zstandard.ZstdCompressor | None) -> int:
+        """Seal and write; the length of what then stands in the file."""
+        block = seal(raw, self._number, self._offset, kind, compressor)
+        self._append(block)
+        return len(block)
+
+    def _append(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._pieces_bytes += len(piece)
+        self._offset += len(piece)
+        if self._pieces_bytes >= _APPEND_BYTES:
+            self._drain()
+
+    def _drain(self) -> None:
+        self._pace(self._pieces_bytes)
+        self._disk.append(self._name, b"".join(self._pieces))
+        self._pieces, self._pieces_bytes = [], 0
+
+    def _finish(self, first_key: bytes) -> TableFacts:
+        keys = len(self._digests)
+        filter_offset = self._offset
+        filter_length = self._put(build_filter(self._digests, keys, self._options.bits_per_key), Kind.FILTER, None)
+        index_offset = self._offset
+        index_length = self._put(_encode_index(self._last_keys, self._lengths), Kind.INDEX, self._compressor)
+        facts_offset = self._offset
+        facts = TableFacts(
+            self._number,
+            self._namespace,
+            self._policy,
+            facts_offset,
+            keys,
+            self._partials,
+            self._removable,
+            self._version_min,
+            self._version_max,
+            first_key,
+            self._last_key,
+        )
+        facts_length = self._put(facts.encode(), Kind.FACTS, None)
+        lengths = filter_length, index_length, facts_length
+        body = FOOTER_BODY.pack(self._number, filter_offset, index_offset, facts_offset, *lengths, FORMAT, 0)
+        self._append(body + crc32(body).to_bytes(4, "little") + MAGIC)
+        self._drain()
+        self._disk.sync(self._name)
+        return facts
+
+
+def _encode_index(last_keys: list[bytes], lengths: list[int]) -> bytes:
+    """u32 blocks | lengths u32 each | lengths of the last keys u16 each | the last keys."""
+    count = len(lengths)
+    return pack_struct(f"<I{count}I{count}H", count, *lengths, *map(len, last_keys)) + b"".join(last_keys)

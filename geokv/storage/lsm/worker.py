@@ -1,0 +1,123 @@
+"""The node's side of its worker process: started on first need, asked one job at a time, ended with the node.
+
+The process is spawned anew, as a program of its own, never forked: what threads and gRPC hold in the node does not
+survive a fork. It shares nothing with the node but the folder and two pipes, and costs neither its event loop nor its
+interpreter lock. `run` waits, so it is called on a thread.
+
+Invariants: at most one process. A process that ended in the midst of a job makes that job fail; the next job starts
+another. Only jobs, throttles and facts of tables cross, no cells. The worker is closed before an engine is opened anew
+on the same folder: a job of the old one could otherwise still write.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Final
+
+from geokv.errors import StorageError
+from geokv.storage.lsm.facts import TableFacts
+from geokv.storage.lsm.jobs import Job
+from geokv.storage.lsm.pacing import Throttle
+
+NICENESS: Final = 10
+_END_S_MAX: Final = 5.0
+
+
+class Worker:
+    """See the module. Any thread may call anything."""
+
+    def __init__(self, root: Path, niceness: int = NICENESS) -> None:
+        """`niceness`: how much less the process is than the node when both want the processor (`os.nice`)."""
+        self._root = root
+        self._niceness = niceness
+        self._process: subprocess.Popen[bytes] | None = None
+        self._throttle = Throttle()
+        self._running = threading.Lock()  # one job
+        self._ordering = threading.Lock()  # one order written
+        self._is_closed = False
+
+    def run(self, job: Job) -> tuple[TableFacts, ...]:
+        """Have the job done. Raises what it raised, and StorageError where the process ended meanwhile."""
+        with self._running:
+            process = self._started()
+            try:
+                self._order(process, job)
+                answer: Any = pickle.load(_pipe(process.stdout))
+            except (OSError, EOFError, pickle.UnpicklingError) as error:
+                self._end(process)
+                raise StorageError(f"the storage worker ended during job {job.number}; it is tried again") from error
+        if isinstance(answer, Exception):
+            raise answer
+        tables: tuple[TableFacts, ...] = answer
+        return tables
+
+    def throttle(self, bytes_per_s: int = 0, is_paused: bool = False) -> None:
+        """From now on, also for the job that runs: write at most so fast (0: no limit), or wait."""
+        self._throttle = Throttle(bytes_per_s, is_paused)
+        process = self._process
+        if process is not None:
+            with suppress(OSError, ValueError):  # it has ended; the next one is told when it starts
+                self._order(process, self._throttle)
+
+    def close(self) -> None:
+        """End the process; a job that runs fails. Idempotent."""
+        self._is_closed = True
+        process = self._process
+        if process is not None:
+            self._end(process)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the process that runs; None where none was needed yet, or the last one failed."""
+        process = self._process
+        return None if process is None else process.pid
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._is_closed:
+            raise StorageError("the storage worker was closed")
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        package = str(Path(__file__).parents[3])  # where this very package lies
+        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "geokv.storage.lsm.worker_process", str(self._root.absolute()), str(self._niceness)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        self._process = process
+        self._order(process, self._throttle)
+        return process
+
+    def _order(self, process: subprocess.Popen[bytes], order: object) -> None:
+        with self._ordering:
+            pipe = _pipe(process.stdin)
+            pickle.dump(order, pipe)
+            pipe.flush()
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = None
+        with suppress(OSError):
+            _pipe(process.stdin).close()
+        try:
+            process.wait(_END_S_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        with suppress(OSError):
+            _pipe(process.stdout).close()
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None, "started with pipes"
+    return pipe

@@ -1,0 +1,80 @@
+"""The worker process: runs jobs that come through a pipe, at low priority, and ends with the node.
+
+    stdin    pickled orders: Job, Throttle      stdout   pickled answers: tables, or the error
+
+A thread reads the orders, so that pausing and a new rate count at once, in the midst of a job. When the pipe ends,
+because the node closed it or is no more, the process ends on the spot, whatever it is doing: what it had written is
+orphaned, and removed when the engine opens next.
+
+Invariants: one job at a time, in order. Nothing but pipes ties it to the node, and only what its parent wrote is
+unpickled. Not here: the parent's side (`worker`).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+from geokv.errors import GeokvError, StorageError
+from geokv.storage.lsm.jobs import Job
+from geokv.storage.lsm.pacing import Pacer, Throttle
+from geokv.storage.lsm.shared_disk import SharedDisk
+from geokv.storage.lsm.work import run_job
+
+
+def serve(root: Path, orders: BinaryIO, answers: BinaryIO) -> None:
+    """Run jobs until `orders` ends, which ends the process."""
+    pacer = Pacer()
+    jobs: queue.Queue[Job] = queue.Queue()
+    threading.Thread(target=_read_orders, args=(orders, jobs, pacer), daemon=True).start()
+    while True:
+        answer = _answer(root, jobs.get(), pacer)
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+def _answer(root: Path, job: Job, pacer: Pacer) -> object:
+    try:
+        disk = SharedDisk(root)  # for this job only: a file that stays open takes its space after the node has removed it
+        try:
+            return run_job(disk, job, pacer)
+        finally:
+            disk.close()
+    except GeokvError as error:
+        return error
+    except Exception as error:
+        return StorageError(f"job {job.number} failed: {type(error).__name__}: {error}")
+
+
+def _read_orders(orders: BinaryIO, jobs: queue.Queue[Job], pacer: Pacer) -> None:
+    try:
+        while True:
+            order = pickle.load(orders)
+            if isinstance(order, Throttle):
+                pacer.set(order)
+            else:
+                jobs.put(order)
+    finally:
+        os._exit(0)  # the node is gone, or wants no more
+
+
+def main() -> None:
+    """`python -m geokv.storage.lsm.worker_process ROOT NICENESS`"""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the node's process, too, which ends this one
+    os.nice(int(sys.argv[2]))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what anything prints must not stand among the answers
+    try:
+        serve(Path(sys.argv[1]), sys.stdin.buffer, answers)
+    except BrokenPipeError:
+        os._exit(0)  # nobody waits for the answer
+
+
+if __name__ == "__main__":
+    main()

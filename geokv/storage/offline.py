@@ -1,0 +1,177 @@
+"""What can be said of the folder of a node that is stopped, and done to it: verify, inspect, dump, compact.
+
+    DIR            a node's folder: log/ lsm/ CLUSTER
+    DIR/*          or a folder of such: a lab, a cluster of geokv.testing
+
+Invariants: the folder is locked meanwhile, so that no node runs on it. `verify`, `inspect` and `dump` change nothing in
+it but the lock's text. Not here: flushing, for which a node has to say what its own state is (`runtime.offline`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from geokv.core.record import CONTROL, decode_records
+from geokv.errors import ConfigurationError, StorageError, Unavailable
+from geokv.storage import checkpoint
+from geokv.storage.disk import Disk, RealDisk
+from geokv.storage.lsm.cache import BlockCache
+from geokv.storage.lsm.engine import LsmEngine
+from geokv.storage.lsm.facts import TableFacts
+from geokv.storage.lsm.manifest import NAME, State, read_manifest
+from geokv.storage.lsm.table_reader import TableReader
+from geokv.storage.lsm.verify import verify as verify_tables
+from geokv.storage.lsm.work import run_job
+from geokv.storage.wal_format import decode_segment_header, frames_of
+from geokv.storage.wal_recovery import read_whole, segment_name
+from geokv.storage.wal_verify import Damage, SegmentFigures, segment_numbers, verify_log
+
+_SIGNS = ("lsm", "log", "checkpoint")
+
+
+class Verified(NamedTuple):
+    """What was looked at in one node's folder, and what is wrong there."""
+
+    node: str
+    tables: int
+    segments: int
+    damage: list[Damage]
+
+
+class Pair(NamedTuple):
+    """One cell and where it stands: a table's file, or a segment of the log."""
+
+    namespace: int
+    key: bytes
+    cell: bytes
+    path: str
+
+
+def node_folders(directory: Path) -> list[Path]:
+    """The node folders at `directory` or right below it. Raises ConfigurationError where there is none."""
+    if not directory.is_dir():
+        raise ConfigurationError(f"{directory} is not a directory")
+    for folders in ([directory], sorted(path for path in directory.iterdir() if path.is_dir())):
+        found = [path for path in folders if any((path / sign).is_dir() for sign in _SIGNS)]
+        if found:
+            return found
+    raise ConfigurationError(
+        f"{directory} is no directory of a node, and holds none: give the one that `geokv serve` was given"
+    )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[RealDisk]:
+    """The disk of a node that does not run. Raises Unavailable where it does."""
+    try:
+        disk = RealDisk(folder)
+    except StorageError as error:
+        if "process" in error.details:
+            raise Unavailable(str(error)) from None
+        raise
+    try:
+        yield disk
+    finally:
+        disk.close()
+
+
+def verify(disk: Disk, node: str) -> Verified:
+    """Read and check every byte of tables, manifest, log and old checkpoints."""
+    damage = list(_verify_checkpoint(disk))
+    damage += verify_tables(disk)
+    try:
+        state = _state(disk)
+    except StorageError:
+        state = State()  # told already
+    found = list(verify_log(disk, state.position))
+    damage += [one for one in found if isinstance(one, Damage)]
+    segments = sum(isinstance(one, SegmentFigures) for one in found)
+    return Verified(node, sum(1 for _ in state.all_tables()), segments, damage)
+
+
+def _verify_checkpoint(disk: Disk) -> Iterator[Damage]:
+    try:
+        found = checkpoint.read_checkpoint(disk)
+        for _ in found[2] if found is not None else ():
+            pass
+    except StorageError as error:
+        yield Damage(str(error.details.get("path", checkpoint.FOLDER)), int(error.details.get("offset", 0)), str(error))
+
+
+def _state(disk: Disk) -> State:
+    """What the manifest says; nothing where a node of version 0.1 left none."""
+    return read_manifest(disk) if disk.exists(NAME) else State()
+
+
+def inspect(disk: Disk, node: str) -> dict[str, Any]:
+    """What a folder holds, as a tree of plain values. Raises StorageError where it cannot be read."""
+    state = _state(disk)
+    segments = [one for one in verify_log(disk, state.position) if isinstance(one, SegmentFigures)]
+    return {
+        "node": node,
+        "position": {"segment": state.position.segment, "offset": state.position.offset},
+        "next_job": state.next_job,
+        "state_bytes": len(state.meta),
+        "namespaces": [
+            {"id": f"{namespace:016x}", "tables": [_facts(facts) for facts in tables]}
+            for namespace, tables in sorted(state.tables.items())
+        ],
+        "segments": [segment._asdict() for segment in segments],
+    }
+
+
+def _facts(facts: TableFacts) -> dict[str, Any]:
+    return {
+        "path": facts.name,
+        "level": facts.level,
+        "run": facts.run,
+        "policy": facts.policy,
+        "bytes": facts.nbytes,
+        "pairs": facts.pairs,
+        "partials": facts.partials,
+        "tombstones": facts.tombstones,
+        "version_min": facts.version_min,
+        "version_max": facts.version_max,
+        "first_key": facts.first_key,
+        "last_key": facts.last_key,
+    }
+
+
+def dump(disk: Disk, path: str = "") -> Iterator[Pair]:
+    """Every cell of every table, newest first, and of the log behind the tables; `path`: of one file only."""
+    state = _state(disk)
+    for facts in state.all_tables():
+        if path in ("", facts.name):
+            for key, cell in TableReader(disk, facts.number, BlockCache(0)).all_pairs():
+                yield Pair(facts.namespace, key, bytes(cell), facts.name)
+    for number in segment_numbers(disk):
+        if path == segment_name(number) or (not path and number >= state.position.segment):
+            yield from _of_segment(disk, number, None if path else state)
+
+
+def _of_segment(disk: Disk, number: int, state: State | None) -> Iterator[Pair]:
+    """The cells of one segment, those behind the state's position only where one is given."""
+    name = segment_name(number)
+    image = read_whole(disk, name, 0, disk.size(name))
+    header = decode_segment_header(image, number, name)
+    for start, stop in frames_of(image, number, header.first_sequence) if header is not None else ():
+        if state is None or (number, start) >= state.position:
+            for record in decode_records(image[start:stop]):
+                if record.kind != CONTROL:
+                    yield Pair(record.namespace, record.key, record.cell, name)
+
+
+def compact(disk: Disk) -> int:
+    """Merge all tables of each namespace into one run; how many namespaces had any. Raises StorageError."""
+    engine = LsmEngine(disk)
+    policies = {namespace: engine.tables(namespace)[0].policy for namespace in engine.stored_namespaces()}
+    for namespace, policy in policies.items():
+        engine.create(namespace, policy)
+    for namespace in policies:
+        job = engine.full_compaction(namespace)
+        if job is not None:
+            engine.install(job, run_job(disk, job))
+    return len(policies)

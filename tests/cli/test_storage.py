@@ -1,0 +1,139 @@
+"""`geokv storage` on what a stopped node leaves: clean as it stands, and every flipped bit is named with file and offset."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from geokv.cli import exits
+from geokv.cli.main import main
+from geokv.testing import Cluster
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a cluster of one node that has flushed tables and was stopped."""
+    directory = tmp_path_factory.mktemp("stopped")
+    for begun in range(2):
+        with Cluster(nodes=1, directory=directory) as cluster, cluster.client() as kv:
+            carts = kv.namespace("default")
+            for at in range(60):
+                carts.put(b"key-%d" % (at + 30 * begun), b"value %d" % at * 20)
+            carts.delete(b"key-7")
+    return directory
+
+
+@pytest.fixture
+def folder(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of it to do things to."""
+    return Path(shutil.copytree(stopped, tmp_path / "copy"))
+
+
+def verified(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
+    code = main(["storage", "verify", str(folder), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_folder_of_a_stopped_node_is_clean(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0; tables and segments are counted; the same for the node's own folder."""
+    for directory in (folder, folder / "node-1"):
+        code, tree = verified(directory, capsys)
+        assert (code, tree["is_clean"]) == (exits.DONE, True)
+        (node,) = tree["nodes"]
+        assert node["tables"] >= 1 and node["segments"] >= 1 and node["damage"] == []
+    assert main(["storage", "verify", str(folder)]) == exits.DONE
+    assert "clean" in capsys.readouterr().out
+
+
+def test_any_flipped_bit_of_a_table_or_segment_is_named(folder: Path, capsys: pytest.CaptureFixture[str], samples) -> None:
+    """Exit code 1, with the file and an offset at or before the bit; in tables, in frames, and in the zeros behind them."""
+    rng = random.Random(5)
+    files = sorted((folder / "node-1").glob("lsm/*.sst")) + sorted((folder / "node-1").glob("log/*.wal"))
+    assert len(files) >= 3
+    for file in files:
+        sound = file.read_bytes()
+        written = len(sound.rstrip(b"\0"))
+        offsets = {0, 1, 13, written // 2, written - 1 if written else 0, len(sound) - 1}
+        offsets |= {rng.randrange(max(written, 1)) for _ in range(samples.of(test=2, check=20, soak=2000))}
+        for offset in sorted(offsets):
+            with file.open("r+b") as opened:
+                opened.seek(offset)
+                opened.write(bytes([sound[offset] ^ 1 << rng.randrange(8)]))
+            code, tree = verified(folder, capsys)
+            (damage,) = tree["nodes"][0]["damage"]
+            assert (code, tree["is_clean"]) == (exits.EXPECTATION_FAILED, False)
+            assert damage["file"] == str(file)
+            assert damage["offset"] <= offset or damage["offset"] >= len(sound) - 64, "a table's footer stands at its end"
+            with file.open("r+b") as opened:
+                opened.seek(offset)
+                opened.write(sound[offset : offset + 1])
+    assert verified(folder, capsys)[0] == exits.DONE
+
+
+def test_a_missing_or_cut_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table that the manifest names, and the segment where recovery begins."""
+    node = folder / "node-1"
+    table = next(node.glob("lsm/*.sst"))
+    segment = json.loads(_out(capsys, "storage", "inspect", str(folder), "--json"))["nodes"][0]["position"]["segment"]
+    table.unlink()
+    (node / "log" / f"{segment:08}.wal").unlink()
+    code, tree = verified(folder, capsys)
+    assert code == exits.EXPECTATION_FAILED
+    named = {damage["path"] for damage in tree["nodes"][0]["damage"]}
+    assert f"lsm/{table.name}" in named and f"log/{segment:08}.wal" in named
+
+
+def _out(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == exits.DONE
+    return capsys.readouterr().out
+
+
+def test_what_is_in_the_files_can_be_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`inspect` names tables and segments, `dump` prints cells with tombstones, of all files or of one."""
+    tree = json.loads(_out(capsys, "storage", "inspect", str(folder), "--json"))["nodes"][0]
+    tables = [table for space in tree["namespaces"] for table in space["tables"]]
+    assert tables and tree["segments"] and all(table["pairs"] for table in tables)
+    assert "recovery begins at byte" in _out(capsys, "storage", "inspect", str(folder))
+    cells = [json.loads(line) for line in _out(capsys, "storage", "dump", str(folder)).splitlines()]
+    assert {cell["key"] for cell in cells} == {f"key-{at}" for at in range(90)}
+    assert any(cell["key"] == "key-7" and cell["is_tombstone"] and cell["value"] is None for cell in cells)
+    one = [json.loads(line) for line in _out(capsys, "storage", "dump", str(folder), "--file", tables[0]["path"]).splitlines()]
+    assert len(one) == tables[0]["pairs"]
+    assert len(_out(capsys, "storage", "dump", str(folder), "--limit", "3").splitlines()) == 3
+
+
+@pytest.mark.timeout(60)
+def test_flush_and_compact_change_no_cell(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A killed node's log is flushed, its tables become one; the node then serves all of it.
+
+    Takes seconds: a node is started twice.
+    """
+    folder = Path(shutil.copytree(stopped, tmp_path / "copy"))
+    with Cluster(nodes=1, directory=folder) as cluster:
+        assert main(["storage", "verify", str(folder)]) == exits.UNAVAILABLE, "it runs"
+        with cluster.client() as kv:
+            kv.namespace("default").put(b"last", b"of all")
+        cluster.kill("node-1")
+    assert "node-1: flushed" in _out(capsys, "storage", "flush", str(folder))
+    tree = json.loads(_out(capsys, "storage", "inspect", str(folder), "--json"))["nodes"][0]
+    assert sum(table["pairs"] for space in tree["namespaces"] for table in space["tables"]) > 90
+    assert verified(folder, capsys)[0] == exits.DONE
+    assert "compacted" in _out(capsys, "storage", "compact", str(folder))
+    tree = json.loads(_out(capsys, "storage", "inspect", str(folder), "--json"))["nodes"][0]
+    assert [len(space["tables"]) for space in tree["namespaces"]] == [1]
+    assert verified(folder, capsys)[0] == exits.DONE
+    with Cluster(nodes=1, directory=folder) as cluster, cluster.client() as kv:
+        carts = kv.namespace("default")
+        assert carts.get(b"last").value == b"of all"
+        assert carts.get(b"key-7").value is None and carts.get(b"key-89").value == b"value 59" * 20
+
+
+def test_what_cannot_be_looked_at_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No folder, and no node's folder: one line on stderr, and no exit code that means damage."""
+    assert main(["storage", "verify", str(tmp_path / "nowhere")]) == exits.USAGE
+    assert main(["storage", "verify", str(tmp_path)]) == exits.USAGE
+    assert "no directory of a node" in capsys.readouterr().err

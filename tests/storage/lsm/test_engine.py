@@ -1,0 +1,309 @@
+"""The engine is a sorted map that merges, whatever was flushed, compacted, reopened or crashed in between."""
+
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from geokv.errors import StorageError
+from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.lsm.engine import LsmEngine, LsmOptions
+from geokv.storage.lsm.strategy import SizeTiered
+from geokv.storage.lsm.table_writer import TableOptions
+from geokv.storage.lsm.work import run_job
+from geokv.storage.position import Position
+from tests.storage.lsm.little_node import SMALL, LittleNode, cell_of
+
+_KEYS = st.builds(lambda group, index: b"%c/%02d" % (group, index), st.integers(97, 99), st.integers(0, 15))
+_CELLS = st.builds(cell_of, st.integers(1, 60), st.none() | st.binary(max_size=30))
+_PAIRS = st.dictionaries(_KEYS, _CELLS, min_size=1, max_size=12)
+_NAMESPACES = st.sampled_from([1, 2])
+_TIERED = LsmOptions(SMALL.tables, SizeTiered(runs_min=2, runs_max=3), 2048, 512)
+
+
+class EngineAgainstModel(RuleBasedStateMachine):
+    """Puts, reads, flushes, compactions, reopenings and crashes in any order against two dictionaries."""
+
+    options = SMALL
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk = CrashDisk()
+        self.node = LittleNode(self.disk, (1, 2), self.options)
+        self.model: dict[int, dict[bytes, bytes]] = {1: {}, 2: {}}
+
+    @rule(namespace=_NAMESPACES, pairs=_PAIRS)
+    def put(self, namespace: int, pairs: dict[bytes, bytes]) -> None:
+        self.node.put(namespace, pairs)
+        self._merge(namespace, pairs)
+
+    @rule(namespace=_NAMESPACES, pairs=_PAIRS)
+    def put_unread(self, namespace: int, pairs: dict[bytes, bytes]) -> None:
+        self.node.put_unread(namespace, pairs)
+        self._merge(namespace, pairs)
+
+    def _merge(self, namespace: int, pairs: dict[bytes, bytes]) -> None:
+        held = self.model[namespace]
+        held.update({key: max(cell, held.get(key, cell)) for key, cell in pairs.items()})
+
+    @rule(namespace=_NAMESPACES, keys=st.lists(_KEYS, max_size=8))
+    def get(self, namespace: int, keys: list[bytes]) -> None:
+        cells = self.node.engine.table(namespace)
+        missing = cells.missing(keys)
+        reads = self.disk.calls.get("read_at", 0)
+        for key in keys:
+            if key not in missing:
+                assert cells.get(key) == self.model[namespace].get(key)
+        assert self.disk.calls.get("read_at", 0) == reads, "a key that was said to be in memory cost a read"
+        cells.load(missing)
+        for key in keys:
+            found = cells.get(key)
+            assert found == self.model[namespace].get(key) and type(found) in {bytes, type(None)}
+
+    @rule(namespace=_NAMESPACES, start=_KEYS, stop=st.none() | _KEYS)
+    def scan(self, namespace: int, start: bytes, stop: bytes | None) -> None:
+        assert list(self.node.engine.scan(namespace, start, stop)) == [
+            (key, cell) for key, cell in sorted(self.model[namespace].items()) if start <= key and (stop is None or key < stop)
+        ]
+
+    @rule(namespace=_NAMESPACES, prefix=st.sampled_from([b"", b"a", b"b/", b"c/1", b"\xff"]))
+    def scan_prefix(self, namespace: int, prefix: bytes) -> None:
+        found = list(self.node.engine.table(namespace).scan_prefix(prefix))
+        assert found == [pair for pair in sorted(self.model[namespace].items()) if pair[0].startswith(prefix)]
+
+    @rule()
+    def flush(self) -> None:
+        self.node.flush()
+
+    @rule()
+    def flush_that_fails(self) -> None:
+        self.disk.fail("sync", name=".sst")
+        try:
+            self.node.flush()
+        except StorageError:
+            pass
+        self.disk.heal()
+
+    @rule()
+    def compact(self) -> None:
+        self.node.compact()
+
+    @rule(namespace=_NAMESPACES)
+    def compact_all(self, namespace: int) -> None:
+        self.node.compact_all(namespace)
+
+    @rule(pairs=_PAIRS)
+    def put_during_a_flush(self, pairs: dict[bytes, bytes]) -> None:
+        engine = self.node.engine
+        job = engine.begin_flush(self.node.end, b"m")
+        self.put(1, pairs)
+        tables = run_job(self.disk, job)
+        self.put_unread(2, pairs)
+        self.agrees()
+        engine.install(job, tables)
+
+    @rule()
+    def reopen(self) -> None:
+        self.node = LittleNode(self.disk, (1, 2), self.options)
+
+    @rule(seed=st.integers(0, 2**32))
+    def crash(self, seed: int) -> None:
+        self.disk = self.disk.crash_clone(random.Random(seed))
+        self.node = LittleNode(self.disk, (1, 2), self.options)
+
+    @invariant()
+    def agrees(self) -> None:
+        for namespace, held in self.model.items():
+            assert dict(self.node.engine.table(namespace).items()) == held
+        engine = self.node.engine
+        assert engine.cache.bytes <= engine.cache.bytes_max and len(engine) >= sum(map(len, self.model.values()))
+
+    def teardown(self) -> None:
+        live = {facts.name.rpartition("/")[2] for facts in LsmEngine(self.disk)._state.all_tables()}
+        assert set(self.disk.list("lsm")) == {"MANIFEST", *live}
+
+
+class TieredAgainstModel(EngineAgainstModel):
+    """The same with size-tiered compaction and caches that hold next to nothing."""
+
+    options = _TIERED
+
+
+EngineAgainstModel.TestCase.settings = settings(stateful_step_count=30)
+TieredAgainstModel.TestCase.settings = settings(stateful_step_count=30)
+TestEngineAgainstModel = EngineAgainstModel.TestCase
+TestTieredAgainstModel = TieredAgainstModel.TestCase
+
+
+def _fill(node: LittleNode, rounds: int = 4) -> dict[bytes, bytes]:
+    model: dict[bytes, bytes] = {}
+    for version in range(1, rounds + 1):
+        pairs = {b"%03d" % index: cell_of(version * 1000 + index, bytes(30)) for index in range(0, 100, version)}
+        node.put(1, pairs)
+        model |= pairs
+        node.flush()
+    return model
+
+
+def test_cells_stand_where_a_dictionary_stood() -> None:
+    """What the protocol and its tests do with a dictionary of cells, in memory and in tables."""
+    node = LittleNode(CrashDisk())
+    cells = node.engine.table(1)
+    for _ in range(2):
+        cells[b"b"] = cell_of(2, b"two")
+        node.put(1, {b"a": cell_of(1, b"one"), b"b": cell_of(2, b"two")})
+        assert dict(cells) == dict(cells.items()) == {b"a": cell_of(1, b"one"), b"b": cell_of(2, b"two")}
+        assert list(cells) == [b"a", b"b"] and b"a" in cells and b"c" not in cells and len(cells) >= 2
+        assert cells[b"a"] == cell_of(1, b"one") and cells.get(b"c", b"default") == b"default"
+        with pytest.raises(KeyError):
+            cells[b"c"]
+        node.flush()
+
+
+def test_a_scan_and_gets_go_on_while_tables_are_replaced() -> None:
+    """A compaction removes the files that a scan is in the midst of: it goes on in the new ones and misses nothing."""
+    node = LittleNode(CrashDisk(), options=LsmOptions(SMALL.tables, block_cache_bytes=0, row_cache_bytes=0))
+    model = {b"%05d" % index: cell_of(index + 1, b"v") for index in range(1000)}
+    node.put(1, model)
+    node.flush()
+    seen = []
+    for count, pair in enumerate(node.engine.scan(1)):
+        seen.append(pair)
+        if count in {10, 300, 700}:
+            node.put(1, {b"zz%d" % count: cell_of(1, b"new")})
+            node.flush()
+            node.compact_all()
+    assert [pair for pair in seen if pair[0] in model] == sorted(model.items())
+
+
+def test_a_get_looks_again_where_its_table_was_replaced() -> None:
+    """The file goes between the look at the view and the read: the get answers from the new table."""
+    node = LittleNode(CrashDisk())
+    _fill(node, 3)
+    cells = node.engine.table(1)
+    node.engine.cache.bytes_max = 0
+    expected = cells.get(b"000")
+    inner = node.disk.read_at
+
+    def compacted_meanwhile(name: str, offset: int, length: int) -> bytes:
+        node.disk.read_at = inner  # type: ignore[method-assign]
+        node.compact_all()
+        return inner(name, offset, length)
+
+    node.disk.read_at = compacted_meanwhile  # type: ignore[method-assign]
+    assert cells._from_tables(b"000") == expected
+
+
+def test_a_stale_row_never_enters_the_row_cache() -> None:
+    """What was read before a flush is not remembered after it, though the reading ends later."""
+    node = LittleNode(CrashDisk())
+    node.put(1, {b"k": cell_of(1, b"old")})
+    node.flush()
+    node.put_unread(1, {b"k": cell_of(2, b"new")})
+    inner = node.disk.read_at
+
+    def flushed_meanwhile(name: str, offset: int, length: int) -> bytes:
+        node.disk.read_at = inner  # type: ignore[method-assign]
+        block = inner(name, offset, length)
+        node.flush()
+        return block
+
+    node.disk.read_at = flushed_meanwhile  # type: ignore[method-assign]
+    assert node.engine.get(1, b"k") == cell_of(2, b"new")
+    assert node.engine.get(1, b"k") == cell_of(2, b"new")
+
+
+def test_damage_is_an_error_that_names_the_table_and_spares_the_others() -> None:
+    """A get and a scan that meet a damaged block raise; keys elsewhere are answered."""
+    node = LittleNode(CrashDisk(), options=LsmOptions(TableOptions(block_bytes=200), block_cache_bytes=0, row_cache_bytes=0))
+    model = _fill(node, 1)
+    (facts,) = node.engine.tables(1)
+    node.disk.damage(facts.name, 20, b"\xff\xff")
+    for read in (lambda: node.engine.get(1, b"000"), lambda: list(node.engine.scan(1))):
+        with pytest.raises(StorageError, match=f"{facts.name}: damaged at byte 0") as caught:
+            read()
+        assert caught.value.details == {"path": facts.name, "offset": 0}
+    assert node.engine.get(1, b"099") == model[b"099"]
+
+
+def test_a_dropped_namespace_is_gone_and_its_files_too() -> None:
+    """Its cells at once, its files with the next install, and neither comes back under the same id."""
+    node = LittleNode(CrashDisk(), (1, 2))
+    _fill(node)
+    node.put(2, {b"k": cell_of(1, b"kept")})
+    node.engine.drop(1)
+    node.engine.drop(1)
+    assert node.engine.get(1, b"000") is None and list(node.engine.scan(1)) == []
+    assert node.engine.create(1).get(b"000") is None
+    node.flush()
+    assert {facts.namespace for facts in LsmEngine(node.disk)._state.all_tables()} == {2}
+    assert len(node.disk.list("lsm")) == 2
+
+
+def test_a_flush_in_progress_brings_nothing_of_a_dropped_namespace_back() -> None:
+    """Dropped, and made again under the same id, between planning and installing: it is empty."""
+    node = LittleNode(CrashDisk())
+    node.put(1, {b"k": cell_of(1, b"x")})
+    job = node.engine.begin_flush(node.end, b"")
+    tables = run_job(node.disk, job)
+    node.engine.drop(1)
+    node.engine.create(1)
+    node.engine.install(job, tables)
+    assert node.engine.get(1, b"k") is None and node.engine.tables(1) == ()
+
+
+def test_what_a_manifest_names_stays_though_its_namespace_is_dropped_while_it_is_written() -> None:
+    """Dropped in the midst of a switch: that manifest still names its tables, and a crash right then opens."""
+    node = LittleNode(CrashDisk(), (1, 2))
+    _fill(node)
+    node.put(2, {b"k": cell_of(1, b"kept")})
+    inner = node.disk.rename
+
+    def dropped_meanwhile(old: str, new: str) -> None:
+        node.disk.rename = inner  # type: ignore[method-assign]
+        node.engine.drop(1)
+        inner(old, new)
+
+    node.disk.rename = dropped_meanwhile  # type: ignore[method-assign]
+    node.flush()
+    again = LittleNode(node.disk.crash_clone(random.Random(1)), (1, 2))
+    assert again.engine.get(2, b"k") == cell_of(1, b"kept")
+    node.flush()
+    assert len(node.disk.list("lsm")) == 2
+
+
+def test_a_load_is_what_the_engine_begins_with() -> None:
+    """Cells of a checkpoint become tables at once, with position and meta; a second load is refused."""
+    disk = CrashDisk()
+    engine = LsmEngine(disk, SMALL)
+    pairs = {b"%03d" % index: cell_of(index + 1, b"x") for index in range(200)}
+    for namespace in (1, 2):
+        engine.create(namespace)
+    engine.load([(1, sorted(pairs.items())), (2, [(b"a", b"b")])], Position(4, 0), b"state")
+    reopened = LsmEngine(disk.crash_clone(random.Random(1)), SMALL)
+    for one in (engine, reopened):
+        one.create(1)
+        assert dict(one.scan(1)) == pairs and (one.position, one.meta) == ((4, 0), b"state")
+    with pytest.raises(AssertionError):
+        engine.load([], Position(5, 0), b"")
+
+
+def test_a_failed_switch_keeps_the_files_of_both_sides_until_the_next() -> None:
+    """The manifest may be the old or the new one: nothing that either names is removed before a switch succeeds."""
+    for call in ("sync", "rename", "sync_dir"):
+        node = LittleNode(CrashDisk())
+        model = _fill(node)
+        job = node.engine.full_compaction(1)
+        assert job is not None
+        tables = run_job(node.disk, job)
+        before = set(node.disk.list("lsm"))
+        node.disk.fail(call)
+        with pytest.raises(StorageError):
+            node.engine.install(job, tables)
+        assert before <= set(node.disk.list("lsm")) and dict(node.engine.scan(1)) == model
+        for seed in range(5):
+            assert dict(LittleNode(node.disk.crash_clone(random.Random(seed))).engine.scan(1)) == model
+        node.compact_all()
+        assert len(node.disk.list("lsm")) == 1 + len(node.engine.tables(1)) and dict(node.engine.scan(1)) == model

@@ -1,0 +1,151 @@
+"""The manifest is the old one or the new one, and says which files count."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geokv.errors import StorageError
+from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.lsm.facts import TableFacts, table_name
+from geokv.storage.lsm.manifest import (
+    NAME,
+    TEMPORARY,
+    Position,
+    State,
+    decode_manifest,
+    encode_manifest,
+    open_manifest,
+    read_manifest,
+    write_manifest,
+)
+from tests.storage.lsm.little_node import FailingDisk, PowerCut, refused
+
+GOLDEN = Path(__file__).parent / "golden"
+_U64 = st.integers(0, 2**64 - 1)
+_FACTS = st.builds(
+    TableFacts,
+    *[_U64, _U64, st.sampled_from(["lww", "siblings"]), *[_U64] * 6, st.binary(max_size=9), st.binary(max_size=9)],
+    level=st.integers(0, 9),
+    run=_U64,
+)
+_STATES = st.builds(
+    State,
+    _U64,
+    st.builds(Position, _U64, _U64),
+    st.binary(max_size=300),
+    st.dictionaries(_U64, st.lists(_FACTS, max_size=3).map(tuple), max_size=3),
+)
+
+
+def _facts(number: int) -> TableFacts:
+    return TableFacts(number, 7, "lww", 100, 3, 0, 0, 1, 3, b"a", b"z")
+
+
+def _disk(*numbers: int) -> CrashDisk:
+    """A disk with a manifest and these files beside it, all durable."""
+    disk = CrashDisk()
+    disk.make_folder("lsm")
+    for number in numbers:
+        disk.append(table_name(number), b"a table")
+        disk.sync(table_name(number))
+    disk.sync_dir("lsm")
+    return disk
+
+
+@given(_STATES)
+def test_what_is_written_is_read(state: State) -> None:
+    """Any state comes back as it was."""
+    assert decode_manifest(encode_manifest(state)) == state
+
+
+def test_a_new_folder_gets_a_manifest_before_any_table() -> None:
+    """The first opening writes one, durably, so that a missing one is never an ordinary thing later."""
+    disk = CrashDisk()
+    assert open_manifest(disk) == State()
+    for seed in range(20):
+        assert read_manifest(disk.crash_clone(random.Random(seed))) == State()
+
+
+def test_tables_without_a_manifest_are_refused_and_kept() -> None:
+    """Nobody removes what a lost manifest may have named."""
+    disk = _disk(5, 6)
+    with pytest.raises(StorageError, match=r"lsm/MANIFEST is missing though 2 tables are there: put it back"):
+        open_manifest(disk)
+    assert len(disk.list("lsm")) == 2
+
+
+def test_a_missing_table_is_told_by_name() -> None:
+    """A manifest that names a file that is gone does not open."""
+    disk = _disk(5)
+    write_manifest(disk, State(9, tables={7: (_facts(5), _facts(6))}))
+    with pytest.raises(StorageError, match="names table 0000000000000006, which is not there"):
+        open_manifest(disk)
+
+
+def test_orphans_go_on_opening_and_strangers_stay() -> None:
+    """What no manifest names is removed, only what has a table's name; job numbers go on above all that were seen."""
+    disk = _disk(5 << 16, 6 << 16 | 3)
+    write_manifest(disk, State(6, Position(3, 99), b"m", {7: (_facts(5 << 16),)}))
+    disk.append(TEMPORARY, b"half a manif")
+    disk.append("lsm/notes.txt", b"an operator's")
+    state = open_manifest(disk)
+    assert disk.list("lsm") == [f"{5 << 16:016x}.sst", "MANIFEST", "notes.txt"]
+    assert (state.next_job, state.position, state.meta) == (7, (3, 99), b"m")
+
+
+def test_a_crash_at_any_moment_leaves_the_old_or_the_new_one(samples) -> None:
+    """Power cut or error at each disk call of a switch: what opens then is one of the two, and all its tables stand."""
+    old, new = State(6, Position(1, 1), b"old", {7: (_facts(5),)}), State(7, Position(2, 2), b"new", {7: (_facts(6),)})
+    for fail in (PowerCut, refused):
+        for at in range(1, 7):
+            disk = _disk(5, 6)
+            write_manifest(disk, old)
+            failing = FailingDisk(disk, at, fail)
+            is_written = True
+            try:
+                write_manifest(failing, new)  # type: ignore[arg-type]
+            except (PowerCut, StorageError):
+                is_written = False
+            assert is_written == (failing.count < at)
+            for seed in range(samples.of(test=5, check=50, soak=500)):
+                found = open_manifest(disk.crash_clone(random.Random(seed)))
+                assert found in ((new,) if is_written else (old, new))
+
+
+def test_every_flipped_bit_and_truncation_is_refused() -> None:
+    """All of them: a StorageError that names the file, never another state."""
+    raw = encode_manifest(State(6, Position(1, 1), b"the node's state", {7: (_facts(5),)}))
+    for bit in range(len(raw) * 8):
+        wrong = bytearray(raw)
+        wrong[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(StorageError, match=rf"{NAME}: damaged at byte \d+"):
+            decode_manifest(bytes(wrong))
+    for length in range(len(raw)):
+        with pytest.raises(StorageError, match=rf"{NAME}: damaged at byte \d+"):
+            decode_manifest(raw[:length])
+    with pytest.raises(StorageError, match="damaged"):
+        decode_manifest(raw + b"\0")
+
+
+def test_a_newer_format_is_refused_by_name() -> None:
+    """A manifest of format 2 asks for the newer version, and nothing is removed."""
+    from zlib import crc32
+
+    disk = _disk(5)
+    body = b"\2\0\0\0"
+    disk.append(NAME, b"geokvman" + crc32(body).to_bytes(4, "little") + body + b"whatever is in it")
+    with pytest.raises(StorageError, match=r"newer version \(format 2, this one reads 1\)"):
+        open_manifest(disk)
+    assert len(disk.list("lsm")) == 2
+
+
+def test_the_bytes_of_format_1_still_open() -> None:
+    """A manifest that was written by the first version is read for ever, and fits its table."""
+    state = decode_manifest((GOLDEN / "format-1.manifest").read_bytes())
+    assert (state.next_job, state.position, state.meta) == (4, (2, 4096), b"the node's state")
+    (facts,) = state.tables[7]
+    assert (facts.number, facts.level, facts.run, facts.pairs, facts.partials) == (3 << 16, 1, 0, 3, 1)
+    assert (facts.first_key, facts.last_key) == (b"apple", b"plum")

@@ -1,0 +1,37 @@
+"""Runs merge as their cells do, the newest whole cell first."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geokv.core.partial import Partial
+from geokv.storage.lsm.merging import merged, prefix_end, whole
+
+_RUNS = st.lists(
+    st.dictionaries(st.binary(max_size=2), st.binary(max_size=2) | st.binary(max_size=2).map(Partial)), min_size=1, max_size=5
+)
+
+
+@given(_RUNS)
+def test_runs_merge_by_key(runs: list[dict[bytes, bytes]]) -> None:
+    """Every key once, in order: the newest whole cell with all newer Partial ones merged in; Partial where none is whole."""
+    expected: dict[bytes, bytes] = {}
+    for key in sorted({key for run in runs for key in run}):
+        gathered: list[bytes] = []
+        for cell in (run[key] for run in runs if key in run):
+            gathered.append(bytes(cell))
+            if type(cell) is bytes:
+                expected[key] = max(gathered)
+                break
+        else:
+            expected[key] = Partial(max(gathered))
+    found = list(merged([sorted(run.items()) for run in runs], max))
+    assert found == list(expected.items())
+    assert [type(cell) for _, cell in found] == [type(cell) for cell in expected.values()]
+    assert list(whole(found)) == found and all(type(cell) is bytes for _, cell in whole(found))
+
+
+@given(st.binary(max_size=3), st.binary(max_size=5))
+def test_a_prefix_ends_before_the_first_key_without_it(prefix: bytes, key: bytes) -> None:
+    """A key is in the range exactly when it begins with the prefix."""
+    end = prefix_end(prefix)
+    assert (prefix <= key and (end is None or key < end)) == key.startswith(prefix)

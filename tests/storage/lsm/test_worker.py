@@ -1,0 +1,203 @@
+"""The worker process does what the same call does here, and ends with the node."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import geokv
+from geokv.errors import StorageError
+from geokv.storage.disk import RealDisk
+from geokv.storage.lsm.pacing import Pacer, Throttle
+from geokv.storage.lsm.worker import Worker
+from tests.storage.lsm.little_node import LittleNode, cell_of
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[RealDisk]:
+    disk = RealDisk(tmp_path / "node")
+    yield disk
+    disk.close()
+
+
+@pytest.fixture
+def worker(disk: RealDisk) -> Iterator[Worker]:
+    worker = Worker(disk.root)
+    yield worker
+    worker.close()
+
+
+def _wait(until: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not until():
+        assert time.monotonic() < deadline, "it did not come to pass in 20 s"
+        threading.Event().wait(0.01)
+
+
+def _put(node: LittleNode, version: int) -> dict[bytes, bytes]:
+    pairs = {b"%04d" % index: cell_of(version * 10_000 + index, os.urandom(100)) for index in range(500)}
+    node.put(1, pairs)
+    return pairs
+
+
+def test_flush_and_compaction_in_the_worker(disk: RealDisk, worker: Worker) -> None:
+    """Tables made from the log, and from tables, by another process at low priority, under the node's lock.
+
+    Takes a second: it starts an interpreter.
+    """
+    node = LittleNode(disk)
+    model: dict[bytes, bytes] = {}
+    assert worker.process_id is None
+    for version in (1, 2, 3):
+        model |= _put(node, version)
+        flush = node.engine.begin_flush(node.end, b"state")
+        node.engine.install(flush, worker.run(flush))
+    process = worker.process_id
+    assert process is not None and process != os.getpid()
+    assert os.getpriority(os.PRIO_PROCESS, process) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+    job = node.engine.full_compaction(1)
+    assert job is not None
+    node.engine.install(job, worker.run(job))
+    assert worker.process_id == process, "one process for all jobs"
+    if Path("/proc").is_dir():
+        opened = [str(path.readlink()) for path in Path(f"/proc/{process}/fd").iterdir()]
+        assert not [path for path in opened if str(disk.root) in path], "the files of a job are closed after it"
+    assert dict(node.engine.scan(1)) == model
+    assert sum(facts.pairs for facts in node.engine.tables(1)) == 500
+
+
+def test_the_error_of_a_job_comes_back_as_it_was(disk: RealDisk, worker: Worker) -> None:
+    """A damaged input is named with its offset, and the worker takes the next job."""
+    node = LittleNode(disk)
+    model = _put(node, 1)
+    node.flush()
+    name = node.engine.tables(1)[0].name
+    byte = disk.read_at(name, 30, 1)
+    job = node.engine.full_compaction(1)
+    assert job is not None
+    disk.write_at(name, 30, bytes([byte[0] ^ 1]))
+    with pytest.raises(StorageError, match=f"{name}: damaged at byte 0") as caught:
+        worker.run(job)
+    assert caught.value.details == {"path": name, "offset": 0}
+    disk.write_at(name, 30, byte)
+    node.engine.install(job, worker.run(job))
+    assert dict(node.engine.scan(1)) == model
+
+
+def test_a_worker_that_is_killed_fails_its_job_and_the_next_one_starts_another(disk: RealDisk, worker: Worker) -> None:
+    """SIGKILL in the midst of a job: an error, what it had written is an orphan, and the flush is done again."""
+    node = LittleNode(disk)
+    model = _put(node, 1)
+    worker.throttle(is_paused=True)
+    flush = node.engine.begin_flush(node.end, b"")
+    failures: list[StorageError] = []
+
+    def run() -> None:
+        try:
+            worker.run(flush)
+        except StorageError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    _wait(lambda: disk.list("lsm") != ["MANIFEST"])
+    process = worker.process_id
+    assert process is not None
+    os.kill(process, signal.SIGKILL)
+    thread.join(20)
+    assert len(failures) == 1 and "ended during job" in str(failures[0])
+    worker.throttle()
+    orphan = f"{flush.number << 16:016x}.sst"
+    flush = node.engine.begin_flush(node.end, b"")
+    node.engine.install(flush, worker.run(flush))
+    assert worker.process_id != process and dict(node.engine.scan(1)) == model
+    assert orphan in disk.list("lsm")
+    assert dict(LittleNode(disk).engine.scan(1)) == model and orphan not in disk.list("lsm")
+
+
+def test_pausing_and_going_on_counts_in_the_midst_of_a_job(disk: RealDisk, worker: Worker) -> None:
+    """A paused job waits before its next write, and ends once it may go on, at whatever rate."""
+    node = LittleNode(disk)
+    _put(node, 1)
+    worker.throttle(is_paused=True)
+    flush = node.engine.begin_flush(node.end, b"")
+    done: list[object] = []
+    thread = threading.Thread(target=lambda: done.append(worker.run(flush)))
+    thread.start()
+    _wait(lambda: disk.list("lsm") != ["MANIFEST"])
+    thread.join(0.3)
+    assert thread.is_alive() and not done
+    worker.throttle(bytes_per_s=10_000_000)
+    thread.join(20)
+    assert len(done) == 1
+
+
+def test_the_worker_dies_with_its_node(tmp_path: Path) -> None:
+    """SIGKILL of the node, in the midst of a paused job too: the worker is gone at once.
+
+    Takes a second: it starts two interpreters.
+    """
+    program = """if True:
+        import sys, threading
+        from pathlib import Path
+        from geokv.storage.disk import RealDisk
+        from geokv.storage.lsm.worker import Worker
+        from tests.storage.lsm.little_node import LittleNode, cell_of
+        disk = RealDisk(Path(sys.argv[1]))
+        node = LittleNode(disk)
+        node.put(1, {b"k": cell_of(1, b"v")})
+        worker = Worker(disk.root)
+        worker.throttle(is_paused=True)
+        flush = node.engine.begin_flush(node.end, b"")
+        threading.Thread(target=worker.run, args=(flush,), daemon=True).start()
+        while worker.process_id is None or disk.list("lsm") == ["MANIFEST"]:
+            threading.Event().wait(0.01)
+        print(worker.process_id, flush=True)
+        threading.Event().wait()
+    """
+    root = Path(geokv.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "node")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as node:
+        assert node.stdout is not None
+        process = int(node.stdout.readline())
+        os.kill(process, 0)
+        node.kill()
+    _wait(lambda: not _is_running(process))
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # Without an init that reaps, what has ended stays a zombie.
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False).stdout
+    return not state.strip().startswith("Z") and bool(state.strip())
+
+
+def test_a_closed_worker_takes_no_job(disk: RealDisk, worker: Worker) -> None:
+    """Closing twice is fine; a job after it is refused."""
+    node = LittleNode(disk)
+    worker.close()
+    worker.close()
+    with pytest.raises(StorageError, match="was closed"):
+        worker.run(node.engine.begin_flush(node.end, b""))
+
+
+def test_the_pacer_holds_to_its_rate() -> None:
+    """A hundredth of a second's worth of bytes takes that long at least; without a rate nothing waits."""
+    pacer = Pacer()
+    pacer(1 << 40)
+    pacer.set(Throttle(bytes_per_s=1_000_000))
+    begun = time.monotonic()
+    pacer(20_000)
+    assert time.monotonic() - begun > 0.018
