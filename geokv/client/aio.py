@@ -382,13 +382,14 @@ class AsyncClient(AsyncNamespace):
         timeout: Seconds | None = None,
         **settings: Any,
     ) -> AsyncNamespace:
-        """Create a namespace and return its handle.
+        """Create a namespace and return its handle, whose `settings` say what it is.
 
         `exist_ok`: one of this name with the same policy will do. `settings` are those of `geokv namespace create`
         (`ttl` in seconds). Raises NamespaceExists, InvalidRequest, Unavailable.
         """
         handle = self.namespace(name, codec=codec)
-        await self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
+        body = await self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
+        handle.settings = body.get("namespace")
         return handle
 
     async def namespaces(self, *, timeout: Seconds | None = None) -> list[dict[str, Any]]:

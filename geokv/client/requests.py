@@ -32,6 +32,7 @@ class Handle:
         self._name = arguments.namespace_name(name)
         self._codec = codec_of(codec)
         self._timeout_us = timeout_us
+        self.settings: dict[str, Any] | None = None  # where create_namespace made it: what the namespace is, as told then
         self._write_cache: dict[Any, Options] = {}
         self._read_cache: dict[Any, Options] = {}
 

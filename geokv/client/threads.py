@@ -396,7 +396,8 @@ class Client(Namespace):
         **settings: Any,
     ) -> Namespace:
         handle = self.namespace(name, codec=codec)
-        self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
+        body = self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
+        handle.settings = body.get("namespace")
         return handle
 
     def namespaces(self, *, timeout: Seconds | None = None) -> list[dict[str, Any]]:
