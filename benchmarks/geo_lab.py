@@ -187,8 +187,7 @@ class GeoLab:
         return Snapshot(time.monotonic(), metrics, cpu, machine_cpu_seconds())
 
     def _metrics_of(self, node: str) -> Metrics:
-        body = self._connections[node].admin("metrics", timeout_s=METRICS_TIMEOUT_S)
-        found: Metrics = body.get("metrics", body)
+        found: Metrics = self._connections[node].admin("metrics", timeout_s=METRICS_TIMEOUT_S)
         return found
 
     def unshipped_to(self, dc: str) -> int:

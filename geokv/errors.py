@@ -156,3 +156,15 @@ class LabError(GeokvError):
     """The lab could not do what it was asked to."""
 
     code = "LAB"
+
+
+class LabNotFound(LabError):
+    """No lab runs in that directory."""
+
+    code = "LAB_NOT_FOUND"
+
+
+class LabExists(LabError):
+    """A lab runs in that directory already."""
+
+    code = "LAB_EXISTS"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geokv.errors import ConfigurationError
+from geokv.errors import ConfigurationError, LabNotFound
 
 if TYPE_CHECKING:
     from geokv.client import Client
@@ -33,7 +33,9 @@ class Place:
     lab: str
 
     def addresses(self) -> list[str]:
-        """The addresses to begin with. Raises ConfigurationError where there are none."""
+        """The addresses to begin with. Raises ConfigurationError where none are named, LabNotFound where the
+        lab that was named does not run.
+        """
         if self.nodes:
             return [part for text in self.nodes for part in text.split(",") if part]
         if named := os.environ.get("GEOKV_NODES", ""):
@@ -47,6 +49,8 @@ class Place:
         directory = LabDirectory(self.lab)
         if directory.read() is not None:
             return directory.addresses(self.dc)
+        if self.lab != LAB_DEFAULT:
+            raise LabNotFound(f"no lab runs in {directory.path}; start one with `geokv lab up --directory {self.lab}`")
         raise ConfigurationError(
             f"which cluster? give --node HOST:PORT or GEOKV_NODES, or start a lab (`geokv lab up`); none runs in {self.lab}"
         )

@@ -16,6 +16,8 @@ from geokv.errors import (
     GeokvError,
     InvalidRequest,
     LabError,
+    LabExists,
+    LabNotFound,
     NamespaceExists,
     NamespaceNotFound,
     Overloaded,
@@ -45,20 +47,14 @@ _CODES: Final[tuple[tuple[type[GeokvError], int], ...]] = (
     (Partial, UNKNOWN_OUTCOME),
     (Ambiguous, UNKNOWN_OUTCOME),
     (StorageError, EXPECTATION_FAILED),
+    (LabNotFound, NOT_FOUND),
+    (LabExists, EXPECTATION_FAILED),
     (LabError, UNAVAILABLE),
 )
 
 
-class LabNotFound(LabError):
-    """No lab runs in that directory."""
-
-    code = "LAB_NOT_FOUND"
-
-
 def code_of(error: GeokvError) -> int:
     """The exit code that an error leads to."""
-    if isinstance(error, LabNotFound):
-        return NOT_FOUND
     if isinstance(error, DeadlineExceeded):
         return UNKNOWN_OUTCOME if error.may_have_happened else UNAVAILABLE
     return next((code for kind, code in _CODES if isinstance(error, kind)), EXPECTATION_FAILED)

@@ -103,7 +103,8 @@ def status(directory: str, as_json: bool) -> int:
             f"{state.cluster} in {place.path}, up since {state.started_at}, supervisor {state.supervisor_pid}, "
             f"proxies {state.proxy_kind} at {state.proxy_host}:{state.proxy_port}\n"
         )
-        print_table(("node", "process", "state", "address"), [tuple(node.values()) for node in nodes])
+        shown = [(one["node"], str(one["pid"]), one["state"], one["address"]) for one in nodes]  # a pid has no commas
+        print_table(("node", "process", "state", "address"), shown)
         click.echo()
         show_links(rows)
     return exits.DONE if all(node["state"] == "running" for node in nodes) else exits.EXPECTATION_FAILED
@@ -112,7 +113,7 @@ def status(directory: str, as_json: bool) -> int:
 def _node(name: str, pid: int, place: Any) -> dict[str, Any]:
     return {
         "node": name,
-        "pid": str(pid),
+        "pid": pid,
         "state": "running" if _is_running(pid) else "ended",
         "address": place.topology().address(name, "outside"),
     }

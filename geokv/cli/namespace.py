@@ -9,7 +9,7 @@ import click
 from geokv.cli.addresses import Place, place_options
 from geokv.cli.kv import LEVEL_HELP
 from geokv.cli.output import print_json, print_table
-from geokv.errors import NamespaceNotFound
+from geokv.errors import NamespaceExists, NamespaceNotFound
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 
@@ -56,8 +56,11 @@ def create(name: str, policy: str, dcs: tuple[str, ...], exist_ok: bool, as_json
     if dcs:
         chosen["dcs"] = list(dcs)
     with place.client() as client:
-        client.create_namespace(name, policy=policy, exist_ok=exist_ok, **chosen)
-        made = _find(client.namespaces(), name)
+        try:
+            made = client.create_namespace(name, policy=policy, exist_ok=exist_ok, **chosen).settings
+        except NamespaceExists as error:  # in the words of this command
+            raise NamespaceExists(error.message.replace(" exist_ok", " --exist-ok"), **error.details) from error
+    made = made or {"name": name}
     if made.get("engine") == "memory":
         click.echo(CACHE_NOTE, err=True)
     _show_one(made, as_json)
@@ -106,9 +109,11 @@ def alter(name: str, off: tuple[str, ...], links_on: bool, as_json: bool, place:
     chosen = _given(settings)
     if off or links_on:
         chosen["links_off"] = list(off)
+    if not chosen:
+        flags = [option.opts[0] for option in alter.params if option.name in (*settings, "off", "links_on")]
+        raise click.UsageError(f"nothing to alter: give at least one of {', '.join(flags)}")
     with place.client() as client:
-        client.alter_namespace(name, **chosen)
-        found = _find(client.namespaces(), name)
+        found = client.alter_namespace(name, **chosen)
     _show_one(found, as_json)
 
 

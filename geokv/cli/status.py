@@ -5,7 +5,7 @@ What a node says of itself is true or older than true. A node that does not answ
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -13,6 +13,8 @@ from geokv.cli import exits
 from geokv.cli.addresses import Place, place_options
 from geokv.cli.output import print_json, print_table
 from geokv.errors import GeokvError
+
+NODES_ABREAST: Final = 3
 
 
 @click.command(short_help="Show the nodes, the ring and the lag between datacenters.")
@@ -22,6 +24,10 @@ from geokv.errors import GeokvError
 def status(metrics: bool, as_json: bool, place: Place) -> int:
     """Show the nodes, the ring and the lag between datacenters.
 
+    "records not there" counts what one datacenter has written and another one is not known to have. "behind ms" is for
+    how long, at most, a datacenter has not heard the other's last word: with nothing to ship that is up to a second, the
+    time between two heartbeats, and the way there and back.
+
     Exit code 4 where no node answers, 1 where some do not, or refuse to serve.
     """
     from geokv.lab.ask import ask_all, ring_from
@@ -30,7 +36,7 @@ def status(metrics: bool, as_json: bool, place: Place) -> int:
     addresses = {node.name: node.address for node in ring.nodes}
     said = ask_all(addresses, "metrics" if metrics else "status", timeout_s=place.timeout_s)
     if metrics:
-        _show_metrics(said, as_json)
+        _show_metrics(ring, said, as_json)
         return _code(said)
     tree = _tree(ring, said)
     if as_json:
@@ -58,7 +64,15 @@ def _tree(ring: Any, said: dict[str, Any]) -> dict[str, Any]:
         "datacenters": [{"dc": dc, "replicas": replicas} for dc, replicas in ring.replicas.items()],
         "nodes": nodes,
         "lag": _lag(list(ring.replicas), said),
+        "names_in_conflict": _conflicts(said),
     }
+
+
+def _conflicts(said: dict[str, Any]) -> list[dict[str, str]]:
+    """The namespaces that lost their name to another one of that name, as any node knows them."""
+    answers = [one for one in said.values() if not isinstance(one, GeokvError)]
+    found = sorted({(name, alias) for one in answers for name, alias in one["names_in_conflict"]})
+    return [{"name": name, "alias": alias} for name, alias in found]
 
 
 def _node(node: Any, said: Any) -> dict[str, Any]:
@@ -115,14 +129,16 @@ def _sum(values: Any) -> int | None:
 def _show(tree: dict[str, Any]) -> None:
     copies = ", ".join(f"{one['dc']} {one['replicas']}" for one in tree["datacenters"])
     click.echo(f"cluster {tree['cluster']}: {tree['partitions']} partitions, copies per datacenter: {copies}\n")
+    # Two tables, so that nothing is folded in 80 columns.
+    columns = ("node", "dc", "rack", "ring_share", "address", "state")
     print_table(
-        ("node", "datacenter", "rack", "share", "address", "state", "up s", "cells", "calls"),
-        [_node_row(node) for node in tree["nodes"]],
+        ("node", "datacenter", "rack", "share", "address", "state"),
+        [[f"{node[key]:.0%}" if key == "ring_share" else node[key] for key in columns] for node in tree["nodes"]],
     )
     click.echo()
     print_table(
-        ("node", "tables", "log MiB", "tables MiB", "not flushed MiB", "compaction behind MiB"),
-        [_storage_row(node) for node in tree["nodes"]],
+        ("node", "up s", "cells", "calls", "tables", "log MiB", "tables MiB", "not flushed MiB", "to compact MiB"),
+        [_figures(node) for node in tree["nodes"]],
     )
     reasons = [f"{node['node']}: {node['reason']}" for node in tree["nodes"] if node["reason"]]
     if reasons:
@@ -133,35 +149,43 @@ def _show(tree: dict[str, Any]) -> None:
             ("from", "to", "records not there", "bytes", "behind ms"),
             [(one["from"], one["to"], one["records"], one["bytes"], one["behind_ms"]) for one in tree["lag"]],
         )
+        click.echo("behind ms: since the last word from there; at rest up to a heartbeat (a second) and the way")
+    for conflict in tree["names_in_conflict"]:
+        click.echo(
+            f"\ntwo namespaces were created as {conflict['name']!r}: the later one is {conflict['alias']!r} now; its keys are"
+            " there, and only there"
+        )
 
 
-def _node_row(node: dict[str, Any]) -> tuple[object, ...]:
-    place = (node["node"], node["dc"], node["rack"], f"{node['ring_share']:.0%}", node["address"], node["state"])
+def _figures(node: dict[str, Any]) -> tuple[object, ...]:
     said = node["status"]
     if said is None:
-        return (*place, None, None, None)
+        return (node["node"], *[None] * 8)
     cells = sum(count for _, count in said["namespaces"])
-    return (*place, said["uptime_ms"] // 1000, cells, said["calls"])
-
-
-def _storage_row(node: dict[str, Any]) -> tuple[object, ...]:
-    said = node["status"]
-    if said is None:
-        return (node["node"], None, None, None, None, None)
     storage = said.get("storage", {})  # a node of version 0.1 has none
-    names = ("table_bytes", "unflushed_bytes", "debt_bytes")
-    return (node["node"], storage.get("tables"), _mib(said["log"]["bytes"]), *(_mib(storage.get(name)) for name in names))
+    sizes = (said["log"]["bytes"], *(storage.get(name) for name in ("table_bytes", "unflushed_bytes", "debt_bytes")))
+    return (node["node"], said["uptime_ms"] // 1000, cells, said["calls"], storage.get("tables"), *map(_mib, sizes))
 
 
 def _mib(nbytes: int | None) -> int | None:
     return None if nbytes is None else nbytes // (1 << 20)
 
 
-def _show_metrics(said: dict[str, Any], as_json: bool) -> None:
+def _show_metrics(ring: Any, said: dict[str, Any], as_json: bool) -> None:
+    """A table per datacenter, and of a large one several, so that it fits where nine nodes side by side do not."""
     found = {name: None if isinstance(one, GeokvError) else one for name, one in said.items()}
     if as_json:
         print_json({"metrics": found})
         return
     names = sorted({metric for one in found.values() if one is not None for metric in one})
-    rows = [(metric, *(None if one is None else one.get(metric, 0) for one in found.values())) for metric in names]
-    print_table(("metric", *found), rows)
+    for dc in ring.replicas:
+        nodes = [node.name for node in ring.nodes if node.dc == dc]
+        for some in (nodes[start : start + NODES_ABREAST] for start in range(0, len(nodes), NODES_ABREAST)):
+            columns = [found[name] for name in some]
+            print_table((dc, *some), [(metric, *(_value(one, metric) for one in columns)) for metric in names])
+            click.echo()
+
+
+def _value(metrics: dict[str, Any] | None, name: str) -> object:
+    """0 where the node has counted none yet; None where it does not answer."""
+    return None if metrics is None else metrics.get(name, 0)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geokv.cli.addresses import COMPOSE, LAB_DEFAULT, LAB_HELP
-from geokv.cli.exits import LabNotFound
 from geokv.cli.output import print_json, print_table
+from geokv.errors import LabNotFound
 
 if TYPE_CHECKING:
     from geokv.lab.state import LabDirectory, LabState

@@ -47,6 +47,15 @@ class AsyncConnection:
         self._on_event = on_event
         lifetime.remember(self)
 
+    def here(self) -> Host:
+        """The host, on the loop that it is bound to. Raises ClientClosed on another one."""
+        host = self.host
+        if host is None:
+            return self.open()
+        if host.loop is not asyncio.get_running_loop():
+            raise ClientClosed(lifetime.OTHER_LOOP)
+        return host
+
     def open(self) -> Host:
         """The host, where there is none yet; raises ClientClosed where there will be none any more."""
         if self.closed_because:
@@ -63,6 +72,9 @@ class AsyncConnection:
         self.host = None
 
     async def close(self) -> None:
+        if self.host is not None and self.host.loop is not asyncio.get_running_loop():
+            lifetime.close_elsewhere(self, lifetime.CLOSED)
+            return
         host, self.host = self.host, None
         self.closed_because = self.closed_because or lifetime.CLOSED
         if host is not None:
@@ -70,7 +82,7 @@ class AsyncConnection:
 
     async def ask(self, options: Options, value: Any, timeout_us: int) -> Any:
         """One operation without a key."""
-        host = self.host or self.open()
+        host = self.here()
         now = now_us()
         future = host.loop.create_future()
         operation = FutureOperation(options, b"", value, now, now + timeout_us, b"", future)
@@ -83,7 +95,7 @@ class AsyncConnection:
 
     async def ask_many(self, items: list[Item], timeout_us: int) -> list[Any]:
         """Results and errors, in the order of the items."""
-        host = self.host or self.open()
+        host = self.here()
         deadline_us = now_us() + timeout_us
         found: list[Any] = []
         for wave in waves(items):
@@ -138,7 +150,7 @@ class AsyncNamespace(Handle):
         (`.may_have_happened`), Overloaded, NamespaceNotFound, InvalidRequest.
         """
         connection = self._connection
-        host = connection.host or connection.open()
+        host = connection.here()
         if key.__class__ is not bytes or not 0 < len(key) <= 1024:
             key = arguments.encode_key(key)
         if self._codec is not None or value.__class__ is not bytes or len(value) > 65_536:
@@ -173,7 +185,7 @@ class AsyncNamespace(Handle):
         Raises Unavailable, DeadlineExceeded, Stale, Overloaded, NamespaceNotFound, InvalidRequest.
         """
         connection = self._connection
-        host = connection.host or connection.open()
+        host = connection.here()
         if key.__class__ is not bytes or not 0 < len(key) <= 1024:
             key = arguments.encode_key(key)
         options = self._read_options(consistency, r, repair)
@@ -201,7 +213,7 @@ class AsyncNamespace(Handle):
     ) -> PutResult:
         """Delete `key`; it need not exist. Arguments and errors are those of `put`."""
         connection = self._connection
-        host = connection.host or connection.open()
+        host = connection.here()
         key = arguments.encode_key(key)
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, None, replicated_to, context is not None, timeout_us)
@@ -233,11 +245,8 @@ class AsyncNamespace(Handle):
         """
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, ttl, replicated_to, False, timeout_us)
-        pairs = [
-            (options, arguments.encode_key(key), arguments.encode_value(value, self._codec), b"")
-            for key, value in arguments.pairs_of(items)
-        ]
-        return self._results(await self._connection.ask_many(pairs, timeout_us))  # type: ignore[arg-type]
+        pairs = self._put_items(options, items)
+        return self._results(pairs, await self._connection.ask_many(pairs.sendable, timeout_us))
 
     async def get_many(
         self,
@@ -254,8 +263,8 @@ class AsyncNamespace(Handle):
         """
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._read_options(consistency, r, repair)
-        items: list[Item] = [(options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)]
-        return self._results(await self._connection.ask_many(items, timeout_us))
+        items = self._key_items(options, keys)
+        return self._results(items, await self._connection.ask_many(items.sendable, timeout_us))
 
     async def delete_many(
         self,
@@ -271,8 +280,8 @@ class AsyncNamespace(Handle):
         """
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, None, replicated_to, False, timeout_us)
-        items: list[Item] = [(options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)]
-        return self._results(await self._connection.ask_many(items, timeout_us))
+        items = self._key_items(options, keys)
+        return self._results(items, await self._connection.ask_many(items.sendable, timeout_us))
 
     def batch(
         self,
@@ -306,8 +315,8 @@ class AsyncBatch(BatchBuilder):
 
     async def send(self) -> Results:
         """Send what was added. One result per item, in the order added; a batch is sent once."""
-        answers = await self._connection.ask_many(self._take(), self._timeout_us)
-        self.results = self._handle._results(answers)
+        items = self._take()
+        self.results = self._handle._results(items, await self._connection.ask_many(items.sendable, self._timeout_us))
         return self.results
 
     async def __aenter__(self) -> Self:
@@ -327,7 +336,8 @@ class AsyncClient(AsyncNamespace):
     healthy seconds the client returns. `timeout`: seconds for a whole call where a call does not state its own.
     `on_event` is called with a ClientEvent for "failover", "failback", "node_down" and "node_up"; it must not block.
 
-    It connects on first use. Close it, or use it in a `with` block.
+    It connects on first use, and is bound to the event loop of that use: each `asyncio.run` takes a client of its own.
+    Close it, or use it in a `with` block.
     """
 
     def __init__(
@@ -342,7 +352,7 @@ class AsyncClient(AsyncNamespace):
     ) -> None:
         settings = ClientSettings(
             arguments.addresses_of(addresses),
-            dc,
+            arguments.datacenter(dc, "dc"),
             arguments.names_of(failover, "failover"),
             failback_us=max(1, round(arguments.seconds(failback_after, "failback_after") * S)),
         )
@@ -372,13 +382,14 @@ class AsyncClient(AsyncNamespace):
         timeout: Seconds | None = None,
         **settings: Any,
     ) -> AsyncNamespace:
-        """Create a namespace and return its handle.
+        """Create a namespace and return its handle, whose `settings` say what it is.
 
         `exist_ok`: one of this name with the same policy will do. `settings` are those of `geokv namespace create`
         (`ttl` in seconds). Raises NamespaceExists, InvalidRequest, Unavailable.
         """
         handle = self.namespace(name, codec=codec)
-        await self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
+        body = await self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
+        handle.settings = body.get("namespace")
         return handle
 
     async def namespaces(self, *, timeout: Seconds | None = None) -> list[dict[str, Any]]:
@@ -424,7 +435,7 @@ class AsyncClient(AsyncNamespace):
         connection = getattr(self, "_connection", None)
         if connection is not None and connection.host is not None:
             _warn(f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self)
-            lifetime.close_forgotten(connection)
+            lifetime.close_elsewhere(connection, lifetime.FORGOTTEN)
 
     def __reduce__(self) -> Any:
         raise TypeError(f"a {type(self).__name__} cannot be pickled: it holds connections; make one in each process")

@@ -14,12 +14,12 @@ from typing import Any, Final
 from geokv.client.codecs import Codec
 from geokv.core.limits import KEY_BYTES_MAX, TIMEOUT_MS_MAX, VALUE_BYTES_MAX_MAX
 from geokv.core.quorum import Consistency
-from geokv.errors import InvalidRequest
+from geokv.errors import GeokvError, InvalidRequest
 from geokv.protocol.client.operations import Kind, Options, OptionsTable
 
 NODES_VARIABLE: Final = "GEOKV_NODES"
 TIMEOUT_S_DEFAULT: Final = 5.0
-_NAME_BYTES_MAX: Final = 255
+_NAME_BYTES_MAX: Final = 255  # more than a name may have: an alias of one is longer
 _TTL_MS_MAX: Final = 100 * 365 * 24 * 3600 * 1000
 _REPLICAS_MAX: Final = 255
 
@@ -30,21 +30,42 @@ Key = str | bytes
 
 def encode_key(key: Key) -> bytes:
     """1 to 1,024 bytes; a str becomes UTF-8."""
-    if key.__class__ is str:
-        key = key.encode()
-    elif not isinstance(key, bytes):
+    if not isinstance(key, bytes):
         if not isinstance(key, str):
             raise TypeError(f"a key is str or bytes, not {type(key).__name__}")
-        key = key.encode()
+        try:
+            key = key.encode()
+        except UnicodeEncodeError as error:
+            raise _no_text("the key", error) from error
     if not 0 < len(key) <= KEY_BYTES_MAX:
         size = f"{len(key)} bytes" if key else "empty"
         raise InvalidRequest(f"the key is {size}: a key has 1 to {KEY_BYTES_MAX} bytes")
     return key
 
 
+def _utf8(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise _no_text(what, error) from error
+
+
+def _no_text(what: str, error: UnicodeEncodeError) -> InvalidRequest:
+    found = error.object[error.start]
+    return InvalidRequest(
+        f"{what} is no text: {found!r} is half a character (a lone surrogate), which UTF-8 cannot write; pass bytes where"
+        " bytes are meant"
+    )
+
+
 def encode_value(value: Any, codec: Codec | None) -> bytes:
     if codec is not None:
-        value = codec.encode(value)
+        try:
+            value = codec.encode(value)
+        except GeokvError:
+            raise
+        except Exception as error:
+            raise InvalidRequest(f"the codec cannot encode the value: {type(error).__name__}: {error}") from error
     if not isinstance(value, bytes):
         if codec is not None:
             raise TypeError(f"the codec's encode() must return bytes, not {type(value).__name__}")
@@ -118,9 +139,16 @@ def level_for_reads(consistency: Level | None) -> Level | None:
 def namespace_name(name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"a namespace's name is a str, not {type(name).__name__}")
-    if not 0 < len(name.encode()) <= _NAME_BYTES_MAX:
-        raise InvalidRequest(f"a namespace's name has 1 to {_NAME_BYTES_MAX} bytes")
+    size = len(_utf8(name, "the namespace's name"))
+    if not 0 < size <= _NAME_BYTES_MAX:
+        found = f"has {size} bytes" if size else "is empty"
+        raise InvalidRequest(f"the namespace's name {found}: a name is 1 to 63 of a-z, 0-9, _, . and -")
     return name
+
+
+def _refuse_both(consistency: Level | None, replicas: int | None, name: str) -> None:
+    if consistency is not None and replicas is not None:
+        raise InvalidRequest(f"{name}= and consistency= both say how many replicas: give one of them")
 
 
 def write_options(
@@ -136,12 +164,14 @@ def write_options(
     """What writes of one kind share. Where the node itself waits for other datacenters, the timeout is part
     of it.
     """
+    _refuse_both(consistency, w, "w")
     level, copies = level_of(consistency), _count(replicated_to, "replicated_to")
     waits = timeout if copies or level is Consistency.EACH_QUORUM else 0
     return table.get(Kind.WRITE, namespace, level, _count(w, "w"), ttl_ms(ttl), copies, False, has_contexts, waits)
 
 
 def read_options(table: OptionsTable, namespace: str, consistency: Level | None, r: int | None, repair: str | None) -> Options:
+    _refuse_both(consistency, r, "r")
     level = level_of(consistency)
     if level is Consistency.EACH_QUORUM:
         raise InvalidRequest("EACH_QUORUM is a level for writes; read with QUORUM, or write with EACH_QUORUM")
@@ -156,10 +186,11 @@ def addresses_of(addresses: str | Iterable[str] | None) -> tuple[str, ...]:
         addresses = os.environ.get(NODES_VARIABLE, "")
         if not addresses.strip():
             raise InvalidRequest(f'no address: pass one, for example "127.0.0.1:7101", or set {NODES_VARIABLE}')
-    if isinstance(addresses, str):
-        addresses = addresses.split(",")
+    given: object = addresses.split(",") if isinstance(addresses, str) else addresses
+    if not isinstance(given, Iterable):
+        raise TypeError(f'addresses are "host:port", or a list of such, not {type(given).__name__}')
     found = []
-    for address in addresses:
+    for address in given:
         if not isinstance(address, str):
             raise TypeError(f"an address is a str, not {type(address).__name__}")
         host, colon, port = address.strip().rpartition(":")
@@ -171,27 +202,42 @@ def addresses_of(addresses: str | Iterable[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def datacenter(name: str, argument: str) -> str:
+    """A datacenter's name; whether there is such a one only the cluster knows."""
+    if not isinstance(name, str):
+        raise TypeError(f"{argument}= wants the name of a datacenter, not {type(name).__name__}")
+    _utf8(name, f"the name in {argument}=")
+    return name
+
+
 def names_of(names: str | Iterable[str], argument: str) -> tuple[str, ...]:
     """Datacenters in a stated order."""
-    if isinstance(names, str):
-        names = [name.strip() for name in names.split(",") if name.strip()]
-    found = tuple(names)
-    for name in found:
-        if not isinstance(name, str):
-            raise TypeError(f"{argument}= wants names of datacenters, not {type(name).__name__}")
-    return found
+    given: object = [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{argument}= wants names of datacenters, not {type(given).__name__}")
+    return tuple(datacenter(name, argument) for name in given)
 
 
 def pairs_of(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> Iterable[tuple[Key, Any]]:
     if isinstance(items, Mapping):
         return items.items()
     given: object = items
-    if isinstance(given, str | bytes):
-        raise TypeError(f"put_many wants a mapping or (key, value) pairs, not {type(given).__name__}")
-    return items
+    wanted = "put_many wants a mapping or (key, value) pairs"
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise TypeError(f"{wanted}, not {type(given).__name__}")
+    pairs: list[tuple[Key, Any]] = []
+    for index, pair in enumerate(given):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            what = f"{len(pair)} of them" if isinstance(pair, tuple | list) else type(pair).__name__
+            raise TypeError(f"{wanted}; item {index} is no pair: {what}")
+        pairs.append((pair[0], pair[1]))
+    return pairs
 
 
 def keys_of(keys: Iterable[Key]) -> Iterable[Key]:
-    if isinstance(keys, str | bytes):
-        raise TypeError(f"a list of keys is wanted, not one {type(keys).__name__}: put it into a list")
-    return keys
+    given: object = keys
+    if isinstance(given, str | bytes):
+        raise TypeError(f"a list of keys is wanted, not one {type(given).__name__}: put it into a list")
+    if not isinstance(given, Iterable):
+        raise TypeError(f"a list of keys is wanted, not {type(given).__name__}")
+    return given

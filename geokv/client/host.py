@@ -20,7 +20,7 @@ import grpc.aio
 from geokv import __version__
 from geokv.client import wire
 from geokv.client.results import CallFacts, GetResult, PutResult
-from geokv.errors import GeokvError
+from geokv.errors import GeokvError, InvalidRequest
 from geokv.protocol.client import ClientMachine, ClientSettings
 from geokv.protocol.client.messages import (
     CallFailed,
@@ -179,8 +179,12 @@ class Host:
     def _send(self, number: int, address: str, request: Request | RingAsk, timeout_s: float) -> None:
         """Begin a call now, and wait for it in a task of its own."""
         try:
-            link = self._links.get(address) or self._open(address)
             method, payload = wire.encode(request)
+        except InvalidRequest as error:
+            self.loop.call_soon(self._handle, CallFailed(number, Failure.UNWRITABLE, error.message))
+            return
+        try:
+            link = self._links.get(address) or self._open(address)
             call = link.methods[method.path](payload, timeout=timeout_s + _TRANSPORT_SLACK_S, metadata=self._metadata)
         except Exception as error:
             self.loop.call_soon(self._handle, _fault(number, error))

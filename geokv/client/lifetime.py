@@ -1,4 +1,4 @@
-"""The ends of clients that nobody closed properly: a fork, and being forgotten.
+"""The ends of clients that nobody closed properly: a fork, another event loop, and being forgotten.
 
 After a fork the child has the parent's sockets but none of its threads, so a call would wait for ever. Every client of
 the parent is therefore marked in the child, and what it holds is neither used nor collected there. gRPC itself is dead
@@ -12,6 +12,11 @@ from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 CLOSED: Final = "the client is closed; make a new one"
+FORGOTTEN: Final = "the client was forgotten, and collected"
+OTHER_LOOP: Final = (
+    "this client belongs to the event loop that it was first used in, and this is another one: make a new client in each"
+    " loop (each asyncio.run is one), or use Client, which serves any thread"
+)
 FORKED: Final = "this client belongs to the process that this one was forked from; make a new one in this process"
 NO_GRPC: Final = (
     "a client was connected before this process was forked, and gRPC does not survive that: start such processes by"
@@ -57,10 +62,10 @@ def _in_child() -> None:
         client.closed_because = why_forked()
 
 
-def close_forgotten(connection: Any) -> None:
-    """Close, from wherever the collector runs, a connection that its owner forgot."""
+def close_elsewhere(connection: Any, because: str) -> None:
+    """Close a connection from outside of its loop: from where the collector runs, or from another loop."""
     host, connection.host = connection.host, None
-    connection.closed_because = "the client was forgotten, and collected"
+    connection.closed_because = connection.closed_because or because
     if host is not None and host.loop.is_running():
         host.loop.call_soon_threadsafe(host.close_soon)
 

@@ -6,7 +6,7 @@ dictionary lookup.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from geokv.client import arguments
@@ -32,6 +32,7 @@ class Handle:
         self._name = arguments.namespace_name(name)
         self._codec = codec_of(codec)
         self._timeout_us = timeout_us
+        self.settings: dict[str, Any] | None = None  # where create_namespace made it: what the namespace is, as told then
         self._write_cache: dict[Any, Options] = {}
         self._read_cache: dict[Any, Options] = {}
 
@@ -65,14 +66,44 @@ class Handle:
             _remember(self._read_cache, raw, options)
         return options
 
+    def _put_items(self, options: Options, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> Items:
+        found = Items()
+        for key, value in arguments.pairs_of(items):
+            try:
+                found.add(self._put_item(options, key, value))
+            except GeokvError as error:
+                found.fail(error)
+        return found
+
+    def _put_item(self, options: Options, key: Key, value: Any) -> Item:
+        return options, arguments.encode_key(key), arguments.encode_value(value, self._codec), b""
+
+    def _key_items(self, options: Options, keys: Iterable[Key]) -> Items:
+        """Gets or deletes, as `options` says."""
+        found = Items()
+        for key in arguments.keys_of(keys):
+            try:
+                found.add((options, arguments.encode_key(key), None, b""))
+            except GeokvError as error:
+                found.fail(error)
+        return found
+
     def _decoded(self, got: GetResult) -> GetResult:
         if self._codec is not None and got.found:
-            got.value = self._codec.decode(got.value)
+            try:
+                got.value = self._codec.decode(got.value)
+            except GeokvError:
+                raise
+            except Exception as error:
+                raise InvalidRequest(
+                    f"the codec cannot decode the value: {type(error).__name__}: {error}; was it written without this codec?"
+                    " A handle without one reads the bytes as they are"
+                ) from error
         return got
 
-    def _results(self, items: Iterable[Any]) -> Results:
+    def _results(self, items: Items, answers: list[Any]) -> Results:
         """Errors become FailedItem; an item whose value the codec cannot decode fails alone."""
-        return Results([self._entry(item) for item in items])
+        return Results([self._entry(item) for item in items.merged(answers)])
 
     def _entry(self, item: Any) -> PutResult | GetResult | FailedItem:
         if isinstance(item, GeokvError):
@@ -80,8 +111,8 @@ class Handle:
         if isinstance(item, GetResult):
             try:
                 return self._decoded(item)
-            except Exception as error:
-                return FailedItem(InvalidRequest(f"the codec cannot decode the value: {error}"))
+            except GeokvError as error:
+                return FailedItem(error)
         return item  # type: ignore[no-any-return]
 
 
@@ -89,6 +120,38 @@ def _remember(cache: dict[Any, Options], raw: Any, options: Options) -> None:
     if len(cache) >= _CACHE_MAX:  # a caller with another TTL for every put
         cache.clear()
     cache[raw] = options
+
+
+class Items:
+    """The items of one call: those that can be sent, and why the others cannot. Each has its own result or error, so what
+    is wrong with one stops none of the others. A TypeError does: it is the program that is wrong then.
+    """
+
+    __slots__ = ("_count", "errors", "sendable")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.sendable: list[Item] = []
+        self.errors: dict[int, GeokvError] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, item: Item) -> None:
+        self.sendable.append(item)
+        self._count += 1
+
+    def fail(self, error: GeokvError) -> None:
+        """Add one that cannot be sent."""
+        self.errors[self._count] = error
+        self._count += 1
+
+    def merged(self, answers: list[Any]) -> list[Any]:
+        """What came of each, in the order added; `answers` are those to the sendable ones."""
+        if not self.errors:
+            return answers
+        rest = iter(answers)
+        return [self.errors[index] if index in self.errors else next(rest) for index in range(self._count)]
 
 
 def waves(items: list[Item]) -> list[list[Item]]:
@@ -113,7 +176,8 @@ class BatchBuilder:
     """Puts, deletes and gets to be sent together by `send()`, or at the end of its `with` block (then `results` has
     them).
 
-    Each item has its own result or error, in the order in which they were added. It is not atomic: some may fail, and
+    Each item has its own result or error, in the order in which they were added, also one that cannot be sent at all (an
+    empty key). It is not atomic: some may fail, and
     readers may see some before others.
     """
 
@@ -121,32 +185,34 @@ class BatchBuilder:
         self._handle = handle
         self._options = options
         self._read = read
-        self._items: list[Item] = []
+        self._items = Items()
         self._is_sent = False
         self.results: Results | None = None
 
     def put(self, key: Key, value: Any, *, ttl: Seconds | None = None) -> None:
         """Add a put."""
-        key = arguments.encode_key(key)
-        self._add((self._options(ttl), key, arguments.encode_value(value, self._handle._codec), b""))
+        self._add(lambda: self._handle._put_item(self._options(ttl), key, value))
 
     def delete(self, key: Key) -> None:
         """Add a delete."""
-        self._add((self._options(None), arguments.encode_key(key), None, b""))
+        self._add(lambda: (self._options(None), arguments.encode_key(key), None, b""))
 
     def get(self, key: Key) -> None:
         """Add a get."""
-        self._add((self._read, arguments.encode_key(key), None, b""))
+        self._add(lambda: (self._read, arguments.encode_key(key), None, b""))
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def _add(self, item: Item) -> None:
+    def _add(self, make: Callable[[], Item]) -> None:
         if self._is_sent:
             raise InvalidRequest("this batch was sent already; begin a new one")
-        self._items.append(item)
+        try:
+            self._items.add(make())
+        except GeokvError as error:
+            self._items.fail(error)
 
-    def _take(self) -> list[Item]:
+    def _take(self) -> Items:
         if self._is_sent:
             raise InvalidRequest("this batch was sent already; begin a new one")
         self._is_sent = True
@@ -168,7 +234,7 @@ def admin_request(verb: str, **settings: Any) -> AdminRequest:
     """Settings that are None are left out; times are given in seconds and sent in milliseconds."""
     ttl = settings.pop("ttl", None)
     if ttl is not None:
-        settings["ttl_ms"] = arguments.ttl_ms(ttl) if ttl else 0
+        settings["ttl_ms"] = arguments.ttl_ms(ttl) if arguments.seconds(ttl, "ttl") else 0
     return AdminRequest(verb, {name: _plain(value) for name, value in settings.items() if value is not None})
 
 

@@ -67,10 +67,12 @@ class PutResult:
 
     @property
     def outcome(self) -> Outcome:
+        """APPLIED, SUPERSEDED (a newer write won) or PENDING (written here, not yet in as many datacenters as asked)."""
         return Outcome(self._outcome)
 
     @property
     def achieved(self) -> Achieved:
+        """What was really reached: the level, the copies in this datacenter, and how many datacenters have it."""
         facts = self._facts
         if facts.level is Consistency.EACH_QUORUM and self._outcome != Outcome.PENDING:
             return Achieved(Consistency.EACH_QUORUM, self._replicas, self._dcs)
@@ -83,14 +85,17 @@ class PutResult:
 
     @property
     def coordinator(self) -> str:
+        """The name of the node that answered."""
         return self._facts.coordinator
 
     @property
     def dc(self) -> str:
+        """The datacenter that answered."""
         return self._facts.dc
 
     @property
     def elapsed(self) -> float:
+        """Seconds from the call to its answer, with all retries."""
         return self._elapsed_us * _MICRO
 
     def __repr__(self) -> str:
@@ -122,18 +127,22 @@ class GetResult:
 
     @property
     def achieved(self) -> Achieved:
+        """What was really asked: the level that the copies which answered amount to."""
         return Achieved(_level(self._replicas, self._facts.replicas), self._replicas, 1)
 
     @property
     def coordinator(self) -> str:
+        """The name of the node that answered."""
         return self._facts.coordinator
 
     @property
     def dc(self) -> str:
+        """The datacenter that answered."""
         return self._facts.dc
 
     @property
     def elapsed(self) -> float:
+        """Seconds from the call to its answer, with all retries."""
         return self._elapsed_us * _MICRO
 
     def __repr__(self) -> str:

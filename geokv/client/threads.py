@@ -287,11 +287,8 @@ class Namespace(Handle):
     ) -> Results:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, ttl, replicated_to, False, timeout_us)
-        pairs: list[Item] = [
-            (options, arguments.encode_key(key), arguments.encode_value(value, self._codec), b"")
-            for key, value in arguments.pairs_of(items)
-        ]
-        return self._results(self._connection.ask_many(pairs, timeout_us))
+        pairs = self._put_items(options, items)
+        return self._results(pairs, self._connection.ask_many(pairs.sendable, timeout_us))
 
     def get_many(
         self,
@@ -304,8 +301,8 @@ class Namespace(Handle):
     ) -> Results:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._read_options(consistency, r, repair)
-        items: list[Item] = [(options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)]
-        return self._results(self._connection.ask_many(items, timeout_us))
+        items = self._key_items(options, keys)
+        return self._results(items, self._connection.ask_many(items.sendable, timeout_us))
 
     def delete_many(
         self,
@@ -318,8 +315,8 @@ class Namespace(Handle):
     ) -> Results:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, None, replicated_to, False, timeout_us)
-        items: list[Item] = [(options, arguments.encode_key(key), None, b"") for key in arguments.keys_of(keys)]
-        return self._results(self._connection.ask_many(items, timeout_us))
+        items = self._key_items(options, keys)
+        return self._results(items, self._connection.ask_many(items.sendable, timeout_us))
 
     def batch(
         self,
@@ -347,8 +344,8 @@ class Batch(BatchBuilder):
         self._timeout_us = timeout_us
 
     def send(self) -> Results:
-        answers = self._connection.ask_many(self._take(), self._timeout_us)
-        self.results = self._handle._results(answers)
+        items = self._take()
+        self.results = self._handle._results(items, self._connection.ask_many(items.sendable, self._timeout_us))
         return self.results
 
     def __enter__(self) -> Self:
@@ -374,7 +371,7 @@ class Client(Namespace):
     ) -> None:
         settings = ClientSettings(
             arguments.addresses_of(addresses),
-            dc,
+            arguments.datacenter(dc, "dc"),
             arguments.names_of(failover, "failover"),
             failback_us=max(1, round(arguments.seconds(failback_after, "failback_after") * S)),
         )
@@ -399,7 +396,8 @@ class Client(Namespace):
         **settings: Any,
     ) -> Namespace:
         handle = self.namespace(name, codec=codec)
-        self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
+        body = self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
+        handle.settings = body.get("namespace")
         return handle
 
     def namespaces(self, *, timeout: Seconds | None = None) -> list[dict[str, Any]]:
@@ -437,7 +435,7 @@ class Client(Namespace):
         connection = getattr(self, "_connection", None)
         if connection is not None and connection.runner is not None:
             _warn(f"unclosed {type(self).__name__}: close it, or use it in a `with` block", ResourceWarning, source=self)
-            connection.close(should_wait=False, because="the client was forgotten, and collected")
+            connection.close(should_wait=False, because=lifetime.FORGOTTEN)
 
     def __reduce__(self) -> Any:
         raise TypeError(f"a {type(self).__name__} cannot be pickled: it holds connections; make one in each process")

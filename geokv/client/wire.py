@@ -7,12 +7,13 @@ which differ by version; any other words mean that nobody knows.
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 import grpc
 import grpc.aio
 
-from geokv.errors import WireError
+from geokv.errors import InvalidRequest, WireError
 from geokv.protocol.client.messages import CallFailed, CallReturned, Failure, RingAsk, RingMember, RingTold
 from geokv.protocol.requests import AdminRequest, ReadBatch, Request, WriteBatch
 from geokv.runtime.methods import ADMIN_DO, ADMIN_RING, KV_READ, KV_WRITE, Method
@@ -32,6 +33,24 @@ _REFUSED: Final = "Connection refused"
 
 
 def encode(request: Request | RingAsk) -> tuple[Method, bytes]:
+    """Raises InvalidRequest where a value in the request has no form on the wire: nothing was sent then."""
+    try:
+        return _encode(request)
+    except (ValueError, TypeError, RecursionError) as error:  # of protobuf, or of json
+        raise InvalidRequest(f"the request cannot be written{_culprit(request)}: {error}; nothing was sent") from error
+
+
+def _culprit(request: Request | RingAsk) -> str:
+    """The argument that JSON cannot carry, to be named in an error."""
+    for name, value in request.arguments.items() if isinstance(request, AdminRequest) else ():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError, RecursionError):
+            return f" with {name} = {str(value)[:80]}"
+    return ""
+
+
+def _encode(request: Request | RingAsk) -> tuple[Method, bytes]:
     if request.__class__ is WriteBatch:
         return KV_WRITE, kv.encode_write_request(request)
     if isinstance(request, ReadBatch):
@@ -90,7 +109,7 @@ def _failure(code: grpc.StatusCode, text: str, is_not_begun: bool) -> Failure:
 def _describe(code: grpc.StatusCode, text: str) -> str:
     if _REFUSED in text:
         return "connection refused"
-    return f"{code.name.lower().replace('_', ' ')}: {text[:300]}" if text else code.name.lower()
+    return f"{code.name.lower().replace('_', ' ')}: {text[:300]}" if text else code.name.lower().replace("_", " ")
 
 
 def _milliseconds(text: object) -> int:

@@ -27,6 +27,10 @@ class Consistency(IntEnum):
     ALL = 4
     EACH_QUORUM = 5
 
+    def __str__(self) -> str:
+        """Its name, as in print(); on the wire and in comparisons it is its number."""
+        return self.name
+
     @classmethod
     def parse(cls, level: Consistency | str | int) -> Consistency:
         """A level, its name in any case, or a synonym. Raises InvalidRequest naming the choices."""
@@ -35,7 +39,8 @@ class Consistency(IntEnum):
             name = {"LOCAL_ONE": "ONE", "LOCAL_QUORUM": "QUORUM"}.get(name, name)
             found = cls.__members__.get(name)
         else:
-            found = next((member for member in cls if member == level), None)
+            # True is no level, though Python takes it for 1.
+            found = next((member for member in cls if member == level and not isinstance(level, bool)), None)
         if found is None:
             names = ", ".join(member.name for member in cls if member)
             raise InvalidRequest(f"unknown consistency level {level!r}: choose one of {names}")

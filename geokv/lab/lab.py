@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from geokv.core.topology import OUTSIDE, Topology, clients_of, parse_topology, render_topology
-from geokv.errors import GeokvError, LabError
+from geokv.errors import ConfigurationError, GeokvError, LabError
 from geokv.lab.ask import ask_all
 from geokv.lab.ports import HOST, Ports
 from geokv.lab.process import NodeProcess, ParentPipe, stop_all, wait_ready
@@ -164,12 +164,12 @@ def _port_of(address: str) -> int:
 
 
 def read_topology(path: str | Path | None) -> Topology:
-    """Read a topology file; None is the three datacenters that come with geokv. Raises LabError, TopologyError."""
+    """Read a topology file; None is the three datacenters that come with geokv. Raises ConfigurationError."""
     wanted = _shipped(TOPOLOGY_DEFAULT) if path is None else Path(path)
     try:
         return parse_topology(wanted.read_text(encoding="utf-8"), str(wanted))
     except (OSError, UnicodeDecodeError) as error:
-        raise LabError(f"the topology {wanted} cannot be read: {error}") from error
+        raise ConfigurationError(f"the topology {wanted} cannot be read: {error}") from error
 
 
 def _shipped(name: str) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from geokv.core.topology import OUTSIDE, Topology, clients_of, parse_topology
-from geokv.errors import LabError
+from geokv.errors import LabError, LabExists
 
 FORMAT: Final = 1
 DIRECTORY_DEFAULT: Final = ".geokv-lab"
@@ -68,14 +68,14 @@ class LabDirectory:
         (self.path / ".gitignore").write_text("*\n", encoding="utf-8")
 
     def lock(self) -> DirectoryLock:
-        """Hold the directory, as a supervisor does. Raises LabError where a lab runs there already."""
+        """Hold the directory, as a supervisor does. Raises LabExists where a lab runs there already."""
         self.make()
         descriptor = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
-            raise LabError(
+            raise LabExists(
                 f"a lab runs in {self.path} already (process {self.holder()}); `geokv lab down` ends it, or choose another "
                 "place with --directory"
             ) from None

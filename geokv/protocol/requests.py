@@ -32,7 +32,12 @@ class Outcome(IntEnum):
 
     @property
     def is_error(self) -> bool:
+        """Whether it stands for an error: a result's outcome never does."""
         return self >= Outcome.INVALID
+
+    def __str__(self) -> str:
+        """Its name, as in print(); on the wire and in comparisons it is its number."""
+        return self.name
 
 
 @dataclass(slots=True)

@@ -87,7 +87,7 @@ class Calls:
         if not isinstance(reply, AdminReply):
             raise TypeError(f"an admin request was answered with {type(reply).__name__}")
         if request.verb == "metrics" and reply.outcome is Outcome.APPLIED:
-            reply = AdminReply(reply.outcome, {**reply.body, "metrics": self._host.metrics()})
+            reply = AdminReply(reply.outcome, dict(self._host.metrics()))  # the machine's are among them
         return kv.encode_admin_reply(reply)
 
     async def _ask(self, request: _RequestT, size: int, context: Context) -> object:

@@ -1,9 +1,9 @@
 """Counters as Prometheus text over HTTP, on a port of its own that is off unless asked for.
 
-    GET /metrics  ->  geokv_transport_dropped_full{node="eu-west-1",dc="eu-west"} 3
+    GET /metrics  ->  geokv_transport_dropped_full_total{node="eu-west-1",dc="eu-west"} 3
 
-The names are the node's own with dots made underscores: what `geokv status --metrics` shows, this shows. A scrape is
-answered on the loop's thread, where the node's counters live, so it needs no lock.
+The names are the node's own with dots made underscores, and `_total` behind those that only grow: what `geokv status
+--metrics` shows, this shows. A scrape is answered on the loop's thread, where the node's counters live, so it needs no lock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric, UntypedMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from geokv.errors import ConfigurationError
@@ -25,6 +25,44 @@ REQUEST_BYTES_MAX: Final = 8 * 1024
 REQUEST_S_MAX: Final = 5.0
 CONNECTIONS_MAX: Final = 16
 _UNNAMEABLE: Final = re.compile(r"[^a-zA-Z0-9_]")
+# What can go down again, by name or by the beginning of it. Everything else is counted since the process or the run began.
+_GAUGES: Final = {
+    "log.bytes": "Size of the write-ahead log, in bytes.",
+    "log.room_bytes": "Room that is left for the write-ahead log, in bytes.",
+    "cells": "Keys that this node holds, tombstones included.",
+    "calls.writing": "Writes that this node coordinates now.",
+    "calls.reading": "Reads that this node coordinates now.",
+    "calls.in_progress": "Calls of clients that wait for their answer now.",
+    "replication.pending_parts": "Parts of writes that wait for replicas now.",
+    "ship.lag_ms_max": "Longest time from a write in another datacenter to its arrival here, in milliseconds.",
+    "ship.unshipped_records.": "Records of this node that the other datacenter is not known to have.",
+    "ship.unshipped_bytes.": "Bytes of records that the other datacenter is not known to have.",
+    "peers.live": "Nodes that this node hears from now.",
+    "transport.queued_bytes": "Bytes that wait to be sent to other nodes.",
+    "transport.peers_connected": "Nodes that this node is connected to.",
+    "loop.stall_ms_max": "Longest time for which the event loop stood still, in milliseconds.",
+}
+_COUNTERS: Final = {
+    "calls.write": "Batches of writes that clients sent.",
+    "calls.read": "Batches of reads that clients sent.",
+    "calls.admin": "Administration requests that clients sent.",
+    "calls.": "Calls of clients that were turned away, by why.",
+    "log.frames": "Frames appended to the write-ahead log in this run.",
+    "log.records": "Records appended to the write-ahead log in this run.",
+    "log.appended_bytes": "Bytes appended to the write-ahead log in this run.",
+    "ship.lag_ms_bucket.": "Records that took up to so many milliseconds from elsewhere, and more than the bucket below.",
+    "ship.": "Records and bytes shipped to and received from other datacenters in this run.",
+    "clock.refused": "Stamps refused because their clock was too far ahead.",
+    "peers.lost": "How often a peer went silent.",
+    "loop.": "How often, and for how long, the event loop stood still.",
+    "events.": "How often this happened in the node's machines in this run.",
+    "transport.": "What happened to messages between nodes.",
+    "agreement.": "Steps of agreements in this datacenter.",
+    "close.": "Steps of closings of streams.",
+    "log.": "Failures of the write-ahead log, by what failed.",
+    "supervisor.": "Background tasks that failed, and that were begun anew.",
+    "node.": "Beginnings of runs of the node, and failures of them.",
+}
 _log = logging.getLogger("geokv.metrics")
 
 Source = Callable[[], Mapping[str, int | float]]
@@ -39,9 +77,20 @@ class NodeCollector:
 
     def collect(self) -> Iterable[Metric]:
         for name, value in sorted(self._source().items()):
-            family = UntypedMetricFamily(metric_name(name), name, labels=list(self._labels))
+            kind, text = described(name)
+            family = kind(metric_name(name), f"{text} ({name})", labels=list(self._labels))
             family.add_metric(list(self._labels.values()), float(value))
             yield family
+
+
+def described(name: str) -> tuple[type[CounterMetricFamily | GaugeMetricFamily], str]:
+    """The type of a metric and what it is: by its name, else by the longest beginning that is known."""
+    known = _GAUGES | _COUNTERS
+    fitting = [one for one in known if one == name or (one.endswith(".") and name.startswith(one))]
+    if not fitting:
+        return CounterMetricFamily, "How often this happened."
+    longest = max(fitting, key=len)
+    return GaugeMetricFamily if longest in _GAUGES else CounterMetricFamily, known[longest]
 
 
 def metric_name(name: str) -> str:

@@ -1,20 +1,29 @@
 """The commands on a real node, run as a user runs them: in a process of their own."""
 
 import base64
+import fcntl
 import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from geokv import errors
+from geokv.cli import exits
 from geokv.testing import Cluster
 
 DONE, EXPECTATION_FAILED, USAGE, NOT_FOUND, UNAVAILABLE = range(5)
 NOT_UTF8 = b"\xff\x00z"
 HELP_S_MAX = 0.3
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -130,7 +139,14 @@ def test_delete_deletes(geokv: Run) -> None:
         (("namespace", "create", "default"), EXPECTATION_FAILED, "default"),
         (("namespace", "delete", "default", "--yes"), USAGE, "default"),
         (("serve", "--node", "x"), USAGE, "--topology"),
+        (("namespace", "create", "default", "--ttl", "5"), EXPECTATION_FAILED, "default"),
+        (("namespace", "create", "default"), EXPECTATION_FAILED, "--exist-ok"),
+        (("namespace", "alter", "default"), USAGE, "--value-bytes-max, --ttl"),
+        (("get", "default", "k", "--dc", "mars", "--timeout", "60"), USAGE, "there are: "),
+        (("get", "default", "k", "--r", "1", "--consistency", "ONE"), USAGE, "give one of them"),
         (("lab", "status", "--directory", "/no/such/lab"), NOT_FOUND, "lab up"),
+        (("lab", "demo", "--lose", "mars"), USAGE, "there are: eu-west"),
+        (("lab", "up", "--topology", "/no/such/file"), USAGE, "/no/such/file"),
     ],
 )
 def test_each_mistake_has_its_exit_code_and_one_line(geokv: Run, arguments: tuple[str, ...], code: int, said: str) -> None:
@@ -139,6 +155,35 @@ def test_each_mistake_has_its_exit_code_and_one_line(geokv: Run, arguments: tupl
     assert done.returncode == code, done
     assert said in one_line_of_error(done)
     assert done.stdout == b""
+
+
+def test_a_lab_that_was_named_and_does_not_run_gives_3(tmp_path: Path) -> None:
+    """--lab with a place where none runs is not found; without it and without a cluster named it is a usage error."""
+    environment = {name: value for name, value in os.environ.items() if name != "GEOKV_NODES"}
+    for arguments, code in ((["--lab", "none"], NOT_FOUND), ([], USAGE)):
+        command = [sys.executable, "-m", "geokv", "get", "default", "k", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=30, check=False)
+        assert done.returncode == code
+        assert "geokv lab up" in one_line_of_error(done)
+
+
+def test_every_error_has_the_exit_code_that_the_page_says() -> None:
+    """The table of docs/cli.md names errors; each leads to the code of its row, and no error of ours is missing."""
+    rows = [line.split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if "| `" in line]
+    said = {name: int(row[1]) for row in rows if len(row) == 5 and row[1].strip().isdecimal() for name in _names_in(row[2])}
+    every = {kind.__name__: kind for kind in _tree(errors.GeokvError)}
+    for name, code in said.items():
+        assert exits.code_of(every[name]("why")) == code, name
+    bases = {name for name, kind in every.items() if any(base.__name__ in said for base in kind.__mro__[1:])}
+    assert every.keys() - said.keys() - bases <= {"GeokvError", "ClientClosed", "WireError", "LabError"}
+
+
+def _names_in(cell: str) -> list[str]:
+    return re.findall(r"`([A-Za-z]+)`", cell)
+
+
+def _tree(kind: type[errors.GeokvError]) -> list[type[errors.GeokvError]]:
+    return [kind, *(below for one in kind.__subclasses__() for below in _tree(one))]
 
 
 def test_a_cluster_that_is_not_there_gives_4(geokv: Run) -> None:
@@ -197,6 +242,47 @@ def test_status_shows_every_node_for_people_and_programs(geokv: Run, cluster: Cl
     geokv("put", "default", "counted", "v")
     after = json.loads(geokv("status", "--metrics", "--json").stdout)["metrics"]["node-1"]["log.records"]
     assert after > before
+
+
+def test_metrics_for_people_have_every_counter_as_a_number(geokv: Run) -> None:
+    """The table has a row for each name that --json has, and no cell is anything but a number."""
+    names = json.loads(geokv("status", "--metrics", "--json").stdout)["metrics"]["node-1"]
+    assert {"log.records", "calls.admin", "transport.queued_bytes"} <= names.keys()
+    assert all(isinstance(value, int | float) for value in names.values())
+    head, *rows = geokv("status", "--metrics").stdout.decode().splitlines()
+    assert head.split()[1:] == ["node-1"]
+    shown = dict(row.split() for row in rows if row)
+    assert names.keys() <= shown.keys()
+    for value in shown.values():
+        float(value.replace(",", ""))
+
+
+def test_nothing_is_folded_in_80_columns(cluster: Cluster) -> None:
+    """On a terminal of 80 columns each node stands in one line with its whole address."""
+    reading, writing = pty.openpty()
+    fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    command = [sys.executable, "-m", "geokv", "status", "--node", cluster.address]
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(command, stdout=writing, stdin=writing, env={**environment, "NO_COLOR": "1"}) as process:
+        os.close(writing)
+        shown = _read_all(reading)
+    assert process.returncode == DONE
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    (line,) = [line for line in lines if cluster.address in line]
+    assert line.split()[0] == "node-1" and line.split()[-1] == "serving"
+
+
+def _read_all(descriptor: int) -> str:
+    """What a process wrote to a terminal before it ended."""
+    found = b""
+    try:
+        while chunk := os.read(descriptor, 65_536):
+            found += chunk
+    except OSError:  # Linux says so where the other end is closed
+        pass
+    os.close(descriptor)
+    return re.sub(r"\x1b\[[0-9;]*m", "", found.decode())  # NO_COLOR leaves bold
 
 
 def test_bench_measures_what_it_did(geokv: Run) -> None:

@@ -148,6 +148,7 @@ class FakeNode:
                 if name in names and not request.arguments["exist_ok"]:
                     return AdminReply(Outcome.ALREADY_EXISTS, message=f"{name} is taken")
                 names[name] = dict(request.arguments)
+                return AdminReply(Outcome.APPLIED, {"namespace": names[name]})
             case "namespace_list":
                 return AdminReply(Outcome.APPLIED, {"namespaces": list(names.values())})
             case "namespace_alter":

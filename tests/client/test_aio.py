@@ -186,6 +186,90 @@ async def test_many_keep_their_order_and_have_their_own_errors(cluster: FakeClus
         results.raise_first()
 
 
+async def test_an_item_that_cannot_be_sent_stops_none_of_the_others(kv: AsyncClient) -> None:
+    """An empty key, half a character, a value the codec refuses: each is one item's error, the others are done."""
+    json_values = kv.namespace("default", codec="json")
+    puts = await json_values.put_many([("a", 1), ("", 2), ("b", {3}), ("c", 4)])
+    assert set(puts.errors) == {1, 2} and all(isinstance(error, InvalidRequest) for error in puts.errors.values())
+    assert puts[0].outcome is puts[3].outcome is Outcome.APPLIED
+    gets = await json_values.get_many(["\ud800", "c", "", "a"])
+    assert set(gets.errors) == {0, 2} and (gets[1].value, gets[3].value) == (4, 1)
+    deletes = await kv.delete_many(["", "a"])
+    assert set(deletes.errors) == {0} and deletes[1].error is None
+    assert not (await kv.get("a")).found
+    with pytest.raises(InvalidRequest, match="the key is empty"):
+        deletes.raise_first()
+
+
+async def test_an_item_of_a_batch_that_cannot_be_sent_stops_none_of_the_others(kv: AsyncClient) -> None:
+    """The `with` block goes on, and each item has its own result or error."""
+    async with kv.batch() as batch:
+        batch.put("a", b"1")
+        batch.put("", b"2")
+        batch.put("b", b"3", ttl=-1)
+        batch.get("k" * 1025)
+        batch.delete("c")
+    assert batch.results is not None
+    assert len(batch) == len(batch.results) == 5
+    assert set(batch.results.errors) == {1, 2, 3}
+    assert (await kv.get("a")).value == b"1"
+
+
+async def test_a_value_that_the_codec_cannot_decode_is_an_error_of_ours(kv: AsyncClient) -> None:
+    """Alone it is raised, in a list it is one item's error."""
+    await kv.put("raw", b"{\xff}")
+    json_values = kv.namespace("default", codec="json")
+    with pytest.raises(InvalidRequest, match=r"codec cannot decode the value: UnicodeDecodeError"):
+        await json_values.get("raw")
+    assert isinstance((await json_values.get_many(["raw"]))[0].error, InvalidRequest)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), b"x", timedelta(1)])
+async def test_what_has_no_form_on_the_wire_is_refused_and_not_sent(
+    cluster: FakeCluster, kv: AsyncClient, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A setting that JSON cannot carry is InvalidRequest, not Ambiguous: no node was asked."""
+    await kv.create_namespace("made")
+    for node in cluster.nodes.values():
+        node.batches.clear()
+    for method in (kv.create_namespace, kv.alter_namespace):
+        with pytest.raises(InvalidRequest, match=r"cannot be written with ttl_ms = .*; nothing was sent"):
+            await method("made", ttl_ms=value)
+    assert not [batch for node in cluster.nodes.values() for batch in node.batches]
+    assert not caplog.records
+    assert (await kv.put("k", b"v")).outcome is Outcome.APPLIED
+
+
+def test_a_second_event_loop_needs_a_client_of_its_own() -> None:
+    """What is used again after its loop ended says so as ClientClosed, and can still be closed."""
+
+    async def use(client: AsyncClient) -> None:
+        await client.put("k", b"v")
+
+    async def close(client: AsyncClient) -> None:
+        await client.close()
+
+    async def first() -> tuple[FakeCluster, AsyncClient]:
+        async with FakeCluster({"eu": 1}) as cluster:
+            client = AsyncClient(cluster.addresses("eu"))
+            await use(client)
+            return cluster, client
+
+    _, client = asyncio.run(first())
+    for call in (
+        client.put("k", b"v"),
+        client.get("k"),
+        client.delete("k"),
+        client.get_many(["k"]),
+        client.status(),
+    ):
+        with pytest.raises(ClientClosed, match="another one: make a new client in each loop"):
+            asyncio.run(call)
+    asyncio.run(close(client))
+    with pytest.raises(ClientClosed, match="make a new one"):
+        asyncio.run(use(client))
+
+
 async def test_the_last_of_two_puts_of_a_key_in_one_list_wins(cluster: FakeCluster, kv: AsyncClient) -> None:
     """A key twice in one list: its puts take effect in the order given."""
     results = await kv.put_many([("k", b"1"), ("other", b"x"), ("k", b"2")])

@@ -1,6 +1,7 @@
 """The public face: names, signatures, arguments, results and errors, without any node."""
 
 import inspect
+import json
 import pickle
 import subprocess
 import sys
@@ -10,7 +11,17 @@ from typing import Any
 import pytest
 
 import geokv
-from geokv import AsyncBatch, AsyncClient, AsyncNamespace, Batch, Client, Consistency, InvalidRequest, Namespace
+from geokv import (
+    AsyncBatch,
+    AsyncClient,
+    AsyncNamespace,
+    Batch,
+    Client,
+    Consistency,
+    InvalidRequest,
+    Namespace,
+    Outcome,
+)
 from geokv.client import arguments
 from geokv.client.results import CallFacts, FailedItem, GetResult, PutResult, Results
 from geokv.errors import GeokvError, Overloaded, Unavailable
@@ -110,6 +121,10 @@ def test_a_key_has_1_to_1024_bytes(key: str | bytes) -> None:
         ("get", {"consistency": "EACH_QUORUM"}, InvalidRequest, "for writes"),
         ("get", {"repair": "after"}, InvalidRequest, "before"),
         ("get", {"r": True}, TypeError, "whole number"),
+        ("put", {"w": 2, "consistency": "ALL"}, InvalidRequest, "give one of them"),
+        ("delete", {"w": 2, "consistency": "ONE"}, InvalidRequest, "give one of them"),
+        ("get", {"r": 2, "consistency": "QUORUM"}, InvalidRequest, "give one of them"),
+        ("put", {"ttl": float("nan")}, InvalidRequest, "at least 0.001"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_by_name(
@@ -134,6 +149,79 @@ def test_one_string_is_not_a_list_of_keys() -> None:
         for call in (kv.get_many, kv.delete_many, kv.put_many):
             with pytest.raises(TypeError):
                 call("abc")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda kv: kv.put_many([1, 2]), "item 0 is no pair: int"),
+        (lambda kv: kv.put_many([("a", b"1"), ("b", b"2", 3)]), "item 1 is no pair: 3 of them"),
+        (lambda kv: kv.put_many(5), r"a mapping or \(key, value\) pairs, not int"),
+        (lambda kv: kv.delete_many(None), "a list of keys is wanted, not NoneType"),
+        (lambda kv: kv.get_many(5), "a list of keys is wanted, not int"),
+        (lambda kv: Client(5), '"host:port", or a list of such, not int'),
+        (lambda kv: Client("h:1", dc=5), "dc= wants the name of a datacenter, not int"),
+        (lambda kv: Client("h:1", failover=5), "failover= wants names of datacenters, not int"),
+    ],
+)
+def test_a_wrong_type_is_told_what_to_give(call: Any, message: str) -> None:
+    """The TypeError names the argument's form, not a line inside of geokv."""
+    with Client("127.0.0.1:1") as kv, pytest.raises(TypeError, match=message):
+        call(kv)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda kv: kv.put("a\ud800", b"v"),
+        lambda kv: kv.get("a\ud800"),
+        lambda kv: kv.delete("a\ud800"),
+        lambda kv: kv.namespace("a\ud800"),
+        lambda kv: Client("h:1", dc="a\ud800"),
+        lambda kv: Client("h:1", failover=["a\ud800"]),
+    ],
+)
+def test_half_a_character_is_refused_as_what_it_is(call: Any) -> None:
+    """A lone surrogate has no UTF-8: InvalidRequest says so, wherever text is taken."""
+    with Client("127.0.0.1:1") as kv, pytest.raises(InvalidRequest, match="lone surrogate"):
+        call(kv)
+
+
+@pytest.mark.parametrize(("name", "found"), [("", "is empty"), ("n" * 300, "has 300 bytes")])
+def test_a_namespace_name_that_cannot_be_says_how_long_one_is(name: str, found: str) -> None:
+    """The limit told is that of names: 63."""
+    with Client("127.0.0.1:1") as kv, pytest.raises(InvalidRequest, match=f"{found}: a name is 1 to 63 of"):
+        kv.namespace(name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, "\ud800"])
+def test_what_a_codec_cannot_encode_is_an_error_of_ours(value: object) -> None:
+    """The codec's own words stand in the message, and its error is the cause."""
+    with Client("127.0.0.1:1") as kv, pytest.raises(InvalidRequest, match="codec cannot encode") as caught:
+        kv.namespace("n", codec="json").put("k", value)
+    assert isinstance(caught.value.__cause__, TypeError | ValueError)
+
+
+@pytest.mark.parametrize("member", [*Outcome, *Consistency])
+def test_outcomes_and_levels_print_as_their_names(member: Outcome | Consistency) -> None:
+    """str() and f-strings have the name; as numbers, on the wire and in JSON, they are what they were."""
+    assert str(member) == f"{member}" == member.name
+    assert f"{member:d}" == json.dumps(member) == repr(int(member))
+
+
+@pytest.mark.parametrize("kind", [PutResult, GetResult, Outcome])
+def test_every_property_of_a_result_says_what_it_is(kind: type) -> None:
+    """help() has something to show for each."""
+    found = {name: member for name, member in vars(kind).items() if isinstance(member, property)}
+    assert found and all(member.__doc__ for member in found.values())
+
+
+@pytest.mark.parametrize("level", [6, -1, True, False])
+def test_a_number_that_is_no_level_is_refused(level: int) -> None:
+    """Consistency.parse takes a member's number, and nothing that Python merely takes for one."""
+    with pytest.raises(InvalidRequest, match="choose one of ONE"):
+        Consistency.parse(level)
+    assert Consistency.parse(5) is Consistency.EACH_QUORUM
 
 
 def test_addresses_come_from_one_string_a_list_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

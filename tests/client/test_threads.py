@@ -49,6 +49,19 @@ def test_every_method_works(cluster_thread: ClusterThread) -> None:
         assert "node" in kv.status() and kv.counters()
 
 
+def test_an_item_that_cannot_be_sent_stops_none_of_the_others(cluster_thread: ClusterThread) -> None:
+    """As with asyncio: an empty key is one item's error, in lists and in batches."""
+    with Client(cluster_thread.cluster.addresses("eu"), dc="eu") as kv:
+        puts = kv.put_many({"a": b"1", "": b"2", "b": b"3"})
+        assert set(puts.errors) == {1} and puts[2].outcome is Outcome.APPLIED
+        assert set(kv.get_many(["", "a"]).errors) == set(kv.delete_many(["", "x"]).errors) == {0}
+        with kv.batch() as batch:
+            batch.put("", b"4")
+            batch.put("c", b"5")
+        assert batch.results is not None and set(batch.results.errors) == {0}
+        assert [got.value for got in kv.get_many(["a", "b", "c"])] == [b"1", b"3", b"5"]
+
+
 def test_threads_share_calls_and_wakes(cluster_thread: ClusterThread) -> None:
     """64 threads with 50 puts each: far fewer calls than puts, and every thread gets its own result."""
     with Client(cluster_thread.cluster.addresses("eu"), dc="eu") as kv, ThreadPoolExecutor(64) as pool:

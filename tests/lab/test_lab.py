@@ -11,7 +11,7 @@ import pytest
 
 from geokv import Client
 from geokv.core.topology import OUTSIDE, clients_of
-from geokv.errors import Ambiguous, DeadlineExceeded, LabError, Partial, Unavailable
+from geokv.errors import Ambiguous, DeadlineExceeded, LabExists, Partial, Unavailable
 from geokv.lab.ask import ask
 from geokv.lab.lab import Lab, read_topology
 from geokv.lab.ports import Ports, is_free
@@ -67,7 +67,7 @@ def test_a_second_lab_in_the_same_place_is_refused_by_name(tmp_path: Path, small
     """`lab up` where one runs says so and how to go on, and leaves the running one alone."""
     directory = LabDirectory(tmp_path / "lab")
     with lab_up(directory, small_topology) as state:
-        with pytest.raises(LabError, match="lab down"):
+        with pytest.raises(LabExists, match="lab down"):
             bring_up(directory, str(small_topology))
         assert directory.read() == state
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from geokv.core.ring import Member, Ring, partition_of
 from geokv.core.topology import OUTSIDE, Topology
-from geokv.errors import GeokvError, LabError
+from geokv.errors import GeokvError, InvalidRequest, LabError
 from geokv.lab.datasets import load_zones
 from geokv.lab.demo.journal import Journal
 from geokv.lab.demo.lag import LagSampler
@@ -58,13 +58,13 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions, say: Say = lambda text: None) -> DemoReport:
-    """Run it all. Raises LabError where the lab itself does not work."""
+    """Run it all. Raises LabError where the lab itself does not work, InvalidRequest for a loss that cannot be."""
     topology = read_topology(options.topology)
     lost_dc = options.lose or topology.dc_names[0]
     if lost_dc not in topology.dc_names:
-        raise LabError(f"no datacenter {lost_dc!r}; there are: {', '.join(topology.dc_names)}")
+        raise InvalidRequest(f"no datacenter {lost_dc!r}; there are: {', '.join(topology.dc_names)}")
     if len(topology.dc_names) < 2:
-        raise LabError("to lose a datacenter and go on takes at least two; this topology has one")
+        raise InvalidRequest("to lose a datacenter and go on takes at least two; this topology has one")
     began_s = time.monotonic()
     with _place(options.directory) as path:
         directory = LabDirectory(path)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from geokv.core.topology import OUTSIDE, NodeSpec, Topology, clients_of
-from geokv.errors import LabError
+from geokv.errors import InvalidRequest, LabError
 from geokv.lab.wan.proxies import STREAMS, Proxies, ProxyState, Stream, ToxicSpec
 
 LinkCondition = Literal["up", "cut", "refused", "mixed"]
@@ -104,7 +104,7 @@ class Links:
     def set_latency(self, from_dc: str, to_dc: str, round_trip_ms: int, jitter_ms: int = 0, both_ways: bool = True) -> None:
         """Change the round trip (+/- jitter) of a link, of its clients too, while connections stand."""
         if not 0 <= jitter_ms <= round_trip_ms:
-            raise LabError(f"jitter_ms = {jitter_ms} must be between 0 and round_trip_ms = {round_trip_ms}")
+            raise InvalidRequest(f"jitter_ms = {jitter_ms} must be between 0 and round_trip_ms = {round_trip_ms}")
         rows = self._between(from_dc, to_dc, both_ways)
         self._set(rows, lambda row: _latency(round_trip_ms, jitter_ms))
 
@@ -113,7 +113,7 @@ class Links:
         lift the limit.
         """
         if kb_s is not None and kb_s < 1:
-            raise LabError(f"bandwidth = {kb_s} KB/s; the least is 1 (to stop a link, cut it)")
+            raise InvalidRequest(f"bandwidth = {kb_s} KB/s; the least is 1 (to stop a link, cut it)")
         rows = [row for row in self._between(from_dc, to_dc, both_ways) if row[0] in self.topology.dc_names]
         if kb_s is None:
             self._each(rows, lambda proxy: self._remove(proxy, [f"bandwidth_{stream}" for stream in STREAMS]))
@@ -160,7 +160,7 @@ class Links:
     def _between(self, from_dc: str, to_dc: str, both_ways: bool) -> list[Row]:
         """The links between two places: from a datacenter come its nodes and its clients."""
         if to_dc not in self.topology.dc_names:
-            raise LabError(f'no datacenter "{to_dc}"; there are: {", ".join(self.topology.dc_names)}')
+            raise InvalidRequest(f'no datacenter "{to_dc}"; there are: {", ".join(self.topology.dc_names)}')
         wanted = [(from_dc, to_dc)]
         if from_dc in self.topology.dc_names:
             wanted += [(clients_of(from_dc), to_dc)]
@@ -169,12 +169,12 @@ class Links:
         found = [row for row in self.rows() if row in wanted]
         if not found:
             known = ", ".join(sorted({row[0] for row in self.rows()}))
-            raise LabError(f'no link from "{from_dc}"; links come from: {known}')
+            raise InvalidRequest(f'no link from "{from_dc}"; links come from: {known}')
         return found
 
     def _around(self, dc: str, belongs: Callable[[str, Row], bool]) -> list[Row]:
         if dc not in self.topology.dc_names:
-            raise LabError(f'no datacenter "{dc}"; there are: {", ".join(self.topology.dc_names)}')
+            raise InvalidRequest(f'no datacenter "{dc}"; there are: {", ".join(self.topology.dc_names)}')
         return [row for row in self.rows() if belongs(dc, row)]
 
     @staticmethod

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from geokv.core.ring import key_hash
-from geokv.errors import Ambiguous, ClientClosed, GeokvError, Overloaded, Unavailable
+from geokv.errors import Ambiguous, ClientClosed, GeokvError, InvalidRequest, Overloaded, Unavailable
 from geokv.protocol.client.batching import NEVER, Call, Group, read_batch, write_batch
 from geokv.protocol.client.bootstrap import Bootstrap
 from geokv.protocol.client.desk import Desk
@@ -85,7 +85,7 @@ class ClientMachine:
         self._next_operation = 0
         self._desk = desk = Desk(settings, rng)
         desk.watch = self._watch
-        self._bootstrap = Bootstrap(desk, lambda: bool(self._stranded or self._ready_waiters))
+        self._bootstrap = Bootstrap(desk, lambda: bool(self._stranded or self._ready_waiters), self._refuse_waiting)
         self._health = Health(desk, self.datacenters, self._take_back, self._found)
         self._stranded: list[Operation] = []  # nobody can be asked now
         self._stranded_due_us = NEVER
@@ -244,6 +244,12 @@ class ClientMachine:
             self._expire_unsent(late)
         if rest:
             self._strand(rest)
+
+    def _refuse_waiting(self, error: InvalidRequest) -> None:
+        """There will be no ring for this client as it is."""
+        waiting, self._stranded, self._ready_waiters = [*self._stranded, *self._ready_waiters], [], []
+        self._stranded_due_us = NEVER
+        self._tell_all(waiting, error)
 
     def _why_nobody(self) -> str:
         if not self.datacenters.is_known:
@@ -517,7 +523,7 @@ class ClientMachine:
         node = call.node
         self._desk.end(call)
         if node is None:
-            self._bootstrap.failed(call, message)
+            self._bootstrap.failed(call, failure, message)
             return
         self._desk.note(f"client.call_{failure.name.lower()}")
         if node.probe is call:
@@ -638,7 +644,7 @@ class ClientMachine:
             if node is not None:
                 self._health.judge_down(node, reason)
             else:
-                self._bootstrap.failed(call, reason)
+                self._bootstrap.failed(call, Failure.MALFORMED, reason)
             return
         if not datacenters.is_known or (told.version != datacenters.version and self._may_adopt()):
             self._adopt(told)

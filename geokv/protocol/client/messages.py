@@ -64,6 +64,7 @@ class Failure(IntEnum):
     MALFORMED = 7  # the answer makes no sense
     REJECTED = 8  # the server says that the call can never succeed as it is
     FAILED = 9  # the server failed in a way that it does not explain
+    UNWRITABLE = 10  # this client cannot write the request as bytes: nothing was sent
 
 
 @dataclass(slots=True)

@@ -105,7 +105,7 @@ def error_of_call(operation: Operation, failure: Failure, message: str, retry_af
     """The error for an operation whose whole call failed."""
     if failure == Failure.OVERLOADED:
         return _overloaded(operation, Detail(message=message, retry_after_ms=retry_after_ms))
-    if failure == Failure.REJECTED:
+    if failure in (Failure.REJECTED, Failure.UNWRITABLE):
         return InvalidRequest(message)
     if failure < Failure.OVERLOADED or may_repeat(operation):
         return Unavailable(message)
@@ -124,5 +124,7 @@ def error_of_deadline(operation: Operation, was_sent: bool) -> GeokvError:
     trouble = operation.trouble
     if trouble is not None and trouble.failure is not None:
         last = trouble.failure
-        return type(last)(f"{last.message} (tried {trouble.attempts} times in {seconds:g} s)", **last.details)
+        # None: nobody could be asked, and its message says what was done to find somebody.
+        times = {0: "waited", 1: "tried once in"}.get(trouble.attempts, f"tried {trouble.attempts} times in")
+        return type(last)(f"{last.message} ({times} {seconds:g} s)", **last.details)
     return DeadlineExceeded(f"not sent within {seconds:g} s", may_have_happened=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from geokv.core.topology import OUTSIDE, Topology, clients_of, parse_topology, render_topology
-from geokv.errors import LabError
+from geokv.errors import InvalidRequest, LabError
 from geokv.lab.wan.links import Links, proxy_name
 from geokv.lab.wan.proxies import Proxies, ToxicSpec
 from geokv.lab.wan.server import Kind, ProxyServer, has_real, start_server
@@ -199,11 +199,11 @@ def test_sent_bytes_are_counted_per_link(wan: Wan) -> None:
 def test_unknown_names_are_named(wan: Wan) -> None:
     """A link from or to nowhere is refused with what there is."""
     for change in (wan.links.cut, wan.links.heal, wan.links.refuse):
-        with pytest.raises(LabError, match='no datacenter "mars"; there are: eu, us, asia'):
+        with pytest.raises(InvalidRequest, match='no datacenter "mars"; there are: eu, us, asia'):
             change("eu", "mars")
-    with pytest.raises(LabError, match='no link from "mars"'):
+    with pytest.raises(InvalidRequest, match='no link from "mars"'):
         wan.links.cut("mars", "eu")
-    with pytest.raises(LabError, match='no datacenter "mars"'):
+    with pytest.raises(InvalidRequest, match='no datacenter "mars"'):
         wan.links.lose_dc("mars")
 
 

@@ -96,6 +96,51 @@ def test_a_datacenter_that_does_not_exist_is_refused_by_name() -> None:
         assert isinstance(error, InvalidRequest) and "eu" in str(error).split("has", 1)[1]
 
 
+@pytest.mark.parametrize("failure", [Failure.REJECTED, Failure.UNWRITABLE])
+def test_a_datacenter_that_no_node_knows_is_refused_at_once(failure: Failure) -> None:
+    """Nodes that say so end the search: every caller gets InvalidRequest with their words, and no time passes."""
+    world = World(addresses=("eu-1:1", "eu-2:1", "eu-3:1"))
+    world.refuse("eu-1")
+    for name in ("eu-2", "eu-3"):
+        world.ring_behaviours[name] = fails(failure, 'no datacenter "mars" here; there are: eu')
+    put, get = world.put("a")[0], world.get("b")[0]
+    started_us = world.now_us
+    world.run_until_told(put, get)
+    assert world.now_us - started_us < 100 * MS
+    for operation in (put, get):
+        error = world.result(operation)
+        assert isinstance(error, InvalidRequest) and not error.retryable
+        assert "there are: eu" in error.message and "connection refused" not in error.message
+    world.sent.clear()
+    world.run(10 * S)
+    assert not world.sent
+    world.heal()
+    (later,) = world.put("a")
+    world.run_until_told(later)
+    assert world.result(later) == ("ok", "eu")
+
+
+def test_one_node_that_tells_the_ring_is_enough() -> None:
+    """A refusal by one address (another program's, say) does not end the search while another one tells."""
+    world = World(addresses=("eu-1:1", "eu-2:1"))
+    world.ring_behaviours["eu-1"] = fails(Failure.REJECTED, "unimplemented")
+    (operation,) = world.put("a")
+    world.run_until_told(operation)
+    assert world.result(operation) == ("ok", "eu")
+
+
+@pytest.mark.parametrize("timeout_us", [50 * MS, 1 * S, 5 * S])
+def test_a_failure_to_reach_the_cluster_counts_what_was_asked(timeout_us: int) -> None:
+    """The number in the error is that of the questions that left, and how long was waited stands beside it."""
+    world = World()
+    world.refuse("eu-1")
+    (operation,) = world.put("a", timeout_us=timeout_us)
+    world.run_until_told(operation)
+    asked = len(world.batches(RingAsk))
+    times = "asked once" if asked == 1 else f"asked {asked} times"
+    assert world.result(operation).message.endswith(f"{times} (waited {timeout_us / S:g} s)")
+
+
 def test_without_a_datacenter_stated_that_of_the_answering_node_is_used() -> None:
     """dc="" takes the datacenter of the node that told the ring, and asks as one from outside."""
     world = World({"eu": 2, "us": 2}, dc="", addresses=("us-1:1",))
