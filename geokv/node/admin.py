@@ -188,6 +188,7 @@ class Admin:
             "flushes": upkeep.flushes,
             "compactions": upkeep.compactions,
             "failure": upkeep.failure,
+            "unreadable": self._node.context.loading.unreadable,
             "refusing": upkeep.refusal(),
         }
 

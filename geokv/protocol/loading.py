@@ -11,10 +11,12 @@ the memtable holds by then. Not here: what needs loading (`table`), the caches (
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
-from geokv.protocol.effects import Effect, Load
+from geokv.protocol.effects import Effect, Load, Log
 from geokv.protocol.table import Cells
 
+TOLD_MAX: Final = 64  # different errors that are told; all are counted
 Then = Callable[[str], None]
 """Told why the cells cannot be read; empty: they are in memory."""
 
@@ -27,7 +29,9 @@ class Loading:
         self._waiting: list[tuple[Cells, list[bytes], Then]] = []
         self._under_way: list[tuple[Cells, list[bytes], Then]] = []
         self._token = 0
+        self._told: set[str] = set()
         self.keys = 0
+        self.unreadable = ""  # what could not be read last, and why
 
     def load(self, cells: Cells, keys: list[bytes], then: Then) -> None:
         """Have `keys` of `cells` read into memory, then run `then`."""
@@ -41,7 +45,15 @@ class Loading:
         done, self._under_way = self._under_way, []
         self._launch()
         for (_, _, then), error in zip(done, errors, strict=True):
+            if error:
+                self._tell(error)
             then(error)
+
+    def _tell(self, error: str) -> None:
+        self.unreadable = error
+        if error not in self._told and len(self._told) < TOLD_MAX:
+            self._told.add(error)
+            self._effects.append(Log("error", f"cells cannot be read: {error}"))
 
     def _launch(self) -> None:
         if self._waiting and not self._under_way:

@@ -72,6 +72,7 @@ class ReadPart:
         "digests",
         "fetches",
         "fetching",
+        "has_own",
         "indexes",
         "is_done",
         "keys",
@@ -96,6 +97,7 @@ class ReadPart:
         self.theirs: dict[str, dict[int, bytes | None]] = {}  # peer -> position -> its cell
         self.cells: list[bytes | None] | None = None  # own cells, once settled
         self.query = 0
+        self.has_own = True  # the own copy can be read
         self.is_done = False
 
 
@@ -235,12 +237,28 @@ class ReadCoordinator:
             if part.is_done:
                 return
             if error:
-                self._expire(part, f"{self._context.node} cannot read its own copy ({error})")
+                self._without_own(part, table, error)
                 return
             part.cells = cells
             self._progress(part, table)
 
         self._look(table, part.keys, looked)
+
+    def _without_own(self, part: ReadPart, table: Table, error: str) -> None:
+        """The own copy cannot be read: others answer in its place, where there are enough of them."""
+        self._context.note("read.own_copy_unreadable")
+        part.has_own, part.cells = False, [None] * len(part.keys)
+        if not part.query:
+            part.query = self._context.next_id()
+            self._by_query[part.query] = part
+            self._order += 1
+            heappush(self._deadlines, (self._context.now_us + ASK_MORE_US, self._order, part))
+        while len(part.asked) < part.r and self._ask_another(part, table):
+            pass
+        if len(part.asked) < part.r:
+            self._expire(part, f"{self._context.node} cannot read its own copy ({error}), and no other replica is left to ask")
+        else:
+            self._progress(part, table)
 
     def _look(self, table: Table, keys: list[bytes], then: Callable[[list[bytes | None], str], None]) -> None:
         """`then` gets what a reader is shown of these keys, once it is in memory; or why it cannot be read."""
@@ -297,9 +315,9 @@ class ReadCoordinator:
     def _progress(self, part: ReadPart, table: Table) -> None:
         """Answer as soon as R replicas are known to agree or their cells are here."""
         cells = part.cells
-        if part.is_done or cells is None or len(part.digests) + 1 < part.r:
+        if part.is_done or cells is None or len(part.digests) + part.has_own < part.r:
             return
-        if part.r == 1:
+        if part.r == 1 and part.has_own:
             self._settle(part, cells, 1)
             return
         own = b"".join([digest_of(cell) for cell in cells])
@@ -319,8 +337,10 @@ class ReadCoordinator:
                 here = merged[at]
                 if cell is not None:
                     merged[at] = cell if here is None else table.merge(here, cell)
-        replicas = len(part.digests) + 1
+        replicas = len(part.digests) + part.has_own
         repairs = self._repairs(part, table, own, merged) if part.theirs else {}
+        if not part.has_own:
+            repairs.pop(self._context.node, None)
         if not repairs:
             self._settle(part, merged, replicas)
         elif part.call.batch.repair_before:
@@ -487,7 +507,7 @@ class ReadCoordinator:
             return
         context = self._context
         slow = dict.fromkeys(peer for peer, _ in part.fetches.values())
-        is_enough = len(part.digests) - len(slow) + 1 >= part.r
+        is_enough = len(part.digests) - len(slow) + part.has_own >= part.r
         for peer in slow:
             if is_enough or not context.is_live(peer):
                 self._drop_replica(part, peer)
@@ -512,7 +532,7 @@ class ReadCoordinator:
 
     def _expire(self, part: ReadPart, why: str) -> None:
         self._close(part)
-        achieved = len(part.digests) + (part.cells is not None)
+        achieved = len(part.digests) + (part.cells is not None and part.has_own)
         text = f"{why}: {achieved} of {part.r} replicas answered"
         self._refuse(part.call, part.indexes, Outcome.UNAVAILABLE, text, part.r, achieved)
         part.call.remaining -= 1

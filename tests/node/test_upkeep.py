@@ -140,6 +140,15 @@ def test_a_copy_that_cannot_be_read_is_an_error_and_the_others_answer() -> None:
         read = ("dc1-2", cluster.ask("dc1-2", ReadBatch("default", [b"k"], level)))
         fail_loads(cluster, read)
         assert cluster.reply(*read).values == values
+    for level, values in ((Consistency.ONE, [b"old"]), (Consistency.QUORUM, [b"old"]), (Consistency.ALL, [None])):
+        read = ("dc1-1", cluster.ask("dc1-1", ReadBatch("default", [b"k", b"absent"], level)))
+        fail_loads(cluster, read)
+        reply = cluster.reply(*read)
+        assert reply.values == [*values, None]
+        assert reply.replicas[0] == {Consistency.ONE: 1, Consistency.QUORUM: 2, Consistency.ALL: 0}[level]
+    assert "no other replica is left" in reply.details[0].message
+    assert "damaged at byte 0" in cluster.nodes["dc1-1"].status()["storage"]["unreadable"]
+    assert sum("damaged at byte 0" in effect.text for name, effect in cluster.logs if name == "dc1-1") == 1, "told once"
     heads = {key: stream.received for key, stream in cluster.streams("dc1-1").items()}
     call = ("dc1-1", cluster.write("dc1-1", {b"k": b"new"}))
     fail_loads(cluster, call)
