@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import steady
 from benchmarks.common import BenchmarkError, disk_directory, machine_facts
 from benchmarks.report import (
     OURS,
@@ -240,6 +241,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--systems", type=_systems, default=SYSTEMS_USUAL, help=_systems_help())
     parser.add_argument("--callers", type=_callers, default=CALLERS, help="concurrent callers (1,64,256)")
     parser.add_argument("--directory", type=Path, help="where the servers write; on a real disk")
+    parser.add_argument("--steady", action="store_true", help="only geokv, through flushes and compactions: benchmarks.steady")
+    parser.add_argument("--writes", type=_whole("writes", 10**9), default=2_000_000, help="with --steady (2000000)")
+    parser.add_argument("--first", type=Path, metavar="FILE", help="with --steady: the result file to compare with")
     return parser.parse_args(arguments)
 
 
@@ -305,6 +309,20 @@ async def _until_stopped(settings: Settings) -> Results:
     return await compare(settings, [SYSTEMS[name]() for name in settings.systems])
 
 
+def _run_steady(asked: argparse.Namespace, directory: Path) -> int:
+    try:
+        first_per_s = steady.first_of(asked.first) if asked.first is not None else None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        say(f"benchmarks.peers: {asked.first} is no result file of this benchmark: {error!r}")
+        return EXIT_USAGE
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        figures = runner.run(steady.measure(directory, asked.writes, first_per_s))
+    steady.show(figures)
+    if asked.json is not None:
+        write_json(asked.json, figures)
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the comparison and returns the exit code."""
     asked = parse(arguments)
@@ -318,6 +336,8 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_USAGE
     settings = Settings(asked.rounds, asked.seconds, asked.systems, asked.callers, directory, asked.json)
     raise_open_files_limit()
+    if asked.steady:
+        return _run_steady(asked, directory)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             results = runner.run(_until_stopped(settings))

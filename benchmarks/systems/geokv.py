@@ -45,11 +45,11 @@ class GeokvCluster:
     def __init__(self, version: str, addresses: list[str], pids: list[int]) -> None:
         self.version = version
         self.pids = pids
-        self._addresses = addresses
+        self.addresses = addresses
 
     @asynccontextmanager
     async def connect(self, callers: int) -> AsyncIterator[list[Caller]]:
-        async with importlib.import_module("geokv").AsyncClient(self._addresses) as client:
+        async with importlib.import_module("geokv").AsyncClient(self.addresses) as client:
             await client.wait_ready(READY_TIMEOUT_S)
             namespace = client.namespace(NAMESPACE)
             yield [GeokvCaller(namespace) for _ in range(callers)]
