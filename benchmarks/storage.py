@@ -3,7 +3,7 @@
 16-byte keys and 256-byte values, in batches that are synced before they count. Each store has a process of its own and fresh
 files on a real disk; they take turns. 1,000,000 pairs are loaded in random order, compaction included; then come
 overwrites, gets in and out of the caches, absent keys, scans and a restart. What is not installed (the extra
-`bench`) is skipped by name.
+`stores`) is skipped by name.
 
 Exits 1 when a store that is installed failed, 2 for arguments that make no sense.
 """
@@ -211,7 +211,7 @@ def main() -> int:
         there = [name for name in STORES if importlib.util.find_spec(NEEDS[name]) is not None]
         for name in STORES:
             if name not in there:
-                print(f"{name} is skipped: {NEEDS[name]} is not installed (pip install 'geokv[bench]')")
+                print(f"{name} is skipped: {NEEDS[name]} is not installed (pip install 'geokv[stores]')")
         found = run(there, directory, asked.pairs)
     except BenchmarkError as error:
         print(f"benchmarks.storage: {error}", file=sys.stderr)
