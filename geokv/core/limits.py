@@ -39,7 +39,7 @@ METADATA_BYTES_MAX: Final = 8 * KIB  # of one call
 STREAMS_PER_CONNECTION_MAX: Final = 4096  # calls in progress on one connection
 LOG_BYTES_WARN: Final = 2 * 1024 * MIB
 LOG_BYTES_MAX: Final = 4 * 1024 * MIB  # past it writes are refused, with the reason
-NAMESPACES_MAX: Final = 1024
+NAMESPACES_MAX: Final = 256  # their frontiers are written with every flush
 
 # Storage of a node.
 MEMTABLE_BYTES: Final = 32 * MIB  # records logged between two flushes

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -87,6 +88,7 @@ class Node:
         self._started_us: int | None = None
         self._bound_ms = recovered.bound_ms
         assembly.context.bound_ms = recovered.bound_ms
+        self._loading: dict[int, tuple[int, WriteBatch, Callable[[Any], None]]] = {}  # writes that wait for the disk
         self._no_room = ""  # what was said of it last
         self._log_readers: dict[int, Callable[[bytes | None], None]] = {}
         self._seen_logged: dict[str, tuple[int, int]] = {}
@@ -170,6 +172,7 @@ class Node:
             machines.definitions.wake_at_us(),
             machines.closings.cells.wake_at_us(),
             machines.digests.wake_at_us(),
+            min((until_us for until_us, _, _ in self._loading.values()), default=None),
         ]
         return min(wake for wake in wakes if wake is not None)
 
@@ -318,10 +321,21 @@ class Node:
             return
         self.context.count("write.loaded", len(missing))
         until_us = self.context.now_us + batch.timeout_ms * 1000
-        self.context.loading.load(table.cells, missing, partial(self._loaded, batch, respond, until_us))
+        write = self.context.next_id()
+        self._loading[write] = (until_us, batch, respond)
+        self.context.loading.load(table.cells, missing, partial(self._loaded, write))
 
-    def _loaded(self, batch: WriteBatch, respond: Callable[[Any], None], until_us: int, error: str) -> None:
-        """What a write builds upon is in memory."""
+    def _give_up_loading(self) -> None:
+        """Writes whose cells do not come from the disk in time are told so."""
+        now_us = self.context.now_us
+        for write in [write for write, (until_us, _, _) in self._loading.items() if until_us <= now_us]:
+            self._loaded(write, "")
+
+    def _loaded(self, write: int, error: str) -> None:
+        """What a write builds upon is in memory, or its time has passed."""
+        if write not in self._loading:
+            return
+        until_us, batch, respond = self._loading.pop(write)
         if error:
             why = f"{self.config.node} cannot read what it holds of these keys ({error}); nothing was numbered"
             respond(unavailable(batch, why, self.config.node))
@@ -329,7 +343,8 @@ class Node:
             why = self.context.is_refusing or "the disk did not answer in time; nothing was numbered"
             respond(unavailable(batch, why, self.config.node))
         else:
-            self._start_write(batch, respond)
+            left_ms = max(1, (until_us - self.context.now_us) // 1000)
+            self._start_write(replace(batch, timeout_ms=left_ms), respond)
 
     def _start_write(self, batch: WriteBatch, respond: Callable[[Any], None]) -> None:
         self._keep_bound()
@@ -642,6 +657,8 @@ class Node:
         table = self.context.tables.get(definition.id)
         is_new = table is None and not definition.is_deleted
         self.assembly.define(definition)
+        if definition.is_deleted:
+            self.upkeep.dropped()
         if table is not None and definition.is_deleted:
             for stream in table.streams:
                 self._forgotten(stream)
@@ -666,6 +683,8 @@ class Node:
         machines.receiver.tick(is_heartbeat)
         machines.definitions.tick()
         machines.closings.cells.tick()
+        if self._loading:
+            self._give_up_loading()
         machines.digests.tick()
         if is_heartbeat:
             self._heartbeat()

@@ -88,6 +88,12 @@ class _Restoring:
             assembly.commit.position = (segment, offset + len(payload))
             assembly.commit.segment_last.setdefault(segment, {})
             self._frame(segment, offset, payload)
+        end = Position(*assembly.commit.position)
+        if self._position.offset and end < self._position:
+            raise CorruptLog(
+                f"the log ends at byte {end.offset} of segment {end.segment}, and the tables hold what stood up to byte"
+                f" {self._position.offset} of segment {self._position.segment}: put the newest log back"
+            )
         assembly.retention.first_segment = first_segment or 1
         assembly.retention.built_segment = self._position.segment
         self._settle_streams()

@@ -54,6 +54,7 @@ class Upkeep:
         self._flushed_bytes = self._begun_bytes = -replayed_bytes  # as `commit.appended_bytes` counts
         self._token = 0
         self._job = ""  # what is under way
+        self._begun: Any = None  # the newest flush, until it is done: one that failed is begun again as it was
         self._is_stopping = False
         self._pauses = {"flush": _Pause(), "compaction": _Pause()}
         self._pauses["compaction"].until_us = context.now_us  # an earlier run may have left something to compact
@@ -103,9 +104,8 @@ class Upkeep:
     def tick(self) -> None:
         """Try again what failed."""
         flush, compaction = self._pauses["flush"], self._pauses["compaction"]
-        if not self._job and flush.is_over(self._context.now_us):
-            flush.until_us = None
-            self._flush()
+        if not self._job and flush.is_over(self._context.now_us) and self.flush():
+            flush.until_us = None  # else a frame is half on the disk: at the next tick
         if not self._job and compaction.is_over(self._context.now_us):
             compaction.until_us = None
             self._compact()
@@ -120,6 +120,11 @@ class Upkeep:
         self._flush()
         return bool(self._job)
 
+    def dropped(self) -> None:
+        """A namespace was deleted: its space shall come back soon."""
+        if self._pauses["compaction"].until_us is None:
+            self._pauses["compaction"].until_us = self._context.now_us
+
     def stopping(self, event: Stopping) -> None:
         """The node is about to stop: with a last flush, unless that takes long, the next start has nothing to replay."""
         self._is_stopping = True
@@ -128,10 +133,14 @@ class Upkeep:
 
     def _flush(self) -> None:
         commit = self._context.commit
-        if not commit.is_whole or commit.position == (0, 0):
+        if self._begun is not None:
+            self._begun = self._engine.flush_again(self._begun)
+        elif commit.is_whole and commit.position != (0, 0):
+            self._begun_bytes = commit.appended_bytes
+            self._begun = self._engine.begin_flush(Position(*commit.position), self.meta())
+        else:
             return  # with a frame that is to come soon
-        self._begun_bytes = commit.appended_bytes
-        self._begin("flush", self._engine.begin_flush(Position(*commit.position), self.meta()))
+        self._begin("flush", self._begun)
 
     def _compact(self) -> None:
         job = self._engine.next_compaction()
@@ -154,6 +163,7 @@ class Upkeep:
         self._pauses[what] = _Pause()
         if what == "flush":
             self.flushes += 1
+            self._begun = None
             self._flushed_bytes = self._begun_bytes
             self.on_flushed()
         else:

@@ -24,7 +24,7 @@ from typing import Final
 from geokv.core.limits import LOG_READ_BYTES_MAX
 from geokv.core.record import CELL, NO_OPERATION, decode_records, encode_record
 from geokv.core.ring import key_hash
-from geokv.errors import RecordError
+from geokv.errors import RecordError, StorageError
 from geokv.protocol import control
 from geokv.protocol.context import Context
 from geokv.protocol.intake import Intake
@@ -231,7 +231,12 @@ class CellsFetches:
         if give.unseen:
             shift, partition = table.placement.shift, message.partition
             # Keys do not go, so whatever was there when the list was begun is found, however long it takes.
-            keys = list(islice(give.unseen, SCAN_KEYS_MAX))
+            try:
+                keys = list(islice(give.unseen, SCAN_KEYS_MAX))
+            except StorageError as error:
+                self._unreadable(peer, str(error))
+                self._gives = {whose: one for whose, one in self._gives.items() if one is not give}
+                return
             give.keys.extend(key for key in keys if key_hash(key) >> shift == partition)
             if len(keys) == SCAN_KEYS_MAX:
                 return
@@ -245,17 +250,23 @@ class CellsFetches:
         end = min(start + PAGE_KEYS_MAX, len(give.keys))
 
         def loaded(error: str) -> None:
-            if not error:
-                self._send_page(peer, message, give, table, start, end)
-                return
-            self._context.note("cells.unreadable")
-            self._context.log("error", f"cells that {peer} wants cannot be read: {error}")
+            try:
+                if not error:
+                    self._send_page(peer, message, give, table, start, end)
+                    return
+            except StorageError as failure:
+                error = str(failure)
+            self._unreadable(peer, error)
 
         missing = table.cells.missing(give.keys[start:end])
         if missing:
             self._context.loading.load(table.cells, missing, loaded)
         else:
             loaded("")
+
+    def _unreadable(self, peer: str, error: str) -> None:
+        self._context.note("cells.unreadable")
+        self._context.log("error", f"cells that {peer} wants cannot be read: {error}")
 
     def _send_page(self, peer: str, message: CellsWanted, give: _Give, table: Table, start: int, end: int) -> None:
         page: list[bytes] = []

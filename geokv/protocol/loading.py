@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from geokv.core.limits import CALLS_MAX
 from geokv.protocol.effects import Effect, Load, Log
 from geokv.protocol.table import Cells
 
+LOADS_WAITING_MAX: Final = CALLS_MAX
 TOLD_MAX: Final = 64  # different errors that are told; all are counted
 Then = Callable[[str], None]
 """Told why the cells cannot be read; empty: they are in memory."""
@@ -35,6 +37,9 @@ class Loading:
 
     def load(self, cells: Cells, keys: list[bytes], then: Then) -> None:
         """Have `keys` of `cells` read into memory, then run `then`."""
+        if len(self._waiting) >= LOADS_WAITING_MAX:
+            then(f"{len(self._waiting)} calls wait for the disk already")
+            return
         self.keys += len(keys)
         self._waiting.append((cells, keys, then))
         self._launch()

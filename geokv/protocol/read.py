@@ -26,7 +26,7 @@ from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, READ_ANSWER_BYTES_MAX,
 from geokv.core.quorum import Consistency, needed
 from geokv.core.record import CELL, NO_OPERATION, encode_record
 from geokv.core.ring import key_hash
-from geokv.errors import InvalidRequest, NamespaceNotFound
+from geokv.errors import InvalidRequest, NamespaceNotFound, StorageError
 from geokv.protocol.context import Context
 from geokv.protocol.intake import Intake
 from geokv.protocol.messages import CellsRead, ReadCells
@@ -268,7 +268,16 @@ class ReadCoordinator:
             return
         self._context.count("read.loaded", len(missing))
         get = table.visible if table.is_interval else table.cells.get
-        self._context.loading.load(table.cells, missing, lambda error: then([] if error else [get(key) for key in keys], error))
+
+        def loaded(error: str) -> None:
+            found: list[bytes | None] = []
+            try:
+                found = [] if error else [get(key) for key in keys]
+            except StorageError as failure:  # a cache has let go of it, or its namespace was deleted
+                error = str(failure)
+            then(found, error)
+
+        self._context.loading.load(table.cells, missing, loaded)
 
     def answered(self, peer: str, message: CellsRead) -> None:
         """A replica answered with digests or with cells."""

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from geokv.core.limits import SEGMENT_BYTES
-from geokv.errors import DiskFull, StorageError
+from geokv.errors import DiskFull, GeokvError, StorageError
 from geokv.node.config import NodeConfig
 from geokv.node.node import Node
 from geokv.runtime.clock import monotonic_us, wall_us
@@ -66,7 +66,12 @@ def opener(
 
         def build(job: Any) -> None:
             # A node that is about to stop has nobody to disturb any more, and a process takes long to start.
-            engine.install(job, run_job(disk, job) if worker.is_closed else worker.run(job))
+            try:
+                tables = run_job(disk, job) if worker.is_closed else worker.run(job)
+            except GeokvError:
+                engine.discard(job)
+                raise
+            engine.install(job, tables)
 
         def close() -> None:
             with contextlib.suppress(StorageError):  # a log that failed is why the run has ended

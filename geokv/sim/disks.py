@@ -97,7 +97,12 @@ class Storage:
 
     def build(self, engine: LsmEngine, job: Any) -> None:
         """Run a job and let what it made stand. Raises StorageError."""
-        engine.install(job, run_job(self.disk, job))
+        try:
+            tables = run_job(self.disk, job)
+        except StorageError:
+            engine.discard(job)
+            raise
+        engine.install(job, tables)
 
     def build_in_part(self, engine: LsmEngine, job: Any) -> None:
         """What a process leaves behind that ends somewhere in the middle of it."""

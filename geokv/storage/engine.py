@@ -41,6 +41,9 @@ class Engine(Protocol):
     def begin_flush(self, end: Position, meta: bytes) -> Any:
         """A job that makes all up to `end` durable in tables."""
 
+    def flush_again(self, failed: Any) -> Any:
+        """The same job once more."""
+
     def next_compaction(self) -> Any | None:
         """The most overdue compaction; None where none is due."""
 

@@ -26,9 +26,9 @@ from geokv.storage.disk import Disk
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.cells import LsmCells, ReaderRun
 from geokv.storage.lsm.collection import CollectionRule
-from geokv.storage.lsm.facts import TableFacts, table_name
+from geokv.storage.lsm.facts import JOB_SHIFT, TableFacts, table_name
 from geokv.storage.lsm.jobs import Compaction, Edit, Flush, FlushedNamespace, Job
-from geokv.storage.lsm.manifest import State, open_manifest, write_manifest
+from geokv.storage.lsm.manifest import State, open_manifest, stage_manifest, switch_manifest, table_numbers
 from geokv.storage.lsm.strategy import Choice, Levelled, Strategy, everything, runs_of
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import TableOptions, write_tables
@@ -59,6 +59,7 @@ class LsmEngine:
         self._readers = {facts.number: self._reader(facts) for facts in self._state.all_tables()}
         self._cells: dict[int, LsmCells] = {}
         self._doomed: set[int] = set()  # files that no manifest names, or none will once the next one stands
+        self._is_dropped = False  # the manifest names tables of dropped namespaces
         self._lock = threading.Lock()  # state, readers, cells and doomed, for moments
         self._installing = threading.Lock()
 
@@ -95,6 +96,7 @@ class LsmEngine:
             self._cells.pop(namespace, None)
             self._share_rows()
             tables = dict(self._state.tables)
+            self._is_dropped |= namespace in tables
             gone = {facts.number for facts in tables.pop(namespace, ())}
             self._doomed |= gone
             self._state = replace(self._state, tables=tables)
@@ -156,20 +158,27 @@ class LsmEngine:
     # --- planning ---------------------------------------------------------------------------------------------------
 
     def begin_flush(self, end: Position, meta: bytes) -> Flush:
-        """Freeze the memtables: all frames before `end` are in them or in tables, synced, and `meta` is of that moment.
-
-        A flush that failed is begun again like this; the new one covers what it left.
-        """
+        """Freeze the memtables: all frames before `end` are in them or in tables, synced, and `meta` is of that moment."""
         assert end >= self._state.position, f"flush up to {end}, {self._state.position} is flushed"
         for cells in self._cells.values():
             cells.freeze(end)
-        namespaces = tuple(FlushedNamespace(one.namespace, one.policy, not one.has_tables) for one in self._cells.values())
-        return Flush(self._job(), self._state.position, end, namespaces, self.options.tables, meta)
+        return self._flush(end, meta, self._cells)
+
+    def flush_again(self, failed: Flush) -> Flush:
+        """The same once more, without another memtable: what failed for a day would leave one for every try."""
+        return self._flush(failed.end, failed.meta, [one.id for one in failed.namespaces])
+
+    def _flush(self, end: Position, meta: bytes, namespaces: Iterable[int]) -> Flush:
+        cells = [self._cells[namespace] for namespace in namespaces if namespace in self._cells]
+        flushed = tuple(FlushedNamespace(one.namespace, one.policy, not one.has_tables) for one in cells)
+        return Flush(self._job(), self._state.position, end, flushed, self.options.tables, meta)
 
     def next_compaction(self, rules: Mapping[int, CollectionRule] | None = None) -> Compaction | None:
         """The most overdue compaction; `rules`: what may be collected, by namespace. None where nothing is due."""
         choose = self.options.strategy.choose
         choices = [(choice, cells) for cells in self._cells.values() if (choice := choose(self.tables(cells.namespace)))]
+        if self._is_dropped:  # a manifest without them, and their space comes back
+            return Compaction(self._job(), 0, "lww", (), (), 0, 0, is_bottom=False, is_move=True, options=self.options.tables)
         if not choices:
             return None
         choice, cells = max(choices, key=lambda one: one[0].score)
@@ -207,6 +216,13 @@ class LsmEngine:
 
     # --- installing -------------------------------------------------------------------------------------------------
 
+    def discard(self, job: Job) -> None:
+        """Remove what a job that failed has left: no manifest ever named it, and nobody writes it any more."""
+        left = {number for number in table_numbers(self._disk) if number >> JOB_SHIFT == job.number}
+        with self._lock:
+            self._doomed |= left
+        self._remove(left)
+
     def install(self, job: Job, tables: tuple[TableFacts, ...]) -> None:
         """Let what a job made stand. Writes and syncs: for a thread. Raises StorageError; see the invariants."""
         self._install(self._edit(job, tables), job.number, isinstance(job, Compaction) and job.rule is not None)
@@ -238,7 +254,15 @@ class LsmEngine:
                 state = self._edited(edit, job)
             named = {facts.number for facts in state.all_tables()}
             try:
-                write_manifest(self._disk, state)
+                stage_manifest(self._disk, state)
+            except BaseException:
+                new = readers.keys() - self._readers.keys()
+                with self._lock:
+                    self._doomed |= new
+                self._remove(set(new))  # what stands is certain, and does not name them
+                raise
+            try:
+                switch_manifest(self._disk)
             except BaseException:
                 # Either of the two may be what a restart finds. Once the next manifest stands it is known.
                 with self._lock:
@@ -250,6 +274,7 @@ class LsmEngine:
                 self._readers = {number: one for number, one in (self._readers | readers).items() if number in live}
                 self._doomed |= (edit.removed | readers.keys()) - live
                 removable = self._doomed - named
+                self._is_dropped = bool(self._doomed & named)
                 shown = [(cells, self._runs(namespace)) for namespace, cells in self._cells.items()]
             for cells, runs in shown:
                 cells.show(runs, state.position, has_collected)

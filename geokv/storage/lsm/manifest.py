@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
@@ -63,12 +62,21 @@ class State:
 
 
 def write_manifest(disk: Disk, state: State) -> None:
-    """Let `state` stand, durably. After an error it is unknown which of the two stands: remove no file of either."""
-    with suppress(StorageError):  # what an earlier failure left; its unsynced pages must not be written upon
-        if disk.exists(TEMPORARY):
-            disk.remove(TEMPORARY)
+    """Let `state` stand, durably."""
+    stage_manifest(disk, state)
+    switch_manifest(disk)
+
+
+def stage_manifest(disk: Disk, state: State) -> None:
+    """Have it ready beside the one that stands. After an error that one stands."""
+    if disk.exists(TEMPORARY):  # what an earlier failure left; its unsynced pages must not be written upon
+        disk.remove(TEMPORARY)
     disk.append(TEMPORARY, encode_manifest(state))
     disk.sync(TEMPORARY)
+
+
+def switch_manifest(disk: Disk) -> None:
+    """Let what is ready stand. After an error it is unknown which of the two stands: remove no file of either."""
     disk.rename(TEMPORARY, NAME)
     disk.sync_dir(FOLDER)
 
@@ -80,7 +88,7 @@ def open_manifest(disk: Disk) -> State:
     """
     disk.make_folder(FOLDER)
     names = disk.list(FOLDER)
-    numbers = {int(match[1], 16) for match in map(_TABLE_NAME.fullmatch, names) if match}
+    numbers = table_numbers(disk)
     if not disk.exists(NAME):
         if numbers:
             raise StorageError(
@@ -103,6 +111,11 @@ def open_manifest(disk: Disk) -> State:
         disk.remove(f"{FOLDER}/{orphan:016x}.sst")
     newest_job = max([state.next_job - 1, *(number >> JOB_SHIFT for number in numbers)])
     return State(newest_job + 1, state.position, state.meta, state.tables)
+
+
+def table_numbers(disk: Disk) -> set[int]:
+    """Of the tables whose files are there, live or not."""
+    return {int(match[1], 16) for match in map(_TABLE_NAME.fullmatch, disk.list(FOLDER)) if match}
 
 
 def read_manifest(disk: Disk) -> State:

@@ -90,7 +90,7 @@ class Worker:
         package = str(Path(__file__).parents[3])  # where this very package lies
         path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
-            [sys.executable, "-m", "geokv.storage.lsm.worker_process", str(self._root.absolute()), str(self._niceness)],
+            [sys.executable, "-P", "-m", "geokv.storage.lsm.worker_process", str(self._root.absolute()), str(self._niceness)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
@@ -107,6 +107,7 @@ class Worker:
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         self._process = None
+        process.kill()  # as the end of its pipe would; but somebody may be stuck in writing to that
         with suppress(OSError):
             _pipe(process.stdin).close()
         try:
