@@ -86,6 +86,15 @@ class Stale(GeokvError):
     behind_ms: int = 0
 
 
+class NotEnoughRights(GeokvError):
+    """A bounded counter has too few rights where it was asked; nothing was numbered. `.needed`, `.available`."""
+
+    code = "NOT_ENOUGH_RIGHTS"
+    retryable = True
+    needed: int = 0
+    available: int = 0
+
+
 # --- the outcome is not what was asked, or not known ----------------------------------------------------------------
 
 

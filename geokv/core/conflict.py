@@ -1,26 +1,71 @@
 """The one place where a conflict policy is chosen: how two cells of one key become one.
 
+    lww             the cell's bytes sort as its versions do, merging is `max` (`core.cell`)
+    all others      dots under a causal context, one merge for all of them (`core.cells`)
+
 `merge` is commutative, associative and idempotent for every policy, so the order in which replicas see deltas is
-harmless. Not here: how a delta is made from an operation (`node.update`), and what a reader is shown.
+harmless. `append` is the merge that a replica does when a delta arrives: it may leave the folding for later. Not here: how a
+delta is made from an operation (`core.cells.update`, `core.lww`), and what a reader is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
+from geokv.core.cells import codec
+from geokv.core.cells.cell_type import CellType
+from geokv.core.cells.policies import CELL_TYPES
 from geokv.errors import InvalidRequest
 
 Merge = Callable[[bytes, bytes], bytes]
+LWW: Final = "lww"
+
+
+class Policy(NamedTuple):
+    """What a policy's name stands for. `kind` is None for `lww`, whose cells have a form of their own."""
+
+    name: str
+    merge: Merge
+    append: Merge
+    fold: Callable[[bytes], bytes]
+    kind: CellType | None
+
+
+def _same(cell: bytes) -> bytes:
+    return cell
+
+
+def _of_dots(kind: CellType) -> Policy:
+    tag = kind.tag
+    return Policy(kind.name, partial(codec.merge, tag), partial(codec.append, tag), partial(codec.fold, tag), kind)
+
 
 # An LWW cell's bytes sort as its versions do: the greater one is the later one.
-_MERGES: Final[dict[str, Merge]] = {"lww": max}
-POLICIES: Final = tuple(sorted(_MERGES))
+_POLICIES: Final[dict[str, Policy]] = {LWW: Policy(LWW, max, max, _same, None)} | {
+    name: _of_dots(kind) for name, kind in CELL_TYPES.items()
+}
+POLICIES: Final = tuple(sorted(_POLICIES))
+SERVED: Final = (LWW,)
+"""The policies that writes, reads and clients know: those that a namespace may be created with."""
 
 
-def merge_of(policy: str) -> Merge:
+def policy_of(name: str) -> Policy:
+    """Raises InvalidRequest for a policy that this version does not know."""
+    policy = _POLICIES.get(name)
+    if policy is None:
+        raise InvalidRequest(f"unknown policy {name!r}: choose one of {', '.join(POLICIES)}")
+    return policy
+
+
+def merge_of(name: str) -> Merge:
     """The merge of a policy. Raises InvalidRequest for a policy that this version does not know."""
-    merge = _MERGES.get(policy)
-    if merge is None:
-        raise InvalidRequest(f"unknown policy {policy!r}: choose one of {', '.join(POLICIES)}")
-    return merge
+    return policy_of(name).merge
+
+
+def check_served(name: str) -> None:
+    """Raises InvalidRequest for a policy that a namespace of this version cannot have."""
+    policy_of(name)
+    if name not in SERVED:
+        raise InvalidRequest(f"policy {name!r} is not served yet: choose one of {', '.join(SERVED)}")

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import msgpack
 
-from geokv.core.conflict import merge_of
+from geokv.core.conflict import check_served
 from geokv.core.limits import (
     CACHE_BYTES_DEFAULT,
     CACHE_BYTES_MAX,
@@ -288,7 +288,7 @@ def _whole(lowest: int, highest: int) -> Any:
 
 
 def _policy(_: str, value: object) -> str:
-    merge_of(str(value))
+    check_served(str(value))
     return str(value)
 
 
