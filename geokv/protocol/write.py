@@ -321,7 +321,9 @@ class WriteCoordinator:
                 if replaced >= version:
                     version = min(replaced + 1, VERSION_MAX)
             if contexts and contexts[index]:
-                version = max(version, int.from_bytes(contexts[index], "big") + 1)
+                seen = int.from_bytes(contexts[index], "big")
+                replaced = max(replaced, seen)
+                version = max(version, seen + 1)
             if above is not None:
                 version = max(version, above[position] + 1)
             partition = call_partitions[index]

@@ -11,6 +11,7 @@ from geokv.core.cell import (
     LwwCell,
     decode_lww,
     encode_lww,
+    is_concurrent,
     live_value,
     lww_tail,
     lww_version,
@@ -134,6 +135,23 @@ def test_a_cut_cell_is_refused(length: int) -> None:
     """A cell that ends before its value begins is not a cell."""
     with pytest.raises(RecordError, match="not an lww cell"):
         decode_lww(GOLDEN[:length])
+
+
+def test_a_concurrent_overwrite_is_told_from_a_newer_one() -> None:
+    """By the version that the winner says it replaced, whichever way round the two are given, and by no clock."""
+    eu, us = Origin("eu", "n", 1).packed(), Origin("us", "n", 1).packed()
+    base = encode_lww(10, eu, 1, False, 0, 0, b"base")
+    saw_it = encode_lww(30, us, 1, False, 0, 10, b"after")
+    ours, theirs = encode_lww(20, eu, 2, False, 0, 10, b"ours"), encode_lww(25, us, 2, True, 0, 10, b"")
+    same_tick = encode_lww(20, us, 3, False, 0, 10, b"at the same time")
+    for one, other, expected in (
+        (base, saw_it, False),
+        (base, ours, False),
+        (ours, theirs, True),
+        (ours, same_tick, True),
+        (ours, ours, False),
+    ):
+        assert is_concurrent(one, other) is is_concurrent(other, one) is expected
 
 
 def test_an_unknown_policy_is_named_with_the_known_ones() -> None:

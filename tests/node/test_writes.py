@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
-from geokv.core.cell import decode_lww, lww_version
+from geokv.core.cell import decode_lww, is_concurrent, lww_version
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, PENDING_PARTS_MAX, TIMEOUT_MS_MAX
 from geokv.core.quorum import Consistency
@@ -313,6 +315,21 @@ def test_a_put_with_a_context_is_stamped_above_what_it_saw() -> None:
     ahead = (cluster.wall_us("dc1-1") // 1000 + 30_000) << 16
     reply = cluster.put("dc1-1", b"k", b"v", contexts=[ahead.to_bytes(8, "big")])
     assert reply.versions[0] > ahead
+
+
+def test_a_record_names_the_version_that_its_writer_had_seen() -> None:
+    """What the coordinator held or what the client had read, whichever is newer: so what is concurrent can be told."""
+    cluster = Cluster(datacenters=2).start().serving()
+    for one, other in product(range(1, 4), range(1, 4)):
+        cluster.cut(f"dc1-{one}", f"dc2-{other}")
+    first = cluster.put("dc1-1", b"k", b"here")
+    other = cluster.put("dc2-1", b"k", b"there")
+    here, there = cluster.cells("dc1-1")[b"k"], cluster.cells("dc2-1")[b"k"]
+    assert is_concurrent(here, there)
+    cluster.put("dc1-1", b"k", b"after both", contexts=[other.versions[0].to_bytes(8, "big")])
+    after = cluster.cells("dc1-1")[b"k"]
+    assert decode_lww(after).replaced == max(first.versions[0], other.versions[0])
+    assert not is_concurrent(after, here) and not is_concurrent(after, there)
 
 
 def test_a_context_that_this_cluster_did_make_is_taken_however_far_ahead() -> None:
