@@ -52,6 +52,13 @@ class NamespaceExists(InvalidRequest):
     code = "ALREADY_EXISTS"
 
 
+class Conflicting(GeokvError):
+    """A key has several concurrent values, and nobody said how to make one of them. `.siblings`; see `resolver=`."""
+
+    code = "CONFLICT"
+    siblings: tuple[Any, ...] = ()
+
+
 class ClientClosed(GeokvError):
     """The client was closed, or belongs to the process that this one was forked from. Make a new one."""
 

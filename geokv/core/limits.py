@@ -80,3 +80,11 @@ APPENDED_BYTES_MIN: Final = 1 * KIB  # a stored cell is folded when more than th
 assert SIBLINGS_WARN < SIBLINGS_MAX <= CELL_ITEMS_MAX
 assert CELL_BYTES_MAX + CELL_ITEMS_MAX * 16 < MESSAGE_BYTES_MAX and APPENDED_BYTES_MIN < CELL_BYTES_MAX
 assert ELEMENT_BYTES_MAX * (MAP_DEPTH_MAX + 1) + VALUE_BYTES_MAX_MAX < CELL_BYTES_MAX
+
+# The conflict journal of a node.
+CONFLICTS_PER_NAMESPACE_MAX: Final = 1_000
+CONFLICTS_MAX: Final = 10_000  # of all namespaces
+CONFLICTS_PER_WRITE_MAX: Final = 8  # how many of those that one write met are noted
+LOSER_BYTES_MAX: Final = 1 * KIB  # of each of the two values
+
+assert CONFLICTS_PER_NAMESPACE_MAX <= CONFLICTS_MAX

@@ -335,9 +335,9 @@ def test_a_record_names_the_version_that_its_writer_had_seen() -> None:
 def test_a_context_that_this_cluster_did_make_is_taken_however_far_ahead() -> None:
     """A version that stands in the cell is a version of ours, though a clock was hours ahead when it was made."""
     cluster = one_dc()
-    cluster.wall_offset_us["dc1-2"] = 3600 * SECOND
-    cluster.run(SECOND)
-    first = cluster.put("dc1-2", b"k", b"from the future")
+    first = cluster.put("dc1-2", b"k", b"in time")
+    cluster.nodes["dc1-2"].context.clock.last += 3_600_000 << 16
+    first = cluster.put("dc1-2", b"k", b"from the future", contexts=[first.versions[0].to_bytes(8, "big")])
     cluster.run(SECOND)
     second = cluster.put("dc1-1", b"k", b"after it", contexts=[first.versions[0].to_bytes(8, "big")])
     assert second.outcomes == [Outcome.APPLIED]

@@ -20,6 +20,8 @@ class CellType(ABC):
     tag: ClassVar[int]
     signature: ClassVar[Signature]
     is_deletable: ClassVar[bool] = True
+    is_contested: ClassVar[bool] = False
+    """Whether concurrent updates can meet so that a rule hides one of them, or several are shown: what the journal notes."""
     takes_unseen: ClassVar[bool] = False
     """Whether an operation takes what its context names and the coordinator has not got yet: only where what is taken need not
     be known, because the operation replaces all that was seen."""
@@ -45,6 +47,14 @@ class CellType(ABC):
     def place(self, payload: bytes) -> bytes | None:
         """What an item is about: of two live items about the same, a rule decides. None where both count."""
         return b""
+
+    def prefers(self, one: Entry, other: Entry) -> bool | None:
+        """Of two live items about the same: whether a reader is shown `one` and not `other`. None where both are shown."""
+        return None
+
+    def told(self, payload: bytes) -> bytes:
+        """What an item carries, as a reader knows it."""
+        return payload
 
     def clear(self, view: View, draft: Draft) -> None:
         """Take everything here: a delete of the key or of the field."""

@@ -27,7 +27,7 @@ from typing import Final
 
 from geokv.core.cells.context import NUMBER_MAX, CausalContext, Spans, is_within
 from geokv.core.cells.state import CellState, Totals
-from geokv.core.cells.varint import append_varint, read_varint
+from geokv.core.cells.varint import append_varint, read_varint, varint
 from geokv.core.limits import APPENDED_BYTES_MIN
 from geokv.core.origin import PACKED_BYTES_MAX, is_origin
 from geokv.errors import InvalidRequest, RecordError
@@ -37,6 +37,7 @@ TOKEN_TAG: Final = 0xC7
 TOKEN_BYTES_MAX: Final = 64 * 1024
 _WIDTHS: Final = "BHIQ"  # codes 0 to 3: 1, 2, 4 and 8 bytes
 _HAS_MARKS: Final = 16
+_NO_DOTS: Final[dict[int, bytes]] = {}
 _Counts = list[tuple[bytes, int, int]]  # (origin, its last dot, how many items)
 
 
@@ -45,6 +46,8 @@ _Counts = list[tuple[bytes, int, int]]  # (origin, its last dot, how many items)
 
 def encode(tag: int, state: CellState) -> bytes:
     """One frame: the canonical bytes of `state`."""
+    if len(state.context.spans) == 1 and not state.marks and (small := _small(tag, state)):
+        return small
     body = bytearray()
     _append_context(body, state.context, state.items)
     _append_items(body, state)
@@ -53,6 +56,22 @@ def encode(tag: int, state: CellState) -> bytes:
     head = bytearray((tag, FORMAT))
     append_varint(head, len(body))
     return bytes(head + body)
+
+
+def _small(tag: int, state: CellState) -> bytes:
+    """The same bytes for the usual delta, one item of one origin, in a third of the time; nothing where it is not so small."""
+    ((origin, spans),) = state.context.spans.items()
+    dots = state.items.get(origin, _NO_DOTS)
+    if len(spans) != 2 or len(dots) != 1:
+        return b""
+    ((number, payload),) = dots.items()
+    after, upto = spans
+    if number != upto or len(payload) > 127 or len(origin) > 127:
+        return b""
+    body = (
+        b"\1\0%c%b\1" % (len(origin), origin) + varint(after) + varint(upto - after) + b"\1\0\0%c%b" % (len(payload), payload)
+    )
+    return b"%c%c" % (tag, FORMAT) + varint(len(body)) + body
 
 
 def decode(tag: int, cell: bytes) -> CellState:
@@ -80,11 +99,14 @@ def merge(tag: int, mine: bytes, theirs: bytes) -> bytes:
 
 def append(tag: int, stored: bytes, delta: bytes) -> bytes:
     """The same cell as their merge, not folded until what is appended outgrows what it is appended to. Raises RecordError."""
-    _, end = _frame(tag, stored, 0)
     both = stored + delta
-    if len(both) - end > max(end, APPENDED_BYTES_MIN):
-        return encode(tag, decode(tag, both))
-    return both
+    return encode(tag, decode(tag, both)) if has_outgrown(tag, both) else both
+
+
+def has_outgrown(tag: int, cell: bytes) -> bool:
+    """Whether what was appended to a cell is so much that it should be folded. Raises RecordError."""
+    _, end = _frame(tag, cell, 0)
+    return len(cell) - end > max(end, APPENDED_BYTES_MIN)
 
 
 def _frame(tag: int, cell: bytes, offset: int) -> tuple[int, int]:
@@ -240,6 +262,8 @@ def _width(column: list[int]) -> int:
 
 def _decode_body(body: bytes) -> CellState:
     state = CellState()
+    if body[:2] == b"\1\0" and _decode_small(body, state):
+        return state
     offset, counts = _read_context(body, 0, state.context.spans, has_items=True)
     if offset >= len(body):
         raise RecordError("the frame ends before its items")
@@ -250,6 +274,24 @@ def _decode_body(body: bytes) -> CellState:
     if offset != len(body) or widths > _HAS_MARKS | 15:
         raise RecordError(f"the frame has {len(body)} bytes, {offset} of which are understood")
     return state
+
+
+def _decode_small(body: bytes, state: CellState) -> bool:
+    """The usual delta, one item of one origin, in a third of the time; False, and nothing done, where it is another."""
+    at = 3 + body[2] if len(body) > 2 else 0
+    if len(body) - at < 8 or at > 3 + PACKED_BYTES_MAX or body[at] != 1 or not is_origin(body[3:at]):
+        return False
+    after, offset = read_varint(body, at + 1)
+    length, offset = read_varint(body, offset)
+    if not 0 < length <= NUMBER_MAX - after or body[offset : offset + 3] != b"\1\0\0":
+        return False
+    start = offset + 4
+    if len(body) < start or len(body) != start + body[start - 1]:
+        return False
+    origin, upto = body[3:at], after + length
+    state.context.spans[origin] = (after, upto)
+    state.items[origin] = {upto: body[start:]}
+    return True
 
 
 def _read_items(body: bytes, offset: int, widths: int, counts: _Counts, state: CellState) -> int:

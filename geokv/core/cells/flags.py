@@ -41,12 +41,16 @@ class FlagDw(CellType):
 
     name = "flag_dw"
     tag = 6
+    is_contested = True
     signature: ClassVar[Signature] = {"enable": (), "disable": (), DELETE: ()}
     takes_unseen = True
 
     def apply(self, view: View, operation: Operation, draft: Draft) -> None:
         draft.take(view.entries())
         draft.put(view, _ENABLED if operation.name == "enable" else _DISABLED)
+
+    def prefers(self, one: Entry, other: Entry) -> bool | None:
+        return one.payload < other.payload
 
     def value(self, view: View) -> bool:
         settings = set(view.payloads())

@@ -27,6 +27,7 @@ class MapRr(CellType):
 
     name = "map_rr"
     tag = 15
+    is_contested = True
     signature: ClassVar[Signature] = {"remove": (is_element,), DELETE: ()}
 
     def __init__(self, fields: Mapping[str, CellType]) -> None:
@@ -86,6 +87,15 @@ class MapRr(CellType):
         cut = step_end(payload)
         below = self._decode_step(payload[:cut])[1].place(payload[cut:])
         return None if below is None else payload[:cut] + below
+
+    def prefers(self, one: Entry, other: Entry) -> bool | None:
+        cut = step_end(one.payload)
+        below = self._decode_step(one.payload[:cut])[1]
+        return below.prefers(one._replace(payload=one.payload[cut:]), other._replace(payload=other.payload[cut:]))
+
+    def told(self, payload: bytes) -> bytes:
+        cut = step_end(payload)
+        return self._decode_step(payload[:cut])[1].told(payload[cut:])
 
     def hidden(self, view: View) -> list[Entry]:
         """What is hidden in any field, with the path to it."""

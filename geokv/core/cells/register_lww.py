@@ -29,6 +29,7 @@ class RegisterLww(CellType):
     tag = 4
     signature: ClassVar[Signature] = {"write": (is_value,), DELETE: ()}
     takes_unseen = True
+    is_contested = True
 
     def apply(self, view: View, operation: Operation, draft: Draft) -> None:
         entries = view.entries()
@@ -39,8 +40,18 @@ class RegisterLww(CellType):
 
     def value(self, view: View) -> bytes | None:
         """The latest value; None where there is none."""
-        latest = max(view.entries(), key=lambda entry: (_version(entry), entry.origin, entry.number), default=None)
+        latest = max(view.entries(), key=_order, default=None)
         return None if latest is None else latest.payload[_VERSION_BYTES:]
+
+    def prefers(self, one: Entry, other: Entry) -> bool | None:
+        return _order(one) > _order(other)
+
+    def told(self, payload: bytes) -> bytes:
+        return payload[_VERSION_BYTES:]
+
+
+def _order(entry: Entry) -> tuple[int, bytes, int]:
+    return _version(entry), entry.origin, entry.number
 
 
 def _version(entry: Entry) -> int:

@@ -57,7 +57,11 @@ class SetRw(CellType):
 
     name = "set_rw"
     tag = 9
+    is_contested = True
     signature: ClassVar[Signature] = {"add": (is_element,), "remove": (is_element,), DELETE: ()}
+
+    def prefers(self, one: Entry, other: Entry) -> bool | None:
+        return one.payload < other.payload
 
     def apply(self, view: View, operation: Operation, draft: Draft) -> None:
         element: bytes = operation.arguments[0]

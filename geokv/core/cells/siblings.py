@@ -29,6 +29,10 @@ class Siblings(CellType):
     tag = 2
     signature: ClassVar[Signature] = {"put": (is_value, is_deadline), DELETE: ()}
     takes_unseen = True
+    is_contested = True
+
+    def told(self, payload: bytes) -> bytes:
+        return payload[read_varint(payload, 0)[1] :]
 
     def heeds_context(self, operation: Operation) -> bool:
         return True
@@ -59,6 +63,7 @@ class RegisterMv(CellType):
     tag = 3
     signature: ClassVar[Signature] = {"write": (is_value,), DELETE: ()}
     takes_unseen = True
+    is_contested = True
 
     def apply(self, view: View, operation: Operation, draft: Draft) -> None:
         left = draft.take(view.entries())

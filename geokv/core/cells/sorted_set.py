@@ -14,7 +14,7 @@ from geokv.core.cells.cell_type import CellType
 from geokv.core.cells.numbers import decode_number, encode_number
 from geokv.core.cells.operation import DELETE, Number, Operation, Signature, is_element, is_number
 from geokv.core.cells.varint import read_varint, varint
-from geokv.core.cells.view import Draft, View
+from geokv.core.cells.view import Draft, Entry, View
 
 
 class SortedSet(CellType):
@@ -22,6 +22,7 @@ class SortedSet(CellType):
 
     name = "sorted_set"
     tag = 13
+    is_contested = True
     signature: ClassVar[Signature] = {"add": (is_element, is_number), "remove": (is_element,), DELETE: ()}
 
     def apply(self, view: View, operation: Operation, draft: Draft) -> None:
@@ -34,6 +35,10 @@ class SortedSet(CellType):
     def place(self, payload: bytes) -> bytes | None:
         length, start = read_varint(payload, 0)
         return payload[start : start + length]
+
+    def prefers(self, one: Entry, other: Entry) -> bool | None:
+        scores = [decode_number(entry.payload, sum(read_varint(entry.payload, 0))) for entry in (one, other)]
+        return bool(scores[0] > scores[1])
 
     def value(self, view: View) -> list[tuple[bytes, Number]]:
         """(member, score) by rising score, equal ones by member."""

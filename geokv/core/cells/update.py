@@ -14,13 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from geokv.core.cells.cell_type import CellType
+from geokv.core.cells.codec import decode, encode_token
 from geokv.core.cells.context import CausalContext, Dot
 from geokv.core.cells.map_rr import MapRr
 from geokv.core.cells.operation import DELETE, TAKING, Operation, check_arguments
 from geokv.core.cells.state import CellState
 from geokv.core.cells.view import Draft, View
+from geokv.core.cells.wire import encode_value
 from geokv.core.limits import CELL_BYTES_MAX, CELL_ITEMS_MAX
 from geokv.errors import InvalidRequest, Stale
+
+assert 2 * CELL_ITEMS_MAX <= CELL_BYTES_MAX
 
 
 def check(kind: CellType, operation: Operation) -> None:
@@ -48,11 +52,14 @@ def update(
     previous: int | None = None,
     stamp: int = 0,
     covered: Mapping[bytes, int] | None = None,
+    held_bytes: int | None = None,
+    is_checked: bool = False,
 ) -> CellState:
     """The delta of `operation`, under `dot`.
 
     `previous` is the origin's dot on this key before, by default as `held` knows it; `stamp` the HLC of the record; `covered`
-    the replica's frontier per origin: what it covers was seen here, also where the cell has been collected since.
+    the replica's frontier per origin: what it covers was seen here, also where the cell has been collected since. `held_bytes`:
+    how long `held` is, encoded, where that is known: then a small cell need not be measured. `is_checked`: by `check`, before.
 
     A context comes from a client and is not trusted. The caller has made sure that it names nothing beyond the frontiers of all
     owners (`CausalContext.beyond`): what is joined into a delta stays for ever. Own dots to come are refused here.
@@ -60,7 +67,8 @@ def update(
     Raises InvalidRequest for what cannot be, Stale where the context names what `held` must contain and does not,
     NotEnoughRights.
     """
-    check(kind, operation)
+    if not is_checked:
+        check(kind, operation)
     seen = operation.context if kind.heeds_context(operation) else None
     before = held.context.last(dot.origin) if previous is None else previous
     draft = Draft(held, dot, before, seen, stamp)
@@ -77,7 +85,8 @@ def update(
             draft.take_all()
     else:
         kind.apply(view, operation, draft)
-        _check_size(kind, held, draft.delta)
+        if held_bytes is None or held_bytes + draft.delta.payload_bytes() > 2 * CELL_ITEMS_MAX:  # an item has two bytes or more
+            _check_size(kind, held, draft.delta)
     if unseen is not None:
         draft.delta.context.join(unseen)
     return draft.delta
@@ -111,6 +120,14 @@ def is_tombstone(kind: CellType, state: CellState, now_ms: int = 0) -> bool:
 def value(kind: CellType, state: CellState, now_ms: int = 0) -> object:
     """What a reader is shown at `now_ms`."""
     return kind.value(View(state, now_ms=now_ms))
+
+
+def show(kind: CellType, cell: bytes, now_ms: int = 0) -> tuple[bytes | None, bytes]:
+    """(value as it travels, context token) of a cell; no value where there is nothing to show. Raises RecordError."""
+    state = decode(kind.tag, cell)
+    view = View(state, now_ms=now_ms)
+    shown = encode_value(kind.name, kind.value(view)) if kind.is_present(view) else None
+    return shown, encode_token(state.context)
 
 
 def sweep(kind: CellType, held: CellState, dot: Dot, is_stable: Callable[[Dot], bool], now_ms: int = 0) -> CellState | None:

@@ -231,3 +231,30 @@ def test_numbers_have_one_form(number: int) -> None:
     with pytest.raises(RecordError):
         read_varint(bytes(out) + b"\0", 0)
     assert unzigzag(zigzag(number)) == number and unzigzag(zigzag(-number)) == -number
+
+
+@given(
+    after=st.integers(0, 1 << 40),
+    length=st.integers(1, 1 << 40),
+    payload=st.binary(max_size=300),
+    name=st.text("abc-", min_size=1, max_size=31),
+)
+def test_the_usual_delta_has_the_same_bytes_by_the_short_way(after: int, length: int, payload: bytes, name: str) -> None:
+    """One item of one origin is written and read without the columns; beside a second origin it takes the long way."""
+    origin, other = Origin(name, "n", 7).packed(), Origin("z", "z", 9).packed()
+    alone, both = CellState(), CellState()
+    for state in (alone, both):
+        state.context.add(origin, after, after + length)
+        state.items[origin] = {after + length: payload}
+    both.context.add(other, 0, 3)
+    cell = encode(8, alone)
+    assert decode(8, cell) == alone
+    taken = decode(8, encode(8, both))
+    del taken.context.spans[other]
+    assert taken == alone and encode(8, taken) == cell
+    body = bytearray()
+    codec._append_context(body, alone.context, alone.items)
+    codec._append_items(body, alone)
+    head = bytearray((8, codec.FORMAT))
+    codec.append_varint(head, len(body))
+    assert cell == bytes(head + body)
