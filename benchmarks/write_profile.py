@@ -17,11 +17,13 @@ from time import perf_counter_ns
 from typing import Any, Final, cast
 
 from benchmarks.common import cell, table
+from geokv.core.cells.operation import Operation
+from geokv.core.cells.wire import encode_operation
 from geokv.core.topology import parse_topology
 from geokv.node.config import NodeConfig
 from geokv.node.node import Node
 from geokv.protocol.effects import Answer, Asked, Delivered, Effect, Event, PeerConnected, Persist, Persisted, Send, Woken
-from geokv.protocol.requests import WriteBatch, WriteReply
+from geokv.protocol.requests import AdminRequest, WriteBatch, WriteReply
 from geokv.runtime.wire import kv
 from geokv.runtime.wire.peer import decode_frame, encode_message
 from geokv.storage.crash_disk import CrashDisk
@@ -29,6 +31,7 @@ from geokv.storage.lsm.engine import LsmEngine
 
 NODES: Final = ("n1", "n2", "n3")
 KEYS: Final = [b"key-%012d" % number for number in range(10_000)]
+FEW_KEYS: Final = 200  # of cells of dots, so that they have something in them
 ROOM_BYTES: Final = 32 << 20
 WALL_US: Final = 1_700_000_000_000_000
 TOPOLOGY: Final = 'cluster = "profile"\npartitions = 256\n[[datacenter]]\nname = "dc"\nreplicas = 3\n' + "".join(
@@ -117,17 +120,28 @@ class Cluster:
         self.give(coordinator, Asked(call, batch))
         self.work_off()
 
+    def create(self, policy: str) -> None:
+        """Make a namespace of that policy and by its name, and wait until all nodes have it."""
+        self.give(NODES[0], Asked(0, AdminRequest("namespace_create", {"name": policy, "policy": policy})))
+        while not all(node.assembly.table_named(policy) for node in self.nodes.values()):
+            self.work_off()
+            self.now_us += 50_000
+            for name in NODES:
+                self.give(name, Woken())
 
-def measure(batches: int, items: int, rng: random.Random) -> tuple[dict[str, float], dict[str, float]]:
+
+def measure(batches: int, items: int, rng: random.Random, policy: str) -> tuple[dict[str, float], dict[str, float]]:
     """Microseconds per write and step, and how often each step ran per batch; the best of five rounds."""
     cluster = Cluster()
+    if policy != "lww":
+        cluster.create(policy)
     best: dict[str, float] = {}
     often: dict[str, float] = {}
     for attempt in range(6):
         cluster.spent_ns.clear()
         cluster.times.clear()
         for number in range(batches):
-            payload = request(rng.sample(KEYS, items))
+            payload = request(rng.sample(KEYS if policy == "lww" else KEYS[:FEW_KEYS], items), policy, rng)
             cluster.write(NODES[number % 3], attempt * batches + number, payload)
         figures = {step: spent_ns / 1e3 / (batches * items) for step, spent_ns in cluster.spent_ns.items()}
         if attempt and (not best or sum(figures.values()) < sum(best.values())):
@@ -136,19 +150,30 @@ def measure(batches: int, items: int, rng: random.Random) -> tuple[dict[str, flo
     return best, often
 
 
-def request(keys: list[bytes]) -> bytes:
-    """A batch of puts, as the SDK sends it."""
-    values = cast("list[bytes | None]", [bytes(256)] * len(keys))
-    return kv.encode_write_request(WriteBatch("default", keys, values, operations=[bytes(16)] * len(keys)))
+def request(keys: list[bytes], policy: str, rng: random.Random) -> bytes:
+    """A batch of puts, increments or additions, as the SDK sends it."""
+    if policy == "lww":
+        values = cast("list[bytes | None]", [bytes(256)] * len(keys))
+    else:
+        values = [encode_operation(operation(policy, rng)) for _ in keys]
+    names = [bytes(16)] * len(keys)
+    batch = WriteBatch("default" if policy == "lww" else policy, keys, values, operations=names, has_updates=policy != "lww")
+    return kv.encode_write_request(batch)
+
+
+def operation(policy: str, rng: random.Random) -> Operation:
+    """One more, or one of a hundred elements."""
+    return Operation("increment", (1,)) if policy == "counter_pn" else Operation("add", (b"element-%03d" % rng.randrange(100),))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--items", type=int, default=60, help="writes in one batch (60)")
     parser.add_argument("--batches", type=int, default=150, help="batches in one round (150)")
+    parser.add_argument("--policy", choices=["lww", "counter_pn", "set_aw"], default="lww", help="of the namespace (lww)")
     asked = parser.parse_args()
     gc.set_threshold(50_000, 20, 100)
-    figures, often = measure(asked.batches, asked.items, random.Random(1))
+    figures, often = measure(asked.batches, asked.items, random.Random(1), asked.policy)
     steps = sorted(figures, key=lambda step: -figures[step])
     rows = [[step, cell(figures[step], 2), cell(often[step], 1)] for step in steps]
     rows.append(["all of it, on three nodes", cell(sum(figures.values()), 2), ""])

@@ -52,6 +52,13 @@ class NamespaceExists(InvalidRequest):
     code = "ALREADY_EXISTS"
 
 
+class Conflicting(GeokvError):
+    """A key has several concurrent values, and nobody said how to make one of them. `.siblings`; see `resolver=`."""
+
+    code = "CONFLICT"
+    siblings: tuple[Any, ...] = ()
+
+
 class ClientClosed(GeokvError):
     """The client was closed, or belongs to the process that this one was forked from. Make a new one."""
 
@@ -84,6 +91,15 @@ class Stale(GeokvError):
     code = "STALE"
     retryable = True
     behind_ms: int = 0
+
+
+class NotEnoughRights(GeokvError):
+    """A bounded counter has too few rights where it was asked; nothing was numbered. `.needed`, `.available`."""
+
+    code = "NOT_ENOUGH_RIGHTS"
+    retryable = True
+    needed: int = 0
+    available: int = 0
 
 
 # --- the outcome is not what was asked, or not known ----------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,25 +12,37 @@ import click
 
 from geokv.cli import exits
 from geokv.cli.addresses import Place, place_options
-from geokv.cli.output import print_json, text_or_base64
+from geokv.cli.output import plain, print_json, text_or_base64
 
 if TYPE_CHECKING:
     from geokv.client import GetResult, PutResult
 
 LEVEL_HELP = "ONE, TWO, QUORUM, ALL, EACH_QUORUM (writes), LOCAL_ONE, LOCAL_QUORUM; the namespace's where it is not given."
-_level = click.option("--consistency", metavar="LEVEL", help=LEVEL_HELP)
-_hex = click.option("--key-hex", is_flag=True, help="KEY is written in hexadecimal.")
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+option_level = click.option("--consistency", metavar="LEVEL", help=LEVEL_HELP)
+option_hex = click.option("--key-hex", is_flag=True, help="KEY is written in hexadecimal.")
+option_json = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+
+
+def _read_context(ctx: click.Context, parameter: click.Parameter, text: str | None) -> bytes | None:
+    try:
+        return None if text is None else b64decode(text, validate=True)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not base64: give the context that get --json or put --json printed") from None
+
+
+option_context = click.option(
+    "--context", metavar="BASE64", callback=_read_context, help="Replace what was read with this context."
+)
 
 
 @click.command(short_help="Write the value of a key to standard output.")
 @click.argument("namespace")
 @click.argument("key")
-@_hex
-@_level
+@option_hex
+@option_level
 @click.option("--r", type=click.IntRange(1), metavar="N", help="Answers from this many replicas, instead of a level.")
 @click.option("--repair-before", is_flag=True, help="Answer only what a quorum holds.")
-@_json
+@option_json
 @place_options
 def get(
     namespace: str,
@@ -42,15 +56,15 @@ def get(
 ) -> int:
     """Write the value of KEY in NAMESPACE to standard output, byte for byte and without a newline.
 
-    Exit code 3 where there is none.
+    Exit code 3 where there is none. Of a key with concurrent values --json shows all, and the context that replaces them.
     """
-    raw = _key(key, key_hex)
+    raw = key_of(key, key_hex)
     with place.client() as client:
         got = client.namespace(namespace).get(raw, consistency=consistency, r=r, repair="before" if repair_before else None)
     if as_json:
         print_json(_got(namespace, raw, got))
     elif got.found:
-        sys.stdout.buffer.write(got.value)
+        sys.stdout.buffer.write(_bytes_of(got.value))
         sys.stdout.buffer.flush()
     else:
         click.echo(f"geokv: no key {_shown(raw)} in namespace {namespace}", err=True)
@@ -61,12 +75,13 @@ def get(
 @click.argument("namespace")
 @click.argument("key")
 @click.argument("value")
-@_hex
-@_level
+@option_hex
+@option_level
 @click.option("--w", type=click.IntRange(1), metavar="N", help="On this many replicas, instead of a level.")
 @click.option("--ttl", type=float, metavar="SECONDS", help="Gone by itself after so long.")
 @click.option("--replicated-to", type=click.IntRange(1), metavar="N", help="In this many datacenters before the answer.")
-@_json
+@option_context
+@option_json
 @place_options
 def put(
     namespace: str,
@@ -77,6 +92,7 @@ def put(
     w: int | None,
     ttl: float | None,
     replicated_to: int | None,
+    context: bytes | None,
     as_json: bool,
     place: Place,
 ) -> int:
@@ -84,21 +100,23 @@ def put(
 
     VALUE is text, or - for standard input, or @FILE for a file (@@ begins a text with an @).
     """
-    raw = _key(key, key_hex)
+    raw = key_of(key, key_hex)
     payload = _value(value)
     with place.client() as client:
-        done = client.namespace(namespace).put(raw, payload, consistency=consistency, w=w, ttl=ttl, replicated_to=replicated_to)
-    return _tell(namespace, raw, done, as_json, "written")
+        handle = client.namespace(namespace)
+        done = handle.put(raw, payload, consistency=consistency, w=w, ttl=ttl, replicated_to=replicated_to, context=context)
+    return tell(namespace, raw, done, as_json, "written")
 
 
 @click.command(short_help="Delete a key.")
 @click.argument("namespace")
 @click.argument("key")
-@_hex
-@_level
+@option_hex
+@option_level
 @click.option("--w", type=click.IntRange(1), metavar="N", help="On this many replicas, instead of a level.")
 @click.option("--replicated-to", type=click.IntRange(1), metavar="N", help="In this many datacenters before the answer.")
-@_json
+@option_context
+@option_json
 @place_options
 def delete(
     namespace: str,
@@ -107,17 +125,19 @@ def delete(
     consistency: str | None,
     w: int | None,
     replicated_to: int | None,
+    context: bytes | None,
     as_json: bool,
     place: Place,
 ) -> int:
     """Delete KEY in NAMESPACE; it need not exist."""
-    raw = _key(key, key_hex)
+    raw = key_of(key, key_hex)
     with place.client() as client:
-        done = client.namespace(namespace).delete(raw, consistency=consistency, w=w, replicated_to=replicated_to)
-    return _tell(namespace, raw, done, as_json, "deleted")
+        handle = client.namespace(namespace)
+        done = handle.delete(raw, consistency=consistency, w=w, replicated_to=replicated_to, context=context)
+    return tell(namespace, raw, done, as_json, "deleted")
 
 
-def _key(text: str, is_hex: bool) -> bytes:
+def key_of(text: str, is_hex: bool) -> bytes:
     if not is_hex:
         return text.encode("utf-8", "surrogateescape")  # as the shell gave it
     try:
@@ -139,7 +159,7 @@ def _value(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _tell(namespace: str, key: bytes, done: PutResult, as_json: bool, verb: str) -> int:
+def tell(namespace: str, key: bytes, done: PutResult, as_json: bool, verb: str) -> int:
     """Say what was reached. Fewer datacenters than asked for is an expectation that failed, though the write stands."""
     achieved = done.achieved
     is_pending = done.outcome.name == "PENDING"
@@ -157,15 +177,19 @@ def _tell(namespace: str, key: bytes, done: PutResult, as_json: bool, verb: str)
     return exits.EXPECTATION_FAILED if is_pending else exits.DONE
 
 
+def _bytes_of(value: Any) -> bytes:
+    """A value as it is stored; what only a policy shows (numbers, sets) as JSON."""
+    return value if isinstance(value, bytes) else (json.dumps(plain(value), ensure_ascii=False) + "\n").encode()
+
+
 def _got(namespace: str, key: bytes, got: GetResult) -> dict[str, Any]:
-    return {
-        "namespace": namespace,
-        **text_or_base64("key", key),
-        "found": got.found,
-        **text_or_base64("value", got.value),
-        "version": str(got.version) if got.found else None,
-        **_facts(got),
-    }
+    shown: dict[str, Any] = {"namespace": namespace, **text_or_base64("key", key), "found": got.found}
+    if got.policy != "lww":
+        values = [plain(one) for one in got.siblings]
+        shown |= {"policy": got.policy, "value": values[0] if len(values) == 1 else None, "siblings": values}
+    else:
+        shown |= {**text_or_base64("value", got.value), "version": str(got.version) if got.found else None}
+    return {**shown, "context": b64encode(got.context).decode(), **_facts(got)}
 
 
 def _put(namespace: str, key: bytes, done: PutResult) -> dict[str, Any]:
@@ -174,6 +198,7 @@ def _put(namespace: str, key: bytes, done: PutResult) -> dict[str, Any]:
         **text_or_base64("key", key),
         "outcome": done.outcome.name,
         "version": str(done.version),
+        "context": b64encode(done.context).decode(),
         **_facts(done),
     }
 

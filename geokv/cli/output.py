@@ -33,6 +33,30 @@ def text_or_base64(name: str, payload: bytes | None) -> dict[str, str | None]:
         return {f"{name}_base64": base64.b64encode(payload).decode("ascii")}
 
 
+def plain(value: Any) -> Any:
+    """A value that a policy shows as JSON can carry it: bytes as text, or as {"base64": …} where they are no UTF-8."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode("ascii")}
+    if isinstance(value, frozenset | set):
+        return [plain(one) for one in sorted(value)]
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, dict):
+        return {_name_of(key): plain(one) for key, one in value.items()}
+    return value
+
+
+def _name_of(key: Any) -> str:
+    """A field of a map: its name, and its type where the key is both."""
+    if isinstance(key, tuple):
+        name, kind = key
+        return f"{_name_of(name)}:{kind}"
+    return key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """A table; numbers stand right."""
     from rich.table import Table

@@ -10,7 +10,7 @@ waiting.py   operations with whom to tell            lifetime.py   forks, and cl
 import logging
 
 from geokv.client.aio import AsyncBatch, AsyncClient, AsyncNamespace
-from geokv.client.results import Achieved, FailedItem, GetResult, PutResult, Results
+from geokv.client.results import Achieved, CellResult, FailedItem, GetResult, PutResult, Results
 from geokv.client.threads import Batch, Client, Namespace
 from geokv.protocol.client.messages import ClientEvent
 
@@ -20,6 +20,7 @@ __all__ = [
     "AsyncClient",
     "AsyncNamespace",
     "Batch",
+    "CellResult",
     "Client",
     "ClientEvent",
     "FailedItem",

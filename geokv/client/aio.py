@@ -15,6 +15,7 @@ from typing import Any, Self
 from geokv.client import arguments, lifetime
 from geokv.client.arguments import Key, Level, Seconds
 from geokv.client.codecs import Codec
+from geokv.client.conflicts import put_together, question, restorable
 from geokv.client.host import Host, now_us
 from geokv.client.requests import (
     ADMIN,
@@ -24,16 +25,19 @@ from geokv.client.requests import (
     Item,
     admin_options,
     admin_request,
+    answer_of,
     body_of,
     waves,
 )
-from geokv.client.results import GetResult, PutResult, Results
+from geokv.client.results import GetResult, PutResult, Resolver, Results
+from geokv.client.typed import Typed, shown_as
 from geokv.client.waiting import FutureOperation, Gathering, ItemOperation
-from geokv.errors import ClientClosed
+from geokv.errors import ClientClosed, Stale
 from geokv.protocol.client import ClientSettings
 from geokv.protocol.client.messages import ClientEvent
 from geokv.protocol.client.operations import Options, OptionsTable
 from geokv.protocol.client.settings import S
+from geokv.protocol.requests import AdminRequest, Outcome
 
 
 class AsyncConnection:
@@ -121,9 +125,15 @@ class AsyncNamespace(Handle):
     """A handle of one namespace, made by `namespace()`. It costs nothing and needs no closing."""
 
     def __init__(
-        self, connection: AsyncConnection, owner: object, name: str, codec: Codec | str | None, timeout_us: int
+        self,
+        connection: AsyncConnection,
+        owner: object,
+        name: str,
+        codec: Codec | str | None,
+        timeout_us: int,
+        resolver: Resolver | None = None,
     ) -> None:
-        super().__init__(connection.options, name, codec, timeout_us)
+        super().__init__(connection.options, name, codec, timeout_us, resolver)
         self._connection = connection
         self._owner = owner  # a handle keeps its client open
 
@@ -199,7 +209,7 @@ class AsyncNamespace(Handle):
         except asyncio.CancelledError:
             host.abandon(operation)
             raise
-        return got if self._codec is None else self._decoded(got)
+        return got if self._codec is None and got.__class__ is GetResult else self._decoded(got)
 
     async def delete(
         self,
@@ -226,6 +236,43 @@ class AsyncNamespace(Handle):
         except asyncio.CancelledError:
             host.abandon(operation)
             raise
+
+    async def update(
+        self,
+        key: Key,
+        function: Callable[[Any], Any],
+        *,
+        consistency: Level | None = None,
+        ttl: Seconds | None = None,
+        timeout: Seconds | None = None,
+    ) -> PutResult:
+        """Read `key`, make its new value with `function`, and write that after what was read; returns the write's result.
+
+        `function` gets the value (None where there is none; of several siblings what the handle's `resolver` makes of them)
+        and returns the new one. Where what was read has not arrived at the coordinator (Stale), or a newer write won, all of it
+        is done again until `timeout`; so `function` may be called several times.
+
+        Raises Conflicting where there are siblings and no resolver, and what `get` and `put` raise.
+        """
+        until_us = now_us() + (self._timeout_us if timeout is None else arguments.timeout_us(timeout))
+        while True:
+            got = await self.get(key, consistency=arguments.level_for_reads(consistency), timeout=arguments.left_s(until_us))
+            value = function(got.value)
+            try:
+                done = await self.put(
+                    key,
+                    value,
+                    consistency=consistency,
+                    ttl=ttl,
+                    context=got.context or None,
+                    timeout=arguments.left_s(until_us),
+                )
+            except Stale:
+                if now_us() >= until_us:
+                    raise
+            else:
+                if done.outcome is not Outcome.SUPERSEDED:
+                    return done
 
     async def put_many(
         self,
@@ -283,6 +330,18 @@ class AsyncNamespace(Handle):
         items = self._key_items(options, keys)
         return self._results(items, await self._connection.ask_many(items.sendable, timeout_us))
 
+    async def apply(self, key: Key, operations: list[bytes], options: dict[str, Any]) -> Any:
+        """Operations of the namespace's type on one key; the handles of `counters()`, `sets()` and the others call it."""
+        items, timeout_us, are_many = self._update_items(key, operations, options)
+        results = self._results(items, await self._connection.ask_many(items.sendable, timeout_us))
+        return results if are_many else results.raise_first()[0]
+
+    async def read_as(self, policies: frozenset[str], key: Key, empty: Any, options: dict[str, Any]) -> Any:
+        """What the key shows to a handle that serves these policies."""
+        shape = options.pop("shape", None)
+        value = shown_as(self._name, policies, await self.get(key, **options), empty)
+        return value if shape is None else shape(value)
+
     def batch(
         self,
         *,
@@ -327,7 +386,7 @@ class AsyncBatch(BatchBuilder):
             await self.send()
 
 
-class AsyncClient(AsyncNamespace):
+class AsyncClient(Typed, AsyncNamespace):
     """A client of a geokv cluster. It is itself the handle of the namespace `default`.
 
     `addresses`: one "host:port", several, or None for the environment's GEOKV_NODES; any node will do, they are only
@@ -359,11 +418,11 @@ class AsyncClient(AsyncNamespace):
         connection = AsyncConnection(settings, on_event)
         super().__init__(connection, None, "default", None, arguments.timeout_us(timeout))
 
-    def namespace(self, name: str, *, codec: Codec | str | None = None) -> AsyncNamespace:
+    def namespace(self, name: str, *, codec: Codec | str | None = None, resolver: Resolver | None = None) -> AsyncNamespace:
         """The handle of a namespace. `codec="json"`, or any object with encode and decode, lets its values be more
-        than bytes.
+        than bytes. `resolver` makes one value of several siblings: it gets a list, and returns what `got.value` shall be.
         """
-        return AsyncNamespace(self._connection, self, name, codec, self._timeout_us)
+        return AsyncNamespace(self._connection, self, name, codec, self._timeout_us, resolver)
 
     async def wait_ready(self, timeout: Seconds | None = None) -> None:
         """Connect now: return when a node of the datacenter in use has answered. Raises Unavailable or
@@ -379,6 +438,7 @@ class AsyncClient(AsyncNamespace):
         policy: str = "lww",
         exist_ok: bool = False,
         codec: Codec | str | None = None,
+        resolver: Resolver | None = None,
         timeout: Seconds | None = None,
         **settings: Any,
     ) -> AsyncNamespace:
@@ -387,7 +447,7 @@ class AsyncClient(AsyncNamespace):
         `exist_ok`: one of this name with the same policy will do. `settings` are those of `geokv namespace create`
         (`ttl` in seconds). Raises NamespaceExists, InvalidRequest, Unavailable.
         """
-        handle = self.namespace(name, codec=codec)
+        handle = self.namespace(name, codec=codec, resolver=resolver)
         body = await self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
         handle.settings = body.get("namespace")
         return handle
@@ -410,13 +470,45 @@ class AsyncClient(AsyncNamespace):
         """What a node of the datacenter in use says of itself, its peers and the lag."""
         return await self._admin(timeout, "", "status")
 
+    async def conflicts(
+        self, namespace: str | None = None, key: Key | None = None, *, timeout: Seconds | None = None
+    ) -> dict[str, Any]:
+        """The conflicts that the nodes have noted, of a namespace (None: of all), or of one key in it, oldest first.
+
+        `conflicts`: each with its id, key, policy, outcome ("discarded" or "kept"), winner and loser (dc, node, version,
+        value), and told in `words`. `silent`: nodes that were not there to be asked. `dropped`: how many the journals have
+        let go.
+        """
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        asked = question(namespace, None if key is None else arguments.encode_key(key))
+        await self._connection.ask(READY, None, timeout_us)
+        assert self._connection.host is not None
+        names = sorted(self._connection.host.machine.datacenters.nodes)
+        requests = [AdminRequest("conflicts", asked, node=name) for name in names]
+        replies = await asyncio.gather(
+            *(self._connection.ask(ADMIN, request, timeout_us) for request in requests), return_exceptions=True
+        )
+        return put_together({name: answer_of(reply) for name, reply in zip(names, replies, strict=True)})
+
+    async def restore(self, conflict: Mapping[str, Any], *, timeout: Seconds | None = None) -> PutResult:
+        """Write the loser of a conflict (one of `conflicts()`) again, as a new write that has seen what is there now.
+
+        Raises InvalidRequest where the journal cannot tell what to write.
+        """
+        key, value = restorable(conflict)
+        handle = self.namespace(conflict["namespace"])
+        context = (await handle.get(key, timeout=timeout)).context or None
+        if value is None:
+            return await handle.delete(key, context=context, timeout=timeout)
+        return await handle.put(key, value, context=context, timeout=timeout)
+
     async def _admin(self, timeout: Seconds | None, namespace: str, verb: str, **settings: Any) -> dict[str, Any]:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = admin_options(arguments.namespace_name(namespace)) if namespace else ADMIN
         reply = await self._connection.ask(options, admin_request(verb, **settings), timeout_us)
         return body_of(reply)
 
-    def counters(self) -> dict[str, int]:
+    def telemetry(self) -> dict[str, int]:
         """How often what happened inside this client: retries, failovers, expired operations and the like."""
         host = self._connection.host
         return dict(host.counters) if host is not None else {}

@@ -7,6 +7,7 @@ caller's own frame, before anything is sent.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Final
@@ -102,6 +103,11 @@ def timeout_us(timeout: Seconds) -> int:
     return max(1, round(given * 1e6))
 
 
+def left_s(until_us: int) -> float:
+    """What is left of a caller's time, for one more call: never nothing, so that it is the call that says it is over."""
+    return max(until_us - time.monotonic_ns() // 1000, 1_000) / 1e6
+
+
 def ttl_ms(ttl: Seconds | None) -> int:
     """0 takes the namespace's."""
     if ttl is None:
@@ -160,6 +166,7 @@ def write_options(
     replicated_to: int | None,
     has_contexts: bool,
     timeout: int,
+    is_update: bool = False,
 ) -> Options:
     """What writes of one kind share. Where the node itself waits for other datacenters, the timeout is part
     of it.
@@ -167,7 +174,8 @@ def write_options(
     _refuse_both(consistency, w, "w")
     level, copies = level_of(consistency), _count(replicated_to, "replicated_to")
     waits = timeout if copies or level is Consistency.EACH_QUORUM else 0
-    return table.get(Kind.WRITE, namespace, level, _count(w, "w"), ttl_ms(ttl), copies, False, has_contexts, waits)
+    count, ttl_in_ms = _count(w, "w"), ttl_ms(ttl)
+    return table.get(Kind.WRITE, namespace, level, count, ttl_in_ms, copies, False, has_contexts, waits, is_update)
 
 
 def read_options(table: OptionsTable, namespace: str, consistency: Level | None, r: int | None, repair: str | None) -> Options:

@@ -19,8 +19,8 @@ import grpc.aio
 
 from geokv import __version__
 from geokv.client import wire
-from geokv.client.results import CallFacts, GetResult, PutResult
-from geokv.errors import GeokvError, InvalidRequest
+from geokv.client.results import CallFacts, CellPutResult, CellResult, GetResult, PutResult
+from geokv.errors import GeokvError, InvalidRequest, WireError
 from geokv.protocol.client import ClientMachine, ClientSettings
 from geokv.protocol.client.messages import (
     CallFailed,
@@ -260,14 +260,19 @@ def _tell(
     at_us: int,
 ) -> None:
     """One result per operation. The loops stand here twice because they are most of what an operation costs."""
-    if errors or None in operations:
+    if errors or None in operations or reply.contexts:
         for index, operation in enumerate(operations):
             if operation is not None:
                 error = errors.get(index)
                 if error is not None:
                     operation.fail(error)
+                    continue
+                try:
+                    result = _result(reply, index, facts, at_us - operation.started_us)
+                except WireError as fault:
+                    operation.fail(fault)
                 else:
-                    operation.succeed(_result(reply, index, facts, at_us - operation.started_us))
+                    operation.succeed(result)
         return
     all_of_them = cast("list[Told]", operations)
     if isinstance(reply, WriteReply):
@@ -282,6 +287,11 @@ def _tell(
 
 def _result(reply: WriteReply | ReadReply, index: int, facts: CallFacts, elapsed_us: int) -> PutResult | GetResult:
     version, replicas = reply.versions[index], reply.replicas[index]
+    if reply.contexts:
+        context = reply.contexts[index]
+        if isinstance(reply, ReadReply):
+            return CellResult(reply.policy, reply.values[index], context, replicas, facts, elapsed_us)
+        return CellPutResult(reply.outcomes[index], version, replicas, reply.dcs[index], facts, elapsed_us, context)
     if isinstance(reply, WriteReply):
         return PutResult(reply.outcomes[index], version, replicas, reply.dcs[index], facts, elapsed_us)
     value = reply.values[index]

@@ -12,7 +12,7 @@ from typing import Any, Final
 from geokv.client import arguments
 from geokv.client.arguments import Key, Level, Seconds
 from geokv.client.codecs import Codec, codec_of
-from geokv.client.results import FailedItem, GetResult, PutResult, Results
+from geokv.client.results import CellResult, FailedItem, GetResult, PutResult, Resolver, Results
 from geokv.core.quorum import Consistency
 from geokv.errors import GeokvError, InvalidRequest
 from geokv.protocol.client.operations import Kind, Options, OptionsTable
@@ -20,17 +20,25 @@ from geokv.protocol.client.settings import MANY_SLICE
 from geokv.protocol.requests import AdminReply, AdminRequest
 
 _CACHE_MAX: Final = 1024
-Item = tuple[Options, bytes, bytes | None, bytes]
-"""(options, key, value, context) of one operation to be made."""
+Item = tuple[Options, bytes, Any, bytes]
+"""(options, key, value, context) of one operation to be made; the value of an admin request is the request."""
 
 
 class Handle:
     """A namespace as a client sees it."""
 
-    def __init__(self, table: OptionsTable, name: str, codec: Codec | str | None, timeout_us: int) -> None:
+    def __init__(
+        self,
+        table: OptionsTable,
+        name: str,
+        codec: Codec | str | None,
+        timeout_us: int,
+        resolver: Resolver | None = None,
+    ) -> None:
         self._table = table
         self._name = arguments.namespace_name(name)
         self._codec = codec_of(codec)
+        self._resolver = resolver
         self._timeout_us = timeout_us
         self.settings: dict[str, Any] | None = None  # where create_namespace made it: what the namespace is, as told then
         self._write_cache: dict[Any, Options] = {}
@@ -48,12 +56,13 @@ class Handle:
         replicated_to: int | None,
         has_context: bool,
         timeout_us: int,
+        is_update: bool = False,
     ) -> Options:
-        raw = (consistency, w, ttl, replicated_to, has_context, timeout_us)
+        raw = (consistency, w, ttl, replicated_to, has_context, timeout_us, is_update)
         options = self._write_cache.get(raw)
         if options is None:
             options = arguments.write_options(
-                self._table, self._name, consistency, w, ttl, replicated_to, has_context, timeout_us
+                self._table, self._name, consistency, w, ttl, replicated_to, has_context, timeout_us, is_update
             )
             _remember(self._write_cache, raw, options)
         return options
@@ -65,6 +74,28 @@ class Handle:
             options = arguments.read_options(self._table, self._name, consistency, r, repair)
             _remember(self._read_cache, raw, options)
         return options
+
+    def _update_items(self, key: Key, operations: list[bytes], options: Mapping[str, Any]) -> tuple[Items, int, bool]:
+        """(items, time, whether a list of results is wanted) for operations of the namespace's type on one key."""
+        unknown = set(options) - {"consistency", "w", "replicated_to", "context", "timeout", "are_many"}
+        if unknown:
+            raise TypeError(f"unknown option {min(unknown)!r}: an update takes consistency, w, replicated_to, context, timeout")
+        timeout, context = options.get("timeout"), options.get("context")
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        chosen = self._write_options(
+            options.get("consistency"),
+            options.get("w"),
+            None,
+            options.get("replicated_to"),
+            context is not None,
+            timeout_us,
+            is_update=True,
+        )
+        raw, token = arguments.encode_key(key), arguments.encode_context(context)
+        items = Items()
+        for one in operations:
+            items.add((chosen, raw, one, token))
+        return items, timeout_us, bool(options.get("are_many"))
 
     def _put_items(self, options: Options, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> Items:
         found = Items()
@@ -89,16 +120,18 @@ class Handle:
         return found
 
     def _decoded(self, got: GetResult) -> GetResult:
-        if self._codec is not None and got.found:
-            try:
+        try:
+            if isinstance(got, CellResult):
+                got.through(self._codec.decode if self._codec is not None else None, self._resolver)
+            elif self._codec is not None and got.found:
                 got.value = self._codec.decode(got.value)
-            except GeokvError:
-                raise
-            except Exception as error:
-                raise InvalidRequest(
-                    f"the codec cannot decode the value: {type(error).__name__}: {error}; was it written without this codec?"
-                    " A handle without one reads the bytes as they are"
-                ) from error
+        except GeokvError:
+            raise
+        except Exception as error:
+            raise InvalidRequest(
+                f"the codec cannot decode the value: {type(error).__name__}: {error}; was it written without this codec?"
+                " A handle without one reads the bytes as they are"
+            ) from error
         return got
 
     def _results(self, items: Items, answers: list[Any]) -> Results:
@@ -156,13 +189,14 @@ class Items:
 
 def waves(items: list[Item]) -> list[list[Item]]:
     """Cut a long list into pieces that are sent one after the other: no key twice in one piece, so that two puts of a
-    key in one list take effect in the order given, and no piece above what a client may have waiting.
+    key in one list take effect in the order given, and no piece above what a client may have waiting. Updates of one key go
+    together: they do not replace each other.
     """
     pieces: list[list[Item]] = []
     piece: list[Item] = []
     seen: set[bytes] = set()
     for item in items:
-        if item[1] in seen or len(piece) >= MANY_SLICE:
+        if (item[1] in seen and not item[0].is_update) or len(piece) >= MANY_SLICE:
             pieces.append(piece)
             piece, seen = [], set()
         piece.append(item)
@@ -249,3 +283,12 @@ def _plain(value: Any) -> Any:
 
 def body_of(reply: AdminReply) -> dict[str, Any]:
     return dict(reply.body)
+
+
+def answer_of(reply: AdminReply | GeokvError | BaseException) -> dict[str, Any] | GeokvError:
+    """What one of several nodes answered, or its error; what is no error of geokv is raised."""
+    if isinstance(reply, AdminReply):
+        return body_of(reply)
+    if isinstance(reply, GeokvError):
+        return reply
+    raise reply

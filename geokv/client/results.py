@@ -6,11 +6,12 @@ and `achieved` is put together when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
+from geokv.core.cells.wire import decode_value
 from geokv.core.quorum import Consistency
-from geokv.errors import GeokvError
+from geokv.errors import Conflicting, GeokvError
 from geokv.protocol.requests import Outcome
 
 _MICRO = 1e-6
@@ -105,12 +106,30 @@ class PutResult:
         )
 
 
+class CellPutResult(PutResult):
+    """A put or delete in a namespace whose policy is not `lww`."""
+
+    __slots__ = ("_context",)
+
+    def __init__(
+        self, outcome: int, version: int, replicas: int, dcs: int, facts: CallFacts, elapsed_us: int, context: bytes
+    ) -> None:
+        super().__init__(outcome, version, replicas, dcs, facts, elapsed_us)
+        self._context = context
+
+    @property
+    def context(self) -> bytes:
+        """For the next put of the key: it replaces what this one saw, and what this one wrote."""
+        return self._context
+
+
 class GetResult:
     """What a get found. `value` is None where the key is absent; `found` tells absent from empty."""
 
     __slots__ = ("_elapsed_us", "_facts", "_replicas", "found", "value", "version")
 
     error: None = None
+    policy: str = "lww"
 
     def __init__(self, value: Any, found: bool, version: int, replicas: int, facts: CallFacts, elapsed_us: int) -> None:
         self.value = value
@@ -124,6 +143,11 @@ class GetResult:
     def context(self) -> bytes:
         """For the next put of the key: it is ordered after what was read here. Empty where nothing was ever written."""
         return self.version.to_bytes(8, "big") if self.version else b""
+
+    @property
+    def siblings(self) -> list[Any]:
+        """All concurrent values: one, or none, but for the policies that keep several."""
+        return [self.value] if self.found else []
 
     @property
     def achieved(self) -> Achieved:
@@ -149,6 +173,73 @@ class GetResult:
         size = f"{len(self.value)} bytes" if isinstance(self.value, bytes) else type(self.value).__name__
         return (
             f"GetResult(found={self.found}, value={size if self.found else None}, version={self.version},"
+            f" achieved={self.achieved}, coordinator={self.coordinator!r}, elapsed={self.elapsed:.6f})"
+        )
+
+
+Resolver = Callable[[list[Any]], Any]
+_SEVERAL = frozenset({"siblings", "register_mv"})
+_STORED = _SEVERAL | {"register_lww"}  # policies whose values are what was put
+
+
+class CellResult(GetResult):
+    """What a get found in a namespace whose `policy` is not `lww`.
+
+    `value` is what the policy shows: a number, a set, a dictionary. Under `siblings` and `register_mv` it is the one value, or
+    what the handle's `resolver` makes of several; without a resolver several raise Conflicting. `siblings` has them all.
+    """
+
+    __slots__ = ("_context", "_resolver", "_shown", "policy")
+
+    def __init__(
+        self, policy: str, packed: bytes | None, context: bytes, replicas: int, facts: CallFacts, elapsed_us: int
+    ) -> None:
+        """Raises WireError for a value that is none of this policy."""
+        self.policy = policy
+        self.found = packed is not None
+        self.version = 0
+        self._shown: Any = decode_value(policy, packed) if packed is not None else None
+        self._context = context
+        self._replicas = replicas
+        self._facts = facts
+        self._elapsed_us = elapsed_us
+        self._resolver: Resolver | None = None
+
+    def through(self, decode: Callable[[bytes], Any] | None, resolver: Resolver | None) -> None:
+        """Read the values with a codec, and make one of several with a resolver."""
+        self._resolver = resolver
+        if decode is not None and self.found and self.policy in _STORED:
+            self._shown = [decode(one) for one in self._shown] if self.policy in _SEVERAL else decode(self._shown)
+
+    @property
+    def value(self) -> Any:
+        if self.policy not in _SEVERAL or not self.found:
+            return self._shown
+        if len(self._shown) == 1:
+            return self._shown[0]
+        if self._resolver is not None:
+            return self._resolver(list(self._shown))
+        raise Conflicting(
+            f"the key has {len(self._shown)} concurrent values: read them in .siblings, and put one back with .context;"
+            " or give the namespace handle a resolver",
+            siblings=tuple(self._shown),
+        )
+
+    @property
+    def siblings(self) -> list[Any]:
+        """All concurrent values, in one order at all replicas."""
+        if not self.found:
+            return []
+        return list(self._shown) if self.policy in _SEVERAL else [self._shown]
+
+    @property
+    def context(self) -> bytes:
+        """For the next put of the key: it replaces what was read here. Empty where nothing was ever written."""
+        return self._context
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(policy={self.policy!r}, found={self.found}, siblings={len(self.siblings)},"
             f" achieved={self.achieved}, coordinator={self.coordinator!r}, elapsed={self.elapsed:.6f})"
         )
 

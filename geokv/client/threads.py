@@ -20,6 +20,7 @@ from typing import Any, Final, Self, TypeVar
 from geokv.client import aio, arguments, lifetime
 from geokv.client.arguments import Key, Level, Seconds
 from geokv.client.codecs import Codec
+from geokv.client.conflicts import put_together, question, restorable
 from geokv.client.host import Host, now_us
 from geokv.client.requests import (
     ADMIN,
@@ -29,16 +30,19 @@ from geokv.client.requests import (
     Item,
     admin_options,
     admin_request,
+    answer_of,
     body_of,
     waves,
 )
-from geokv.client.results import GetResult, PutResult, Results
+from geokv.client.results import GetResult, PutResult, Resolver, Results
+from geokv.client.typed import Typed, shown_as
 from geokv.client.waiting import Gathering, ItemOperation, LockOperation
-from geokv.errors import ClientClosed
+from geokv.errors import ClientClosed, Stale
 from geokv.protocol.client import ClientSettings
 from geokv.protocol.client.messages import ClientEvent
 from geokv.protocol.client.operations import Operation, Options, OptionsTable
 from geokv.protocol.client.settings import S
+from geokv.protocol.requests import AdminRequest, Outcome
 
 _GRACE_S: Final = 5.0  # the machine answers at the deadline; beyond this its thread is dead or stuck
 _CLOSE_S: Final = 5.0
@@ -216,9 +220,15 @@ class Namespace(Handle):
     __doc__ = aio.AsyncNamespace.__doc__
 
     def __init__(
-        self, connection: ThreadConnection, owner: object, name: str, codec: Codec | str | None, timeout_us: int
+        self,
+        connection: ThreadConnection,
+        owner: object,
+        name: str,
+        codec: Codec | str | None,
+        timeout_us: int,
+        resolver: Resolver | None = None,
     ) -> None:
-        super().__init__(connection.options, name, codec, timeout_us)
+        super().__init__(connection.options, name, codec, timeout_us, resolver)
         self._connection = connection
         self._owner = owner  # a handle keeps its client open
 
@@ -275,6 +285,35 @@ class Namespace(Handle):
         )
         return result
 
+    def update(
+        self,
+        key: Key,
+        function: Callable[[Any], Any],
+        *,
+        consistency: Level | None = None,
+        ttl: Seconds | None = None,
+        timeout: Seconds | None = None,
+    ) -> PutResult:
+        until_us = now_us() + (self._timeout_us if timeout is None else arguments.timeout_us(timeout))
+        while True:
+            got = self.get(key, consistency=arguments.level_for_reads(consistency), timeout=arguments.left_s(until_us))
+            value = function(got.value)
+            try:
+                done = self.put(
+                    key,
+                    value,
+                    consistency=consistency,
+                    ttl=ttl,
+                    context=got.context or None,
+                    timeout=arguments.left_s(until_us),
+                )
+            except Stale:
+                if now_us() >= until_us:
+                    raise
+            else:
+                if done.outcome is not Outcome.SUPERSEDED:
+                    return done
+
     def put_many(
         self,
         items: Mapping[Key, Any] | Iterable[tuple[Key, Any]],
@@ -318,6 +357,18 @@ class Namespace(Handle):
         items = self._key_items(options, keys)
         return self._results(items, self._connection.ask_many(items.sendable, timeout_us))
 
+    def apply(self, key: Key, operations: list[bytes], options: dict[str, Any]) -> Any:
+        items, timeout_us, are_many = self._update_items(key, operations, options)
+        if not are_many:
+            chosen, raw, value, context = items.sendable[0]
+            return self._connection.ask(chosen, raw, value, timeout_us, context)
+        return self._results(items, self._connection.ask_many(items.sendable, timeout_us))
+
+    def read_as(self, policies: frozenset[str], key: Key, empty: Any, options: dict[str, Any]) -> Any:
+        shape = options.pop("shape", None)
+        value = shown_as(self._name, policies, self.get(key, **options), empty)
+        return value if shape is None else shape(value)
+
     def batch(
         self,
         *,
@@ -356,7 +407,7 @@ class Batch(BatchBuilder):
             self.send()
 
 
-class Client(Namespace):
+class Client(Typed, Namespace):
     __doc__ = aio.AsyncClient.__doc__
 
     def __init__(
@@ -378,8 +429,8 @@ class Client(Namespace):
         connection = ThreadConnection(settings, on_event)
         super().__init__(connection, None, "default", None, arguments.timeout_us(timeout))
 
-    def namespace(self, name: str, *, codec: Codec | str | None = None) -> Namespace:
-        return Namespace(self._connection, self, name, codec, self._timeout_us)
+    def namespace(self, name: str, *, codec: Codec | str | None = None, resolver: Resolver | None = None) -> Namespace:
+        return Namespace(self._connection, self, name, codec, self._timeout_us, resolver)
 
     def wait_ready(self, timeout: Seconds | None = None) -> None:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
@@ -392,10 +443,11 @@ class Client(Namespace):
         policy: str = "lww",
         exist_ok: bool = False,
         codec: Codec | str | None = None,
+        resolver: Resolver | None = None,
         timeout: Seconds | None = None,
         **settings: Any,
     ) -> Namespace:
-        handle = self.namespace(name, codec=codec)
+        handle = self.namespace(name, codec=codec, resolver=resolver)
         body = self._admin(timeout, name, "namespace_create", name=name, policy=policy, exist_ok=exist_ok, **settings)
         handle.settings = body.get("namespace")
         return handle
@@ -413,12 +465,33 @@ class Client(Namespace):
     def status(self, *, timeout: Seconds | None = None) -> dict[str, Any]:
         return self._admin(timeout, "", "status")
 
+    def conflicts(
+        self, namespace: str | None = None, key: Key | None = None, *, timeout: Seconds | None = None
+    ) -> dict[str, Any]:
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        asked = question(namespace, None if key is None else arguments.encode_key(key))
+        self._connection.ask(READY, b"", None, timeout_us)
+        runner = self._connection.runner
+        assert runner is not None and runner.host is not None
+        names = sorted(runner.host.machine.datacenters.nodes)
+        items: list[Item] = [(ADMIN, name.encode(), AdminRequest("conflicts", asked, node=name), b"") for name in names]
+        replies = self._connection.ask_many(items, timeout_us)
+        return put_together({name: answer_of(reply) for name, reply in zip(names, replies, strict=True)})
+
+    def restore(self, conflict: Mapping[str, Any], *, timeout: Seconds | None = None) -> PutResult:
+        key, value = restorable(conflict)
+        handle = self.namespace(conflict["namespace"])
+        context = handle.get(key, timeout=timeout).context or None
+        if value is None:
+            return handle.delete(key, context=context, timeout=timeout)
+        return handle.put(key, value, context=context, timeout=timeout)
+
     def _admin(self, timeout: Seconds | None, namespace: str, verb: str, **settings: Any) -> dict[str, Any]:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = admin_options(arguments.namespace_name(namespace)) if namespace else ADMIN
         return body_of(self._connection.ask(options, b"", admin_request(verb, **settings), timeout_us))
 
-    def counters(self) -> dict[str, int]:
+    def telemetry(self) -> dict[str, int]:
         runner = self._connection.runner
         return dict(runner.host.counters) if runner is not None and runner.host is not None else {}
 

@@ -6,10 +6,13 @@
     8   number, big-endian                   }
     1   flags (1 tombstone, 2 has a deadline)
     8   deadline in HLC milliseconds, big-endian (0: none)
-    8   version that it replaced, big-endian (0: none)
+    8   version that it replaced, big-endian (0: none): the newest of the key that its writer had seen
         value
 
 So merging two LWW cells is `max(a, b)`: one comparison in C, commutative, associative and idempotent by construction.
+
+A write that had seen another names its version, or a later one, as the one that it replaced; so of two cells the one that
+wins tells whether it is newer or only concurrent (`is_concurrent`).
 
 Invariants: two cells with equal version, origin and number are the same cell. A tombstone has no value.
 Format page: docs/formats/record.md.
@@ -59,6 +62,17 @@ def lww_version(cell: bytes) -> int:
 def lww_tail(cell: bytes) -> int:
     """Offset of the flags byte."""
     return cell.index(b"\0", cell.index(b"\0", 9) + 1) + 17
+
+
+def is_concurrent(one: bytes, other: bytes) -> bool:
+    """Whether neither of two different cells of a key had seen the other, so that merging them discards a concurrent value.
+
+    Exact for two writes that meet; of three, one may hide the other's chain: a loser that arrives after its winner was
+    overwritten here is told as seen (where the two met, in the other datacenter, it is not).
+    """
+    winner, loser = (one, other) if one > other else (other, one)
+    tail = lww_tail(winner) + 9
+    return one != other and winner[tail : tail + 8] < loser[1:9]
 
 
 def decode_lww(cell: bytes) -> LwwCell:

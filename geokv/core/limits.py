@@ -67,3 +67,24 @@ assert PEER_WRITE_BYTES_MAX < MESSAGE_BYTES_MAX < PEER_QUEUE_BYTES_MAX and MESSA
 assert FRAME_BYTES_MAX < MEMTABLE_BYTES < UNFLUSHED_BYTES_WARN < UNFLUSHED_BYTES_MAX < LOG_BYTES_WARN
 assert VALUE_BYTES_MAX_DEFAULT + KEY_BYTES_MAX + 4 * KIB < CACHE_BYTES_MIN <= CACHE_BYTES_DEFAULT <= CACHE_BYTES_MAX
 assert DRIFT_MS_WARN < DRIFT_MS_MAX and LOG_BYTES_WARN < LOG_BYTES_MAX
+
+# Cells of the conflict layer; checked where an update is made, never where cells merge.
+CELL_ITEMS_MAX: Final = 65_536  # elements, fields, registers of one key
+CELL_BYTES_MAX: Final = 2 * MIB  # payloads of one key
+ELEMENT_BYTES_MAX: Final = 1 * KIB  # an element of a set, a member of a sorted set, the name of a field
+SIBLINGS_WARN: Final = 8
+SIBLINGS_MAX: Final = 64
+MAP_DEPTH_MAX: Final = 8
+APPENDED_BYTES_MIN: Final = 1 * KIB  # a stored cell is folded when more than this, and more than itself, is appended
+
+assert SIBLINGS_WARN < SIBLINGS_MAX <= CELL_ITEMS_MAX
+assert CELL_BYTES_MAX + CELL_ITEMS_MAX * 16 < MESSAGE_BYTES_MAX and APPENDED_BYTES_MIN < CELL_BYTES_MAX
+assert ELEMENT_BYTES_MAX * (MAP_DEPTH_MAX + 1) + VALUE_BYTES_MAX_MAX < CELL_BYTES_MAX
+
+# The conflict journal of a node.
+CONFLICTS_PER_NAMESPACE_MAX: Final = 1_000
+CONFLICTS_MAX: Final = 10_000  # of all namespaces
+CONFLICTS_PER_WRITE_MAX: Final = 8  # how many of those that one write met are noted
+LOSER_BYTES_MAX: Final = 1 * KIB  # of each of the two values
+
+assert CONFLICTS_PER_NAMESPACE_MAX <= CONFLICTS_MAX

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import msgpack
 
-from geokv.core.conflict import merge_of
+from geokv.core.conflict import LWW, check_served, check_ttl
 from geokv.core.limits import (
     CACHE_BYTES_DEFAULT,
     CACHE_BYTES_MAX,
@@ -162,6 +162,7 @@ class NamespaceDefinition:
         if self.engine != MEMORY and "memory_bytes_max" in changes:
             raise InvalidRequest(f'memory_bytes_max is only for engine "memory"; {self.name} has "{self.engine}"')
         chosen = _checked(changes)
+        check_ttl(self.policy, chosen.get("ttl_ms", 0))
         if datacenters is not None:
             _check_places(chosen, sorted(datacenters))
         return replace(self, **chosen, **self._next(hlc, dc))
@@ -202,6 +203,7 @@ def define(
             raise InvalidRequest(f"unknown setting {setting!r} of a namespace: choose from {', '.join(SETTINGS)}")
     chosen = _checked(settings)
     _check_places(chosen, sorted(datacenters))
+    check_ttl(chosen.get("policy", LWW), chosen.get("ttl_ms", 0))
     durability, interval_ms = chosen.get("durability", "always"), chosen.get("interval_ms", 0)
     if durability == "interval":
         chosen["interval_ms"] = interval_ms or INTERVAL_MS_DEFAULT
@@ -288,7 +290,7 @@ def _whole(lowest: int, highest: int) -> Any:
 
 
 def _policy(_: str, value: object) -> str:
-    merge_of(str(value))
+    check_served(str(value))
     return str(value)
 
 

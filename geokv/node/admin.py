@@ -6,6 +6,7 @@
     status                 this node: itself, its peers, lag per datacenter pair, log, closings, namespaces
     metrics                all counters
     digest namespace       per partition of this node alone: how many cells it holds and a hash over them
+    conflicts [namespace] [key_base64] [limit]   the newest of the conflicts that this node has noted
     close_node node        close the streams of another node of this datacenter
 
 Every number in `status` is true or older than true, never newer. A figure that is not known is None.
@@ -13,10 +14,12 @@ Every number in `status` is true or older than true, never newer. A figure that 
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from geokv.core.hlc import hlc_ms
+from geokv.core.limits import CONFLICTS_PER_NAMESPACE_MAX
 from geokv.core.namespace import NamespaceDefinition
 from geokv.core.origin import unpack_origin
 from geokv.errors import (
@@ -28,6 +31,7 @@ from geokv.errors import (
     Unavailable,
 )
 from geokv.protocol.feed_receiver import LAG_BUCKETS_MS
+from geokv.protocol.journal import Conflict, Party
 from geokv.protocol.requests import AdminReply, AdminRequest, Outcome
 from geokv.storage.memory import MemoryCells
 
@@ -60,6 +64,7 @@ class Admin:
             "metrics": lambda a, q, r: r(AdminReply(Outcome.APPLIED, dict(self.metrics()))),
             "digest": self._digest,
             "close_node": self._close_node,
+            "conflicts": self._conflicts,
         }
 
     def asked(self, request: AdminRequest, respond: Respond) -> None:
@@ -177,6 +182,8 @@ class Admin:
             "calls": machines.write.calls + machines.read.calls,
             "hlc": str(context.clock.last),
             "clock_ahead_ms": max(0, hlc_ms(context.clock.last) - context.wall_ms),
+            "clock_off_median_ms": machines.clock_guard.off_ms,
+            "refuses_lww": machines.clock_guard.refusal or None,
         }
 
     def storage(self) -> dict[str, Any]:
@@ -336,6 +343,29 @@ class Admin:
 
         self._node.assembly.digests.start(table, made)
 
+    def _conflicts(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        """The newest of the journal, oldest first."""
+        name, limit = arguments.get("namespace"), arguments.get("limit", CONFLICTS_PER_NAMESPACE_MAX)
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 0 < limit <= CONFLICTS_PER_NAMESPACE_MAX:
+            raise InvalidRequest(f"limit = {limit!r}: a whole number from 1 to {CONFLICTS_PER_NAMESPACE_MAX}")
+        tables = self._node.context.tables
+        if name is not None:
+            table = self._node.assembly.table_named(text_of(arguments, "namespace"))
+            if table is None:
+                raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
+            tables = {table.definition.id: table}
+        journal, key = self._node.context.journal, None
+        if "key_base64" in arguments:
+            key = _from_base64(arguments["key_base64"])
+        found = [conflict for number in tables for conflict in journal.of(number, key)]
+        found.sort(key=lambda conflict: conflict.noted_ms)
+        body: dict[str, object] = {
+            "node": self._node.config.node,
+            "conflicts": [conflict_tree(tables[one.namespace].definition.name, one) for one in found[-limit:]],
+            "dropped": journal.dropped,
+        }
+        respond(AdminReply(Outcome.APPLIED, body))
+
     def _close_node(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         name = text_of(arguments, "node")
         if name not in self._node.assembly.members or name == self._node.config.node:
@@ -344,6 +374,43 @@ class Admin:
             raise Unavailable(self._node.is_refusing or "this node does not know yet whether its own disk is complete")
         run = self._node.close_node(name)
         respond(AdminReply(Outcome.APPLIED, {"node": name, "close": run.close}))
+
+
+def conflict_tree(namespace: str, conflict: Conflict) -> dict[str, object]:
+    """A conflict as plain values. `apart_ms`: between the stamps of the two, where both are known."""
+    stamps = [conflict.winner.stamp, conflict.loser.stamp]
+    return {
+        "id": conflict.name,
+        "namespace": namespace,
+        "key_base64": b64encode(conflict.key).decode(),
+        "policy": conflict.policy,
+        "outcome": conflict.outcome,
+        "winner": _party_tree(conflict.winner),
+        "loser": _party_tree(conflict.loser),
+        "noted_ms": conflict.noted_ms,
+        "apart_ms": abs(hlc_ms(stamps[0]) - hlc_ms(stamps[1])) if all(stamps) else None,
+    }
+
+
+def _party_tree(party: Party) -> dict[str, object]:
+    origin = unpack_origin(party.origin)
+    return {
+        "dc": origin.dc,
+        "node": origin.node,
+        "run": f"{origin.incarnation:016x}",
+        "number": party.number,
+        "version": str(party.stamp) if party.stamp else None,
+        "value_base64": None if party.value is None else b64encode(party.value).decode(),
+        "value_bytes": party.bytes_in_all,
+        "is_delete": party.value is None,
+    }
+
+
+def _from_base64(text: object) -> bytes:
+    try:
+        return b64decode(str(text), validate=True)
+    except ValueError:
+        raise InvalidRequest(f"key_base64 = {text!r} is not base64") from None
 
 
 def text_of(arguments: Mapping[str, Any], name: str) -> str:

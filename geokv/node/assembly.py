@@ -14,6 +14,7 @@ from geokv.core.ring import Member, Ring
 from geokv.node.config import NodeConfig
 from geokv.node.definitions import Definitions
 from geokv.node.digests import Digests
+from geokv.protocol.clock_guard import ClockGuard
 from geokv.protocol.closing import RUNS_TOLD_MAX, Closings
 from geokv.protocol.commit import Commit
 from geokv.protocol.context import Context
@@ -73,13 +74,14 @@ class Assembly:
         self.definitions = Definitions(self.context, self.members, topology.dc_names)
         self.intake = Intake(self.context)
         self.replication = Replication(self.context)
-        self.write = WriteCoordinator(self.context, self.replication, self.table_named)
         self.read = ReadCoordinator(self.context, self.replication, self.intake, self.table_named)
+        self.write = WriteCoordinator(self.context, self.replication, self.table_named, self.read.quorum)
         self.sender = FeedSender(self.context)
         remote = {name: dc for name, dc in others if dc != config.dc}
         self.receiver = FeedReceiver(self.context, self.placement, self.intake, self.replication, remote)
         self.coordinate: Callable[[Any, Callable[[Any], None]], None] = lambda batch, respond: None
         self.forwarder = Forwarder(self.context, self.placement, self._coordinate_later)
+        self.clock_guard = ClockGuard(self.context, config.drift_ms_max)
         self.digests = Digests(self.context)
         self.closings = Closings(self.context, self.placement, self.intake)
         self.statements = Statements(
@@ -112,6 +114,7 @@ class Assembly:
         definition = replace(definition, dcs=definition.dcs or self.config.topology.dc_names)
         if definition.is_deleted:
             self.context.deleted.add(definition.id)
+            self.context.journal.forget(definition.id)
             tables.pop(definition.id, None)
             self.engine.drop(definition.id)
             return
@@ -146,6 +149,7 @@ class Assembly:
             "agreement": self.definitions.agreement_state(),
             "slots": self.definitions.carried_slots(),
             "seen": {node: list(what) for node, what in closings.seen.items()},
+            "conflicts": context.journal.packed(),
             "streams": [
                 [s.namespace, s.partition, s.origin, s.frontier, sorted(s.synced_beyond), s.dcs, s.peers]
                 for table in context.tables.values()

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import mmh3
 
-from geokv.core.cell import live_value
 from geokv.core.ring import key_hash
 from geokv.errors import GeokvError, Overloaded
 from geokv.protocol.context import Context
@@ -25,11 +24,12 @@ Then = Callable[[dict[str, Any] | GeokvError], None]
 
 
 class _Walk:
-    __slots__ = ("cells", "shift", "sums", "then")
+    __slots__ = ("cells", "policy", "shift", "sums", "then")
 
-    def __init__(self, cells: Iterator[tuple[bytes, bytes]], shift: int, then: Then) -> None:
-        self.cells = cells
-        self.shift = shift
+    def __init__(self, table: Table, then: Then) -> None:
+        self.cells: Iterator[tuple[bytes, bytes]] = table.cells.items()
+        self.policy = table.policy
+        self.shift = table.placement.shift
         self.then = then
         self.sums: dict[int, list[int]] = {}  # partition -> cells, sum of hashes, live cells
 
@@ -45,7 +45,7 @@ class Digests:
         """`then` gets the figures per partition, or the error of the disk. Raises Overloaded."""
         if len(self._walks) >= DIGESTS_MAX:
             raise Overloaded(f"{DIGESTS_MAX} digests are being made already", retry_after=1.0)
-        self._walks.append(_Walk(table.cells.items(), table.placement.shift, then))
+        self._walks.append(_Walk(table, then))
         self.tick()
 
     def wake_at_us(self) -> int | None:
@@ -69,10 +69,11 @@ class Digests:
 
     def _step(self, walk: _Walk) -> bool:
         now_ms, count = self._context.wall_ms, 0
-        for key, cell in islice(walk.cells, STEP_CELLS):
+        for key, stored in islice(walk.cells, STEP_CELLS):
+            cell = walk.policy.fold(stored)
             count += 1
             entry = walk.sums.setdefault(key_hash(key) >> walk.shift, [0, 0, 0])
             entry[0] += 1
             entry[1] = (entry[1] + mmh3.hash64(key + b"\0" + cell, 0, x64arch=True, signed=False)[0]) & ((1 << 64) - 1)
-            entry[2] += live_value(cell, now_ms) is not None
+            entry[2] += walk.policy.is_shown(cell, now_ms)
         return count < STEP_CELLS

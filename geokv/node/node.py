@@ -184,6 +184,8 @@ class Node:
         self.context.now_us = now_us
         self._dispatch(event)
         if not self._is_over:
+            if self.context.journal.fresh:
+                self._log_conflicts()
             self.assembly.definitions.perform()
             self.assembly.commit.flush(now_us)
         effects = list(self._effects)
@@ -437,6 +439,18 @@ class Node:
         raw = control.control_record(name, body)
         self.assembly.commit.add([(raw, None, 0)], len(raw), (), then, None)
 
+    def _log_conflicts(self) -> None:
+        """Note the newest conflicts in the log; where it has no room, they last as long as this run."""
+        fresh, self.context.journal.fresh = self.context.journal.fresh, []
+        for conflict in fresh:
+            name, (winner, loser) = self.context.tables[conflict.namespace].definition.name, conflict.dcs
+            self.context.count(f"conflicts.{name}.{winner}.{loser}.{conflict.outcome}")
+        body = [conflict.packed() for conflict in fresh]
+        if self.assembly.commit.reserve(len(control.pack(body)) + 256):
+            self.context.note("journal.not_logged", len(fresh))
+        else:
+            self.log_control(control.CONFLICTS, body)
+
     def _keep_bound(self) -> None:
         """Write the HLC's bound ahead of it, so that a restart begins above every stamp that was given."""
         context = self.context
@@ -582,7 +596,11 @@ class Node:
         answer = messages.Replicated(message.batch)
         try:
             taken = self.assembly.intake.take(
-                message.records, lambda: context.send(peer, answer), may_be_early=True, answer=answer
+                message.records,
+                lambda: context.send(peer, answer),
+                may_be_early=True,
+                answer=answer,
+                noting=context.packed,
             )
         except RecordError as error:
             context.note("replicate.malformed")
@@ -701,6 +719,8 @@ class Node:
         self._hold_back()
         machines.retention.trim()
         refusal = machines.retention.refusal(self.config.log_bytes_max)
+        machines.clock_guard.tick()
+        machines.write.clock_refuses = machines.clock_guard.refusal
         self._say_read_only(machines.write.log_refuses, refusal)
         machines.write.log_refuses = refusal
         self._keep_bound()

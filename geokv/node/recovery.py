@@ -21,6 +21,7 @@ from geokv.core.origin import Origin
 from geokv.core.record import CELL, CONTROL, DELTA, Record, decode_records
 from geokv.errors import CorruptLog, RecordError, StorageError
 from geokv.protocol import control
+from geokv.protocol.journal import unpacked
 from geokv.storage.position import Position
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class _Restoring:
             control.SLOT: self._slot,
             control.SEEN: self._seen,
             control.COVERED: self._covered,
+            control.CONFLICTS: self._conflicts,
         }
 
     def run(self, checkpoint: Checkpoint | None, frames: Iterable[tuple[int, int, bytes]]) -> Recovered:
@@ -136,6 +138,7 @@ class _Restoring:
         for origin, partitions in meta["closed"]:
             self._forgotten([origin, self._assembly.placement.mine if partitions is None else partitions])
         self._seen(meta["seen"])
+        self._conflicts(meta.get("conflicts", []))
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -201,6 +204,11 @@ class _Restoring:
         table = self._context.tables.get(namespace)
         if table is not None and partition not in self._context.closed.get(origin, ()):
             table.streams.make(partition, origin).cover(number)
+
+    def _conflicts(self, body: Any) -> None:
+        for one in body:
+            if one[1] in self._context.tables:
+                self._context.journal.keep(unpacked(one))
 
     def _accept(self, body: Any) -> None:
         for definition in self._assembly.definitions.restore_items(body):

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from geokv.core.hlc import HybridClock
 from geokv.core.origin import Origin, is_origin
+from geokv.protocol.decoded import Decoded
 from geokv.protocol.effects import Effect, Log, Note, Send
+from geokv.protocol.journal import Journal
 from geokv.protocol.loading import Loading
 from geokv.protocol.messages import CloseForget
 
@@ -59,6 +61,8 @@ class Context:
         self.promised: dict[bytes, set[int]] = {}  # origin -> partitions: no more of it is taken
         self.deleted: set[int] = set()  # ids of namespaces that were deleted: their records are nobody's any more
         self.closed: dict[bytes, set[int]] = {}  # origin -> partitions: closed and covered everywhere, only remembered
+        self.journal = Journal()
+        self.decoded = Decoded()
         self.on_refused: Callable[[str], None] = lambda reason: None
         self._next_id = rng.getrandbits(31) << 20
 

@@ -10,6 +10,7 @@ A control record has kind CONTROL; its key names it, its cell is MessagePack. Re
     covered    [namespace, partition, origin, number]   the cells of another owner, who covers up to there, are here
     accept     [[item, promised, accepted, chosen]…]   states of the agreement
     slot       [dc, slot, value]                   a definition carried from another datacenter
+    conflicts  [conflict …]                        entries of the conflict journal, see `protocol.journal`
     seen       {node: [incarnation, log sequence]} the newest that peers have stated of themselves
 
 Format page: docs/formats/record.md.
@@ -33,6 +34,7 @@ COVERED: Final = b"covered"
 ACCEPT: Final = b"accept"
 SLOT: Final = b"slot"
 SEEN: Final = b"seen"
+CONFLICTS: Final = b"conflicts"
 
 
 def control_record(name: bytes, body: object) -> bytes:

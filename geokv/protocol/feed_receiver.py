@@ -27,6 +27,7 @@ from geokv.protocol.cells_fetch import NO_CLOSING
 from geokv.protocol.context import Context
 from geokv.protocol.feed_sender import BUSY_US, LINGER_US, SLACK_US, heads_of
 from geokv.protocol.intake import Intake, Taken
+from geokv.protocol.journal import EVERYBODY
 from geokv.protocol.messages import (
     CellsFetch,
     FeedAck,
@@ -310,7 +311,8 @@ class FeedReceiver:
             records = decompress(message.payload, message.raw_bytes) if message.payload else b""
             self.wire_bytes += len(message.payload)
             self.raw_bytes += len(records)
-            taken = self._intake.take(records, lambda: self._synced(link, message))
+            noting = EVERYBODY if link.own_only else None
+            taken = self._intake.take(records, lambda: self._synced(link, message), noting=noting)
         except RecordError as error:
             context.note("feed.malformed")
             context.log("warning", f"a batch from {link.peer} is refused: {error}")

@@ -51,8 +51,11 @@ class _Split:
                 merged.details[index] = reply.details[position]
             if isinstance(merged, WriteReply) and isinstance(reply, WriteReply):
                 merged.dcs[index] = reply.dcs[position]
+                self._put_context(merged.contexts, index, reply.contexts, position)
             elif isinstance(merged, ReadReply) and isinstance(reply, ReadReply):
-                self._put_value(merged, index, reply.values[position])
+                if self._put_value(merged, index, reply.values[position]):
+                    self._put_context(merged.contexts, index, reply.contexts, position)
+                merged.policy = merged.policy or reply.policy
         merged.coordinator = reply.coordinator
         merged.hlc = max(merged.hlc, reply.hlc)
         merged.elapsed_us = max(merged.elapsed_us, reply.elapsed_us)
@@ -60,13 +63,22 @@ class _Split:
         if not self.remaining:
             self.respond(merged)
 
-    def _put_value(self, merged: ReadReply, index: int, value: bytes | None) -> None:
+    def _put_value(self, merged: ReadReply, index: int, value: bytes | None) -> bool:
         """Each owner kept to the limit of one answer; all of them together must too."""
-        if value is not None and self.nbytes + len(value) > READ_ANSWER_BYTES_MAX:
+        if value is not None and self.nbytes and self.nbytes + len(value) > READ_ANSWER_BYTES_MAX:
             merged.outcomes[index] = Outcome.ASK_AGAIN
-            return
+            return False
         self.nbytes += len(value or b"")
         merged.values[index] = value
+        return True
+
+    def _put_context(self, merged: list[bytes], index: int, contexts: list[bytes], position: int) -> None:
+        """Contexts are there for policies that have them, in all shares or in none (but for a share that failed)."""
+        if contexts:
+            if not merged:
+                merged.extend([b""] * len(self.batch.keys))
+            merged[index] = contexts[position]
+            self.nbytes += len(contexts[position])
 
 
 class Forwarder:

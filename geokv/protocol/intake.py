@@ -1,6 +1,6 @@
 """Taking in records that others numbered: the one door for replication, feeds, repair and closings.
 
-    records --decode--> known? new? not refused? --> table + next frame --> after the sync: `then`
+    records --decode--> known? new? not refused? --> merged + next frame --> after the sync: `then`
 
 What is dropped, and why it is safe: a number that is here already (its delta is merged), one of an origin that this
 replica promised to refuse or that is closed for good (it comes with the closing, or exists nowhere), one whose
@@ -13,10 +13,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+from geokv.core.cells.codec import decode
+from geokv.core.cells.context import Dot
+from geokv.core.cells.state import CellState
 from geokv.core.partial import Partial
 from geokv.core.record import CELL, DELTA, Record, decode_records
+from geokv.errors import RecordError
 from geokv.protocol.commit import Entry
 from geokv.protocol.context import Context
+from geokv.protocol.journal import EVERYBODY
 from geokv.protocol.messages import Replicated
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
@@ -53,12 +58,14 @@ class Intake:
         is_closing: bool = False,
         may_be_early: bool = False,
         answer: Replicated | None = None,
+        noting: bytes | None = None,
     ) -> Taken:
         """Take `records`; `then` runs once everything of them is synced here (also what was here or on its way before).
 
         `is_closing`: a closer brings them, so a promise does not stand in the way. `may_be_early`: where all of them
         belong to namespaces with durability "interval", `then` does not wait for the sync. `answer`: filled in with
-        what became of the records, before `then` can run. Raises RecordError for bytes that are no records; then
+        what became of the records, before `then` can run. `noting`: conflicts with what is stored go into the journal, where
+        the stored write's packed origin begins so (None: nowhere). Raises RecordError for bytes that are no records; then
         nothing was taken.
         """
         context = self._context
@@ -93,12 +100,13 @@ class Intake:
                         taken.contiguous = False
                     continue
                 tables[namespace] = table
-                is_lww = table.merge is max
+                is_lww = table.policy.kind is None
                 partitions = table.streams.partitions
                 waiting, flying, peek = table.waiting, table.flying, table.cells.peek
             elif table is None:
                 continue
-            if partition >= len(partitions) or kind > CELL:
+            arriving = None if is_lww else self._decoded(table, record)
+            if partition >= len(partitions) or kind > CELL or not (is_lww or arriving):
                 context.note("intake.malformed")
                 taken.contiguous = False
                 continue
@@ -135,7 +143,13 @@ class Intake:
                         doubts.append((table, index, key, cell))
                     cell = table.blind(key, cell)
                 waiting[key] = cell
+                if is_lww and noting == EVERYBODY and kind == DELTA:
+                    self._note_behind(table, key, cell)
             elif is_lww:
+                # Nearly always it is newer, and names the stored version, or a later one, as the one that it replaced.
+                at = 26 + len(origin)
+                if noting is not None and kind == DELTA and cell[at : at + 8] < stored[1:9] and stored.startswith(noting, 9):
+                    context.journal.met_lww(table, key, stored, cell, context.wall_ms)
                 if stored > cell:
                     taken.newer.append((index, int.from_bytes(stored[1:9], "big")))
                     waiting[key] = stored
@@ -145,8 +159,13 @@ class Intake:
                     doubts.append((table, index, key, cell))
                     waiting[key] = table.blind(key, cell)
             else:
-                merged = table.merge(stored, cell)
-                waiting[key] = merged if type(stored) is bytes else Partial(merged)
+                assert arriving is not None
+                if type(stored) is bytes:
+                    waiting[key] = context.decoded.append(cell[0], namespace, key, stored, cell, arriving)
+                else:
+                    waiting[key] = Partial(table.policy.append(stored, cell))
+            if arriving is not None and noting == EVERYBODY and kind == DELTA:
+                self._note(table, record)
             if hlc > hlc_last:
                 hlc_last = hlc
             entries.append((raw, stream, number))
@@ -169,6 +188,50 @@ class Intake:
             if is_early:
                 then()
         return taken
+
+    def _note(self, table: Table, record: Record) -> None:
+        """What a shipped update met in this datacenter, of types for which that decides something."""
+        sort = table.policy.kind
+        assert sort is not None
+        if not sort.is_contested:
+            return
+
+        def look(error: str = "") -> None:
+            cell = None if error else table.visible(record.key)
+            if cell is not None:
+                context, dot = self._context, Dot(record.origin, record.number)
+                state = context.decoded.state(sort.tag, record.namespace, record.key, cell)
+                context.journal.met_dots(table, record.key, state, dot, record.hlc, context.wall_ms)
+
+        missing = table.missing([record.key])
+        if missing:
+            self._context.loading.load(table.cells, missing, look)
+        else:
+            look()
+
+    def _note_behind(self, table: Table, key: bytes, cell: bytes) -> None:
+        """An lww cell came over the WAN, and the memtables did not have all of its key: what the caches have of it, it met.
+
+        What stands on the disk alone is not read for it: once it is loaded, it is merged with what came.
+        """
+        if not table.cells.may_hold(key):
+            return
+        if table.cells.missing([key]):
+            self._context.count("journal.not_looked")
+            return
+        behind = table.cells.get(key)
+        if behind is not None:
+            self._context.journal.met_lww(table, key, behind, cell, self._context.wall_ms)
+
+    def _decoded(self, table: Table, record: Record) -> CellState | None:
+        """The cell of a record, where it is one of the policy: behind the stored one, anything else would spoil both."""
+        sort = table.policy.kind
+        assert sort is not None
+        try:
+            return decode(sort.tag, record.cell)
+        except RecordError as error:
+            self._context.log("error", f"a record of {record.origin!r} in {table.definition.name!r} is held up: {error}")
+            return None
 
     def _once_sure(self, doubts: list[Doubt], newer: list[tuple[int, int]], then: Callable[[], None]) -> Callable[[], None]:
         """`then`, once it is known too which of the `doubts` the disk holds newer versions of: those are added to `newer`.

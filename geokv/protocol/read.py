@@ -21,12 +21,14 @@ from typing import Final
 import mmh3
 
 from geokv.core.cell import live_value, lww_version
+from geokv.core.cells.cell_type import CellType
+from geokv.core.cells.update import show
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, READ_ANSWER_BYTES_MAX, TIMEOUT_MS_MAX
 from geokv.core.quorum import Consistency, needed
 from geokv.core.record import CELL, NO_OPERATION, encode_record
 from geokv.core.ring import key_hash
-from geokv.errors import InvalidRequest, NamespaceNotFound, StorageError
+from geokv.errors import InvalidRequest, NamespaceNotFound, RecordError, StorageError
 from geokv.protocol.context import Context
 from geokv.protocol.intake import Intake
 from geokv.protocol.messages import CellsRead, ReadCells
@@ -38,6 +40,7 @@ ASK_MORE_US: Final = 150_000
 UNSET: Final = 255
 NO_DIGEST: Final = bytes(8)
 Respond = Callable[[ReadReply], None]
+Then = Callable[[list[bytes | None] | None], None]
 
 
 def digest_of(cell: bytes | None) -> bytes:
@@ -81,6 +84,7 @@ class ReadPart:
         "r",
         "repairs",
         "theirs",
+        "then",
     )
 
     def __init__(self, call: ReadCall, indexes: list[int], keys: list[bytes], r: int, peers: tuple[str, ...]) -> None:
@@ -99,6 +103,7 @@ class ReadPart:
         self.query = 0
         self.has_own = True  # the own copy can be read
         self.is_done = False
+        self.then: Then | None = None  # who wants the cells themselves, instead of a client its values
 
 
 class ReadCoordinator:
@@ -139,11 +144,30 @@ class ReadCoordinator:
             self._finish_if_complete(call)
             return
         call.table = table
+        if table.policy.kind is not None:
+            call.reply.policy, call.reply.contexts = table.policy.name, [b""] * len(batch.keys)
         parts = self._admit(call, table, r)
         call.remaining = len(parts)
         for part in parts:
             self._gather(part, table)
         self._finish_if_complete(call)
+
+    def quorum(self, table: Table, keys: list[bytes], deadline_us: int, then: Then) -> None:
+        """The merged cells of `keys`, all of one owner set, as a majority of its owners holds them.
+
+        `then` gets None where they cannot be had by the deadline; it is called once.
+        """
+        context, placement = self._context, table.placement
+        call = ReadCall(ReadBatch(table.definition.name, keys), lambda reply: None, context.node, context.now_us)
+        call.deadline_us, call.table, call.remaining = deadline_us, table, 1
+        self._calls += 1
+        peers = placement.peers_of_set[placement.set_of[key_hash(keys[0]) >> placement.shift]]
+        part = ReadPart(call, list(range(len(keys))), keys, placement.replicas // 2 + 1, peers)
+        part.then = then
+        if 1 + len(context.peers.live(peers, context.now_us)) < part.r:
+            self._expire(part, "too few replicas are live")
+        else:
+            self._gather(part, table)
 
     def _checked(self, batch: ReadBatch) -> Table:
         table = self._resolve(batch.namespace)
@@ -272,7 +296,7 @@ class ReadCoordinator:
         def loaded(error: str) -> None:
             found: list[bytes | None] = []
             try:
-                found = [] if error else [get(key) for key in keys]
+                found = [] if error else table.folded([get(key) for key in keys])
             except StorageError as failure:  # a cache has let go of it, or its namespace was deleted
                 error = str(failure)
             then(found, error)
@@ -415,21 +439,49 @@ class ReadCoordinator:
         self._close(part)
         call = part.call
         reply = call.reply
-        now_ms = hlc_ms(max(self._context.clock.last, self._context.wall_ms << 16))
+        if part.then is not None:
+            part.then(cells)
+        elif call.table is not None and call.table.policy.kind is not None:
+            self._show(part, call.table.policy.kind, cells, replicas)
+        else:
+            now_ms = self._now_ms()
+            for index, cell in zip(part.indexes, cells, strict=True):
+                reply.outcomes[index] = Outcome.APPLIED
+                reply.replicas[index] = replicas
+                if cell is not None:
+                    value = live_value(cell, now_ms)
+                    if value is not None:
+                        if call.nbytes + len(value) > READ_ANSWER_BYTES_MAX:
+                            reply.outcomes[index] = Outcome.ASK_AGAIN
+                            continue
+                        call.nbytes += len(value)
+                    reply.values[index] = value
+                    reply.versions[index] = lww_version(cell)
+        call.remaining -= 1
+        self._finish_if_complete(call)
+
+    def _now_ms(self) -> int:
+        return hlc_ms(max(self._context.clock.last, self._context.wall_ms << 16))
+
+    def _show(self, part: ReadPart, kind: CellType, cells: list[bytes | None], replicas: int) -> None:
+        """Answer with what cells of dots show, and with what the reader has seen."""
+        call, reply, now_ms = part.call, part.call.reply, self._now_ms()
         for index, cell in zip(part.indexes, cells, strict=True):
             reply.outcomes[index] = Outcome.APPLIED
             reply.replicas[index] = replicas
-            if cell is not None:
-                value = live_value(cell, now_ms)
-                if value is not None:
-                    if call.nbytes + len(value) > READ_ANSWER_BYTES_MAX:
-                        reply.outcomes[index] = Outcome.ASK_AGAIN
-                        continue
-                    call.nbytes += len(value)
-                reply.values[index] = value
-                reply.versions[index] = lww_version(cell)
-        call.remaining -= 1
-        self._finish_if_complete(call)
+            if cell is None:
+                continue
+            try:
+                shown, token = show(kind, cell, now_ms)
+            except RecordError as error:
+                self._refuse(call, (index,), Outcome.UNAVAILABLE, f"the cell of this key cannot be read: {error}")
+                continue
+            nbytes = len(shown or b"") + len(token)
+            if call.nbytes and call.nbytes + nbytes > READ_ANSWER_BYTES_MAX:
+                reply.outcomes[index] = Outcome.ASK_AGAIN
+                continue
+            call.nbytes += nbytes
+            reply.values[index], reply.contexts[index] = shown, token
 
     def _close(self, part: ReadPart) -> None:
         part.is_done = True
@@ -541,6 +593,8 @@ class ReadCoordinator:
 
     def _expire(self, part: ReadPart, why: str) -> None:
         self._close(part)
+        if part.then is not None:
+            part.then(None)
         achieved = len(part.digests) + (part.cells is not None and part.has_own)
         text = f"{why}: {achieved} of {part.r} replicas answered"
         self._refuse(part.call, part.indexes, Outcome.UNAVAILABLE, text, part.r, achieved)

@@ -57,7 +57,8 @@ class WriteBatch:
     """Puts and deletes of one namespace with the same options. `values[i]` is None for a delete.
 
     `ttl_ms`: 0 takes the namespace's, -1 means none. `w`: explicit replica count, 0 takes the level. `operations`: 16
-    bytes per item, or empty. `contexts`: per item, or empty. `timeout_ms`: what is left of the caller's time.
+    bytes per item, or empty. `contexts`: per item, or empty. `has_updates`: the values are operations of the namespace's
+    type (core.cells.wire), not values to be put. `timeout_ms`: what is left of the caller's time.
     `replicated_to`: how many DCs in all (this one included) must hold the write before the answer; 0: as the level
     says.
     """
@@ -74,11 +75,15 @@ class WriteBatch:
     operations: list[bytes] = field(default_factory=list)
     contexts: list[bytes] = field(default_factory=list)
     ring_version: int = 0
+    has_updates: bool = False
 
 
 @dataclass(slots=True)
 class WriteReply:
-    """One entry per item of the batch. `replicas`/`dcs`: how many hold it, synced, when this was said."""
+    """One entry per item of the batch. `replicas`/`dcs`: how many hold it, synced, when this was said.
+
+    `contexts`: per item what the writer has seen now, where the policy is not `lww` (whose context is the version); or empty.
+    """
 
     outcomes: list[int]
     versions: list[int]
@@ -88,6 +93,7 @@ class WriteReply:
     hlc: int
     elapsed_us: int
     details: dict[int, Detail] = field(default_factory=dict)
+    contexts: list[bytes] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -106,7 +112,11 @@ class ReadBatch:
 
 @dataclass(slots=True)
 class ReadReply:
-    """One entry per key. `values[i]` is None where absent, deleted, expired or failed. `versions[i]` is 0 where absent."""
+    """One entry per key. `values[i]` is None where absent, deleted, expired or failed. `versions[i]` is 0 where absent.
+
+    `policy`: empty for `lww`, whose values are as they were put and whose context is the version. Else the values have the
+    form of that policy (core.cells.wire), there are no versions, and `contexts[i]` is what the reader has seen.
+    """
 
     outcomes: list[int]
     values: list[bytes | None]
@@ -116,18 +126,22 @@ class ReadReply:
     hlc: int
     elapsed_us: int
     details: dict[int, Detail] = field(default_factory=dict)
+    contexts: list[bytes] = field(default_factory=list)
+    policy: str = ""
 
 
 @dataclass(slots=True)
 class AdminRequest:
     """`verb` is one of the names in `node.admin`: namespace_create|list|show|alter|delete, status, ring, metrics.
 
-    `arguments` is a tree of plain values (str, int, float, bool, None, list, dict): JSON on the wire.
+    `arguments` is a tree of plain values (str, int, float, bool, None, list, dict): JSON on the wire. `node`: the SDK asks that
+    one and no other (not on the wire).
     """
 
     verb: str
     arguments: dict[str, object]
     timeout_ms: int = 5_000
+    node: str = ""
 
 
 @dataclass(slots=True)

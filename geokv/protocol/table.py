@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-from geokv.core.conflict import Merge, merge_of
+from geokv.core.conflict import Merge, Policy, policy_of
 from geokv.core.namespace import NamespaceDefinition
 from geokv.core.partial import Partial
 from geokv.protocol.placement import Placement
@@ -74,6 +74,7 @@ class Table:
         "is_interval",
         "merge",
         "placement",
+        "policy",
         "streams",
         "waiting",
     )
@@ -95,7 +96,8 @@ class Table:
     def define(self, definition: NamespaceDefinition) -> None:
         """Take over a definition or its newer version."""
         self.definition = definition
-        self.merge: Merge = merge_of(definition.policy)
+        self.policy: Policy = policy_of(definition.policy)
+        self.merge: Merge = self.policy.merge
         self.is_interval = definition.durability == "interval"
 
     def ships_to(self, dc: str) -> list[str]:
@@ -115,6 +117,13 @@ class Table:
             return behind if found is None else bytes(found)
         return bytes(self.merge(found, behind))
 
+    def folded(self, cells: list[bytes | None]) -> list[bytes | None]:
+        """Cells that readers may see, each in its one canonical form."""
+        if self.policy.kind is None:
+            return cells
+        fold = self.policy.fold
+        return [None if cell is None else fold(cell) for cell in cells]
+
     def missing(self, keys: list[bytes]) -> list[bytes]:
         """The keys that must be loaded before they can be seen."""
         missing = self.cells.missing(keys)
@@ -126,9 +135,11 @@ class Table:
     def look(self, keys: list[bytes]) -> tuple[list[bytes | None], list[bytes]]:
         """(what a reader is shown of each key, the keys that must be loaded first)."""
         if not self.is_interval:
-            return self.cells.look(keys)
-        missing = self.missing(keys)
-        return [] if missing else [self.visible(key) for key in keys], missing
+            cells, missing = self.cells.look(keys)
+        else:
+            missing = self.missing(keys)
+            cells = [] if missing else [self.visible(key) for key in keys]
+        return cells if missing else self.folded(cells), missing
 
     def blind(self, key: bytes, cell: bytes) -> bytes:
         """A cell that goes over what memory holds of its key, without a look at the disk: Partial where that may hold more.

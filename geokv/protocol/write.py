@@ -22,6 +22,8 @@ from heapq import heappop, heappush
 from typing import Final, cast
 
 from geokv.core.cell import VERSION_MAX, lww_version
+from geokv.core.cells.operation import Operation
+from geokv.core.cells.wire import OPERATION_BYTES_MAX
 from geokv.core.hlc import hlc_from_ms, hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, STORAGE_RETRY_MS, TIMEOUT_MS_MAX
 from geokv.core.lww import encode_lww_record, records_bytes_max
@@ -36,6 +38,7 @@ from geokv.protocol.replication import Part, Replication
 from geokv.protocol.requests import Detail, Outcome, WriteBatch, WriteReply
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
+from geokv.protocol.update import Gather, Updater
 
 UNSET: Final = 255
 Respond = Callable[[WriteReply], None]
@@ -46,6 +49,7 @@ class WriteCall:
 
     __slots__ = (
         "batch",
+        "context_bytes",
         "dcs_needed",
         "deadline_us",
         "order",
@@ -56,6 +60,7 @@ class WriteCall:
         "respond",
         "started_us",
         "table",
+        "updates",
     )
 
     def __init__(self, batch: WriteBatch, respond: Respond, coordinator: str, now_us: int) -> None:
@@ -72,14 +77,17 @@ class WriteCall:
         self.table: Table | None = None
         self.dcs_needed = 0
         self.order = 0
+        self.context_bytes = 0  # in the reply
+        self.updates: list[Operation | None] = []  # what every item asks, where the policy is not `lww`
 
 
 class WritePart:
-    """The share of a call that goes to one owner set."""
+    """The share of a call that goes to one owner set. `part` is None as long as nothing of it is numbered."""
 
     __slots__ = (
         "attempt",
         "call",
+        "holds",
         "indexes",
         "is_done",
         "lost",
@@ -103,20 +111,29 @@ class WritePart:
         self.part: Part | None = None
         self.waits_for: dict[int, int] = {}  # position -> how many more datacenters must cover it
         self.lost: set[int] = set()
+        self.holds = (Outcome.UNAVAILABLE, "")  # what it is answered with if its time ends before it is numbered
+
+    def piece(self, indexes: list[int]) -> WritePart:
+        """Some operations of a part that is not numbered yet, to go on by themselves."""
+        return WritePart(self.call, indexes, self.w)
 
 
 class WriteCoordinator:
     """Coordinates the writes that clients (or forwarding nodes) bring to this owner."""
 
-    def __init__(self, context: Context, replication: Replication, resolve: Callable[[str], Table | None]) -> None:
+    def __init__(
+        self, context: Context, replication: Replication, resolve: Callable[[str], Table | None], gather: Gather
+    ) -> None:
         self._context = context
         self._replication = replication
         self._resolve = resolve
+        self._updater = Updater(context, gather, self._refuse_one, self._nothing_left, self._launch)
         self._deadlines: list[tuple[int, int, WriteCall]] = []
         self._order = 0
         self._calls = 0
         self._awaiting_dcs: dict[Stream, list[tuple[WritePart, int, str]]] = {}
         self.log_refuses = ""
+        self.clock_refuses = ""  # lww writes alone
         self.storage_refuses = ""  # flushes or compactions are so far behind that clients shall wait
 
     @property
@@ -143,16 +160,26 @@ class WriteCoordinator:
             return
         call.table = table
         self._check_items(call, table)
-        self._check_contexts(call, table)
+        if table.policy.kind is None:
+            self._check_contexts(call, table)
+        else:
+            call.updates = [None] * len(batch.keys)
+            call.reply.contexts = [b""] * len(batch.keys)
+            self._updater.read(call, table)
         parts = self._admit(call, table, w)
         if parts:
-            call.remaining = len(parts)
-            call.parts = parts
             self._order += 1
             call.order = self._order
             heappush(self._deadlines, (call.deadline_us, call.order, call))
-            for part in parts:
-                self._write(part, table, part.indexes)
+            if table.policy.kind is None:
+                call.remaining, call.parts = len(parts), parts
+                for part in parts:
+                    self._write(part, table, part.indexes)
+            else:
+                shares = [share for part in parts for share in self._updater.cut(part, table)]
+                call.remaining, call.parts = len(shares), [part for part, _ in shares]
+                for part, begin in shares:
+                    begin(part, table)
         self._finish_if_complete(call)
 
     def _checked(self, batch: WriteBatch) -> Table:
@@ -177,6 +204,8 @@ class WriteCoordinator:
             raise InvalidRequest(
                 f"namespace {batch.namespace!r} is not held by {self._context.dc}: ask one of {', '.join(table.definition.dcs)}"
             )
+        if batch.has_updates and table.policy.kind is None:
+            raise InvalidRequest(f"namespace {batch.namespace!r} holds plain values (lww): it has put and delete, no updates")
         return table
 
     def _dcs_needed(self, table: Table, level: Consistency, replicated_to: int) -> int:
@@ -191,8 +220,9 @@ class WriteCoordinator:
     def _check_items(self, call: WriteCall, table: Table) -> None:
         """Mark the operations that can never succeed."""
         definition = table.definition
-        key_max, value_max = definition.key_bytes_max, definition.value_bytes_max
         batch = call.batch
+        key_max = definition.key_bytes_max
+        value_max = OPERATION_BYTES_MAX if batch.has_updates else definition.value_bytes_max
         lengths = list(map(len, batch.keys))
         value_lengths = [len(value) for value in batch.values if value is not None]
         if min(lengths) > 0 and max(lengths) <= key_max and max(value_lengths, default=0) <= value_max:
@@ -245,6 +275,8 @@ class WriteCoordinator:
                 else:
                     self._refuse(call, (index,), Outcome.WRONG_NODE, f"{context.node} does not own this key's partition")
         refusal = self._refusal(records_bytes_max(keys, values, context.packed))
+        if self.clock_refuses and table.policy.kind is None:
+            refusal = Outcome.UNAVAILABLE, self.clock_refuses
         parts: list[WritePart] = []
         for owner_set, indexes in by_set.items():
             if refusal:
@@ -284,6 +316,17 @@ class WriteCoordinator:
             call.reply.outcomes[index] = outcome
             call.reply.details[index] = detail
 
+    def _refuse_one(self, call: WriteCall, indexes: list[int], outcome: Outcome, detail: Detail) -> None:
+        for index in indexes:
+            call.reply.outcomes[index] = outcome
+            call.reply.details[index] = detail
+
+    def _nothing_left(self, part: WritePart) -> None:
+        """All operations of a part were refused before anything of it was numbered."""
+        part.is_done = True
+        part.call.remaining -= 1
+        self._finish_if_complete(part.call)
+
     # --- numbering --------------------------------------------------------------------------------------------------
 
     def _write(self, part: WritePart, table: Table, indexes: list[int], above: dict[int, int] | None = None) -> None:
@@ -293,7 +336,6 @@ class WriteCoordinator:
         """
         context = self._context
         batch = part.call.batch
-        placement = table.placement
         definition = table.definition
         packed, namespace, call_partitions = context.packed, definition.id, part.call.partitions
         keys, values, operations, contexts = batch.keys, batch.values, batch.operations, batch.contexts
@@ -321,7 +363,9 @@ class WriteCoordinator:
                 if replaced >= version:
                     version = min(replaced + 1, VERSION_MAX)
             if contexts and contexts[index]:
-                version = max(version, int.from_bytes(contexts[index], "big") + 1)
+                seen = int.from_bytes(contexts[index], "big")
+                replaced = max(replaced, seen)
+                version = max(version, seen + 1)
             if above is not None:
                 version = max(version, above[position] + 1)
             partition = call_partitions[index]
@@ -348,12 +392,17 @@ class WriteCoordinator:
             numbers.append(number)
             streams.append(stream)
         part.versions, part.numbers, part.streams = versions, numbers, streams
+        self._launch(part, table, entries, raws)
+
+    def _launch(self, part: WritePart, table: Table, entries: list[Entry], raws: list[bytes]) -> None:
+        """Hand the numbered records of a part to the co-owners and to the log."""
+        context, placement = self._context, table.placement
         records = b"".join(raws)
-        peers = placement.peers_of_set[placement.set_of[call_partitions[indexes[0]]]]
+        peers = placement.peers_of_set[placement.set_of[part.call.partitions[part.indexes[0]]]]
         sent = self._replication.start(peers, records, lambda _: self._progress(part))
         part.part = sent
-        sync_by_us = context.now_us + definition.interval_ms * 1000 if table.is_interval else None
         if table.is_interval:
+            sync_by_us = context.now_us + table.definition.interval_ms * 1000
             context.commit.add(entries, len(records), (table,), None, sync_by_us)
             self._replication.own_synced(sent)
         else:
@@ -517,10 +566,13 @@ class WriteCoordinator:
     def wake_at_us(self) -> int | None:
         while self._deadlines and self._deadlines[0][2].respond is None:
             heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        due_us = self._deadlines[0][0] if self._deadlines else None
+        look_us = self._updater.wake_at_us()
+        return due_us if look_us is None else look_us if due_us is None else min(due_us, look_us)
 
     def tick(self) -> None:
         """Answer what has reached its deadline with what is known."""
+        self._updater.tick()
         now_us = self._context.now_us
         while self._deadlines and (self._deadlines[0][0] <= now_us or self._deadlines[0][2].respond is None):
             call = heappop(self._deadlines)[2]
@@ -529,7 +581,11 @@ class WriteCoordinator:
 
     def _expire(self, call: WriteCall, why: str) -> None:
         for part in [part for part in call.parts if not part.is_done]:
-            if part.waits_for:
+            if part.part is None:
+                outcome, text = part.holds
+                self._refuse(call, part.indexes, outcome, f"{why}: {text}")
+                part.is_done = True
+            elif part.waits_for:
                 self._settle(part, is_pending=True)
             else:
                 self._fall_short(part, why)

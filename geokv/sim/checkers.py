@@ -15,6 +15,8 @@
 Of namespaces with durability "interval" only these are demanded: converged, numbers_unique, hlc_rises, and the frontiers of
 claims; a crash may take what was acknowledged and read.
 
+Of namespaces with other policies than `lww`: `typed_checkers`.
+
 Not here: how disks are read (`truth`), what clients recorded (`history`).
 """
 
@@ -25,12 +27,14 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from geokv.core.cell import LwwCell, decode_lww, live_value, lww_version
+from geokv.core.cells.codec import decode
 from geokv.core.quorum import Consistency, needed
 from geokv.errors import StorageError
 from geokv.protocol.requests import Outcome
 from geokv.sim.clocks import EPOCH_US
 from geokv.sim.history import Operation
-from geokv.sim.truth import Image, image_of
+from geokv.sim.truth import Image, folded, image_of, includes, is_lww
+from geokv.sim.typed_checkers import TYPED_CHECKERS
 from geokv.sim.world import World
 
 OK: Final = "ok"
@@ -42,7 +46,7 @@ def final_cells(world: World) -> dict[str, dict[bytes, bytes]]:
     for name, host in world.hosts.items():
         if host.node is not None and not host.node.is_refusing:
             tables = host.tables()
-            cells[name] = {key: cell for table in sorted(tables) for key, cell in tables[table].items()}
+            cells[name] = {key: folded(cell) for table in sorted(tables) for key, cell in tables[table].items()}
     return cells
 
 
@@ -111,7 +115,7 @@ def survives_now(world: World, lost: Iterable[str]) -> str:
 def _vanished(world: World, name: str, image: Image) -> str:
     """What the disk was seen to hold durably and no longer does."""
     for key, cell in world.truth.images[name].cells.items():
-        if image.cells.get(key, b"") < cell:
+        if not includes(image.cells.get(key), cell):
             return f"the disk of {name} held {key!r} {_shown(cell)}, synced, and has {_shown(image.cells.get(key))} now"
     return ""
 
@@ -134,6 +138,8 @@ def converged(world: World) -> str:
 def _shown(cell: bytes | None) -> str:
     if cell is None:
         return "nothing"
+    if not is_lww(cell):
+        return repr(decode(cell[0], cell))
     decoded = decode_lww(cell)
     value = "a tombstone" if decoded.is_tombstone else repr(decoded.value)
     return f"{value} version={decoded.version:x} origin={decoded.origin!r} number={decoded.number}"
@@ -151,7 +157,7 @@ def _by_key(operations: Iterable[Operation]) -> dict[bytes, list[Operation]]:
 
 def causal_on_key(world: World) -> str:
     """A client's acknowledged write to a key is ordered after every version of it that the client was told before."""
-    for operations in _by_key(o for o in _promised(world, world.history.operations) if o.version).values():
+    for operations in _by_key(o for o in _promised(world, world.history.plain()) if o.version).values():
         told: dict[str, list[Operation]] = {}
         for operation in operations:
             mine = told.setdefault(operation.client, [])
@@ -275,6 +281,8 @@ CHECKERS: Final[dict[str, Callable[[World], str]]] = {
 def check_all(world: World, probed: Iterable[str] = ()) -> dict[str, str]:
     """Every checker's verdict. `probed`: verdicts of `survives_now` taken while the world ran."""
     verdicts = {name: check(world) for name, check in CHECKERS.items()}
+    cells = final_cells(world)
+    verdicts |= {name: check(world, cells, is_excused) for name, check in TYPED_CHECKERS.items()}
     failed = [verdict for verdict in probed if verdict != OK]
     if failed:
         verdicts["acknowledged_survives"] = failed[0]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from geokv.core.cells.operation import Operation as CellOperation
+from geokv.core.cells.wire import decode_value, encode_operation
 from geokv.core.quorum import Consistency
 from geokv.errors import GeokvError
 from geokv.protocol.client import ClientMachine, ClientSettings
@@ -66,6 +68,32 @@ class Ask:
 
 
 QUORUM = Ask()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One update of a namespace whose policy is not `lww`: `name` is the operation of its type, or "put" and "delete".
+
+    `context` is what is handed back, `saw` the values that were read with it (None: no context).
+    """
+
+    key: bytes
+    name: str
+    value: bytes | None = None
+    amount: int = 0
+    context: bytes = b""
+    saw: frozenset[bytes] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.name in ("put", "delete")
+
+    def packed(self) -> bytes | None:
+        """What travels as the value."""
+        if self.is_plain:
+            return self.value
+        arguments = (self.amount,) if self.amount else () if self.value is None else (self.value,)
+        return encode_operation(CellOperation(self.name, arguments))
 
 
 class Batch:
@@ -147,7 +175,11 @@ class _Recorder:
         operation.coordinator = reply.coordinator
         operation.coordinator_dc = self.world.dc_of.get(reply.coordinator, "")
         if isinstance(reply, ReadReply):
-            operation.value = reply.values[index]
+            operation.value = value = reply.values[index]
+            if reply.policy and value is not None:
+                operation.shown = decode_value(reply.policy, value)
+            if reply.contexts:
+                operation.context = reply.contexts[index]
         else:
             operation.dcs = reply.dcs[index]
         self.world.trace.add(self.name, "told", f"{operation.index} {operation.outcome.name} {operation.version:x}")
@@ -192,6 +224,29 @@ class SdkClient(_Recorder):
         self._add(Kind.READ, ask, [(key, None) for key in keys], batch)
         return batch
 
+    def update(self, policy: str, updates: Sequence[Update], ask: Ask, done: Callable[[Batch], None] | None = None) -> Batch:
+        """Ask for updates in a namespace of that policy, all of one kind: puts and deletes, or operations of its type."""
+        operations = []
+        for one in updates:
+            began = self.world.history.begin(
+                self.name, self.dc, one.name, ask.namespace, one.key, ask.level, self.world.now_us, one.value, 0, ask.replicas
+            )
+            began.policy, began.amount, began.saw = policy, one.amount, one.saw
+            operations.append(began)
+        batch = Batch(operations, done)
+        contexts = [one.context for one in updates] if any(one.context for one in updates) else None
+        items = [(one.key, one.packed()) for one in updates]
+        self._add(Kind.WRITE, ask, items, batch, contexts, is_update=not updates[0].is_plain)
+        return batch
+
+    def show(self, policy: str, keys: Sequence[bytes], ask: Ask, done: Callable[[Batch], None] | None = None) -> Batch:
+        """Read in a namespace of that policy."""
+        batch = Batch(self._began_reads(keys, ask), done)
+        for operation in batch.operations:
+            operation.policy = policy
+        self._add(Kind.READ, ask, [(key, None) for key in keys], batch)
+        return batch
+
     def admin(
         self,
         request: AdminRequest,
@@ -204,7 +259,15 @@ class SdkClient(_Recorder):
         operation.batch, operation.index, operation.tell = Batch([], None), 0, done
         self._handle(OperationsAdded([operation]))
 
-    def _add(self, kind: Kind, ask: Ask, items: Items, batch: Batch) -> None:
+    def _add(
+        self,
+        kind: Kind,
+        ask: Ask,
+        items: Items,
+        batch: Batch,
+        contexts: Sequence[bytes] | None = None,
+        is_update: bool = False,
+    ) -> None:
         now_us = self._clocks.monotonic_us()
         is_far = ask.level is Consistency.EACH_QUORUM or ask.replicated_to > 1
         options = self._options.get(
@@ -215,12 +278,14 @@ class SdkClient(_Recorder):
             ask.ttl_ms,
             ask.replicated_to,
             ask.repair_before,
-            False,
+            contexts is not None,
             ask.timeout_us if is_far else 0,
+            is_update,
         )
         operations: list[Operation] = []
         for index, (key, value) in enumerate(items):
-            operation = _SdkOperation(options, key, value, now_us, now_us + ask.timeout_us)
+            context = contexts[index] if contexts is not None else b""
+            operation = _SdkOperation(options, key, value, now_us, now_us + ask.timeout_us, context)
             operation.batch, operation.index, operation.tell = batch, index, None
             operations.append(operation)
         self._handle(OperationsAdded(operations))

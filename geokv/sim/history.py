@@ -7,7 +7,7 @@ such a write may have happened. Times are true time in microseconds, taken at th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from geokv.core.quorum import Consistency
 from geokv.protocol.requests import Outcome
@@ -18,7 +18,12 @@ ACKNOWLEDGED: Final = frozenset((Outcome.APPLIED, Outcome.SUPERSEDED, Outcome.PE
 
 @dataclass(slots=True)
 class Operation:
-    """One put, delete or get. `replicas`, `dcs`: what the reply said is achieved. `coordinator_dc`: who answered."""
+    """One put, delete, get or update. `replicas`, `dcs`: what the reply said is achieved. `coordinator_dc`: who answered.
+
+    Where `policy` is not `lww`: `kind` is the operation of its type, `value` what it adds or takes, `amount` what it counts,
+    `saw` the values that the context it handed back was read with (None: no context), `shown` and `context` what a get was
+    told.
+    """
 
     index: int
     client: str
@@ -38,6 +43,11 @@ class Operation:
     coordinator: str = ""
     coordinator_dc: str = ""
     explicit: int = 0
+    policy: str = "lww"
+    amount: int = 0
+    saw: frozenset[bytes] | None = None
+    shown: Any = None
+    context: bytes = b""
 
     @property
     def is_write(self) -> bool:
@@ -81,12 +91,19 @@ class History:
         self.operations.append(operation)
         return operation
 
+    def plain(self) -> list[Operation]:
+        """Those of namespaces with policy `lww`."""
+        return [operation for operation in self.operations if operation.policy == "lww"]
+
+    def typed(self, policy: str) -> list[Operation]:
+        return [operation for operation in self.operations if operation.policy == policy]
+
     def writes(self) -> list[Operation]:
-        return [operation for operation in self.operations if operation.is_write]
+        return [operation for operation in self.plain() if operation.is_write]
 
     def acknowledged(self) -> list[Operation]:
-        return [operation for operation in self.operations if operation.is_write and operation.is_acknowledged]
+        return [operation for operation in self.writes() if operation.is_acknowledged]
 
     def reads(self) -> list[Operation]:
         """Gets that were answered."""
-        return [o for o in self.operations if o.kind == "get" and o.outcome is Outcome.APPLIED]
+        return [o for o in self.plain() if o.kind == "get" and o.outcome is Outcome.APPLIED]

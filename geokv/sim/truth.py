@@ -21,7 +21,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from geokv.core.cell import lww_version
+from geokv.core.cell import TAG, lww_version
+from geokv.core.cells.codec import append, decode, fold
+from geokv.core.cells.context import Dot
+from geokv.core.cells.policies import CELL_TYPES
 from geokv.core.origin import unpack_origin
 from geokv.core.record import CONTROL, DELTA, Record, decode_records
 from geokv.errors import RecordError
@@ -35,6 +38,27 @@ if TYPE_CHECKING:
 
 FAULTS_KEPT: Final = 20
 _STATED: Final = frozenset((Outcome.APPLIED, Outcome.SUPERSEDED, Outcome.PENDING, Outcome.PARTIAL))
+
+
+def is_lww(cell: bytes) -> bool:
+    return cell[:1] == TAG
+
+
+def joined(known: bytes, cell: bytes) -> bytes:
+    """Both cells of a key as one, whatever the policy: the cell's first byte tells it."""
+    return max(known, cell) if is_lww(cell) else append(cell[0], known, cell)
+
+
+def folded(cell: bytes) -> bytes:
+    """The one form of a cell that equal replicas share."""
+    return cell if is_lww(cell) else fold(cell[0], cell)
+
+
+def includes(held: bytes | None, cell: bytes) -> bool:
+    """Whether what is held contains all that a cell says."""
+    if held is None:
+        return False
+    return held >= cell if is_lww(cell) else decode(cell[0], held).context.covers(decode(cell[0], cell).context)
 
 
 class Image:
@@ -53,8 +77,7 @@ class Image:
             if record.kind == CONTROL:
                 continue
             known = cells.get(record.key)
-            if known is None or record.cell > known:
-                cells[record.key] = record.cell
+            cells[record.key] = record.cell if known is None else joined(known, record.cell)
             if record.kind == DELTA:
                 stream = (record.namespace, record.partition, record.origin)
                 numbers = self.numbers.get(stream)
@@ -65,39 +88,55 @@ class Image:
     def add_cells(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         for key, cell in pairs:
             known = self.cells.get(key)
-            if known is None or cell > known:
-                self.cells[key] = cell
+            self.cells[key] = cell if known is None else joined(known, cell)
 
-    def holds(self, key: bytes, version: int) -> bool:
-        """Whether the cell of `key` is of that version or a later one."""
+    def holds(self, key: bytes, version: int, dots: Iterable[Dot]) -> bool:
+        """Whether the cell of `key` is of that version or a later one; of a cell of dots, whether it has seen one of these."""
         cell = self.cells.get(key)
-        return cell is not None and lww_version(cell) >= version
+        if cell is None:
+            return False
+        if is_lww(cell):
+            return lww_version(cell) >= version
+        context = decode(cell[0], cell).context
+        return any(context.contains(dot.origin, dot.number) for dot in dots)
 
 
 def image_of(storage: Storage) -> Image:
     """Read a disk from scratch, as recovery would: the tables, then the log. Raises StorageError."""
     image = Image()
+    sniffed = storage.open()[1]
+    policies = {namespace: _policy_of(sniffed.create(namespace, "lww").items()) for namespace in sniffed.stored_namespaces()}
     _, engine, log = storage.open()
-    for namespace in engine.stored_namespaces():
-        image.add_cells(engine.create(namespace, "lww").items())
+    for namespace, policy in policies.items():
+        image.add_cells(engine.create(namespace, policy).items())
     for _, _, payload in log.replay():
         image.add(decode_records(payload))
     return image
 
 
+def _policy_of(pairs: Iterable[tuple[bytes, bytes]]) -> str:
+    """The policy that stored cells are of, told by the first byte of one."""
+    cell = next((cell for _, cell in pairs), TAG)
+    return "lww" if is_lww(cell) else next(name for name, kind in CELL_TYPES.items() if kind.tag == cell[0])
+
+
 class Registry:
-    """Every numbered record that any log ever took, and every version of every key."""
+    """Every numbered record that any log ever took, and every version of every key (of a cell of dots: its stamp)."""
 
     def __init__(self) -> None:
         self.records: dict[StreamKey, dict[int, Record]] = {}
         self.cells: dict[tuple[bytes, int], list[bytes]] = {}
+        self.dots: dict[tuple[bytes, int], list[Dot]] = {}
 
     def add(self, record: Record) -> Record | None:
         """Note a record; returns a different one of the same stream and number where there is one."""
         stream = self.records.setdefault((record.namespace, record.partition, record.origin), {})
         known = stream.setdefault(record.number, record)
         if known is record:
-            self.cells.setdefault((record.key, lww_version(record.cell)), []).append(record.cell)
+            if is_lww(record.cell):
+                self.cells.setdefault((record.key, lww_version(record.cell)), []).append(record.cell)
+            else:
+                self.dots.setdefault((record.key, record.hlc), []).append(Dot(record.origin, record.number))
             return None
         return None if known.raw == record.raw else known
 
@@ -216,8 +255,7 @@ class Truth:
     def _is_held(self, image: Image, stream: StreamKey, record: Record) -> bool:
         if record.number in image.numbers.get(stream, ()):
             return True
-        cell = image.cells.get(record.key)
-        return cell is not None and cell >= record.cell
+        return includes(image.cells.get(record.key), record.cell)
 
     def _judge_replicated(self, host: Host, peer: str, message: Replicated) -> None:
         records = self._batches.pop((host.name, peer, message.batch), None)
@@ -298,7 +336,8 @@ class Truth:
     def holders(self, key: bytes, version: int, since_us: int) -> list[str]:
         """Nodes whose disk holds that version or a later one, or held it and was lost since `since_us`."""
         lost = {name for when_us, name in self.losses if when_us >= since_us}
-        return [name for name, image in self.images.items() if image.holds(key, version) or name in lost]
+        dots = self.registry.dots.get((key, version), ())
+        return [name for name, image in self.images.items() if image.holds(key, version, dots) or name in lost]
 
 
 def _named(record: Record) -> str:

@@ -16,6 +16,7 @@ from geokv.errors import GeokvError, NamespaceExists
 from geokv.protocol.requests import AdminRequest, Reply
 from geokv.sim.clients import Ask, Batch, Client, SdkClient
 from geokv.sim.schedule import MS, SECOND
+from geokv.sim.typed import TYPED, TypedWork
 
 if TYPE_CHECKING:
     from geokv.sim.world import World
@@ -42,6 +43,8 @@ class WorkloadOptions:
     repair_before_share: float = 0.05
     namespaces: tuple[str, ...] = ("default",)  # others than "default" are created when the run begins
     interval: tuple[str, ...] = ()  # those of them with durability "interval"
+    policies: tuple[str, ...] = TYPED  # a run draws one of them, and makes a namespace of it and by its name
+    typed_share: float = 0.4  # of the operations go there
 
 
 _WRITE_LEVELS = (
@@ -67,11 +70,15 @@ class Workload:
         self.clients = [world.sdk_client(dc) for dc in world.topology.dc_names for _ in range(options.clients_per_dc)]
         self._rng = rng
         self._values = 0
+        self.policy = rng.choice(options.policies) if options.policies else ""
+        self._typed = TypedWork(self.policy, rng, options) if self.policy else None
 
     def start(self) -> None:
         for name in self.options.namespaces:
             if name != "default":
-                self._create(name, 0)
+                self._create(name, "lww", 0)
+        if self.policy:
+            self._create(self.policy, self.policy, 0)
         for client in self.clients:
             for _ in range(self.options.lanes):
                 self.world.schedule.after(self._rng.randrange(self.options.think_us), self._ask, client)
@@ -79,16 +86,16 @@ class Workload:
     def stop(self) -> None:
         self.is_stopped = True
 
-    def _create(self, name: str, turn: int) -> None:
+    def _create(self, name: str, policy: str, turn: int) -> None:
         client = self.clients[turn % len(self.clients)]
 
         def told(_: Reply | None, error: GeokvError | None) -> None:
             if error is None or isinstance(error, NamespaceExists):
                 self.is_ready[name] = True
             elif not self.is_stopped:
-                self.world.schedule.after(200 * MS, self._create, name, turn + 1)
+                self.world.schedule.after(200 * MS, self._create, name, policy, turn + 1)
 
-        arguments: dict[str, object] = {"name": name, "policy": "lww", "exist_ok": True}
+        arguments: dict[str, object] = {"name": name, "policy": policy, "exist_ok": True}
         if name in self.options.interval:
             arguments |= {"durability": "interval", "interval_ms": 200}
         client.admin(AdminRequest("namespace_create", arguments), told)
@@ -99,6 +106,9 @@ class Workload:
         if self.is_stopped:
             return
         rng, options = self._rng, self.options
+        if self._typed is not None and self.is_ready.get(self.policy) and rng.random() < options.typed_share:
+            self._typed.ask(client, lambda: self._think(client))
+            return
         namespace = rng.choice([name for name in options.namespaces if self.is_ready.get(name)] or ["default"])
         chance = rng.random()
         if chance < options.puts + options.deletes:

@@ -25,7 +25,7 @@ class Detail(_message.Message):
     def __init__(self, index: _Optional[int] = ..., message: _Optional[str] = ..., required: _Optional[int] = ..., achieved: _Optional[int] = ..., replicas: _Optional[_Iterable[str]] = ..., behind_ms: _Optional[int] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
-    __slots__ = ("namespace", "keys", "values", "deletes", "level", "w", "ttl_ms", "replicated_to", "timeout_ms", "seen_hlc", "operations", "contexts", "ring_version")
+    __slots__ = ("namespace", "keys", "values", "deletes", "level", "w", "ttl_ms", "replicated_to", "timeout_ms", "seen_hlc", "operations", "contexts", "ring_version", "has_updates")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class WriteRequest(_message.Message):
     OPERATIONS_FIELD_NUMBER: _ClassVar[int]
     CONTEXTS_FIELD_NUMBER: _ClassVar[int]
     RING_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HAS_UPDATES_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     keys: _containers.RepeatedScalarFieldContainer[bytes]
     values: _containers.RepeatedScalarFieldContainer[bytes]
@@ -52,10 +53,11 @@ class WriteRequest(_message.Message):
     operations: bytes
     contexts: _containers.RepeatedScalarFieldContainer[bytes]
     ring_version: int
-    def __init__(self, namespace: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., values: _Optional[_Iterable[bytes]] = ..., deletes: _Optional[_Iterable[int]] = ..., level: _Optional[int] = ..., w: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., replicated_to: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., seen_hlc: _Optional[int] = ..., operations: _Optional[bytes] = ..., contexts: _Optional[_Iterable[bytes]] = ..., ring_version: _Optional[int] = ...) -> None: ...
+    has_updates: bool
+    def __init__(self, namespace: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., values: _Optional[_Iterable[bytes]] = ..., deletes: _Optional[_Iterable[int]] = ..., level: _Optional[int] = ..., w: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., replicated_to: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., seen_hlc: _Optional[int] = ..., operations: _Optional[bytes] = ..., contexts: _Optional[_Iterable[bytes]] = ..., ring_version: _Optional[int] = ..., has_updates: bool = ...) -> None: ...
 
 class WriteReply(_message.Message):
-    __slots__ = ("outcomes", "versions", "replicas", "dcs", "coordinator", "hlc", "elapsed_us", "details", "ring_version")
+    __slots__ = ("outcomes", "versions", "replicas", "dcs", "coordinator", "hlc", "elapsed_us", "details", "ring_version", "contexts")
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +67,7 @@ class WriteReply(_message.Message):
     ELAPSED_US_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     RING_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONTEXTS_FIELD_NUMBER: _ClassVar[int]
     outcomes: bytes
     versions: _containers.RepeatedScalarFieldContainer[int]
     replicas: bytes
@@ -74,7 +77,8 @@ class WriteReply(_message.Message):
     elapsed_us: int
     details: _containers.RepeatedCompositeFieldContainer[Detail]
     ring_version: int
-    def __init__(self, outcomes: _Optional[bytes] = ..., versions: _Optional[_Iterable[int]] = ..., replicas: _Optional[bytes] = ..., dcs: _Optional[bytes] = ..., coordinator: _Optional[str] = ..., hlc: _Optional[int] = ..., elapsed_us: _Optional[int] = ..., details: _Optional[_Iterable[_Union[Detail, _Mapping]]] = ..., ring_version: _Optional[int] = ...) -> None: ...
+    contexts: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, outcomes: _Optional[bytes] = ..., versions: _Optional[_Iterable[int]] = ..., replicas: _Optional[bytes] = ..., dcs: _Optional[bytes] = ..., coordinator: _Optional[str] = ..., hlc: _Optional[int] = ..., elapsed_us: _Optional[int] = ..., details: _Optional[_Iterable[_Union[Detail, _Mapping]]] = ..., ring_version: _Optional[int] = ..., contexts: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ReadRequest(_message.Message):
     __slots__ = ("namespace", "keys", "level", "r", "timeout_ms", "seen_hlc", "repair_before", "ring_version")
@@ -97,7 +101,7 @@ class ReadRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., level: _Optional[int] = ..., r: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., seen_hlc: _Optional[int] = ..., repair_before: bool = ..., ring_version: _Optional[int] = ...) -> None: ...
 
 class ReadReply(_message.Message):
-    __slots__ = ("outcomes", "values", "found", "versions", "replicas", "coordinator", "hlc", "elapsed_us", "details", "ring_version")
+    __slots__ = ("outcomes", "values", "found", "versions", "replicas", "coordinator", "hlc", "elapsed_us", "details", "ring_version", "contexts", "policy")
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     FOUND_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +112,8 @@ class ReadReply(_message.Message):
     ELAPSED_US_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     RING_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONTEXTS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     outcomes: bytes
     values: _containers.RepeatedScalarFieldContainer[bytes]
     found: bytes
@@ -118,4 +124,6 @@ class ReadReply(_message.Message):
     elapsed_us: int
     details: _containers.RepeatedCompositeFieldContainer[Detail]
     ring_version: int
-    def __init__(self, outcomes: _Optional[bytes] = ..., values: _Optional[_Iterable[bytes]] = ..., found: _Optional[bytes] = ..., versions: _Optional[_Iterable[int]] = ..., replicas: _Optional[bytes] = ..., coordinator: _Optional[str] = ..., hlc: _Optional[int] = ..., elapsed_us: _Optional[int] = ..., details: _Optional[_Iterable[_Union[Detail, _Mapping]]] = ..., ring_version: _Optional[int] = ...) -> None: ...
+    contexts: _containers.RepeatedScalarFieldContainer[bytes]
+    policy: str
+    def __init__(self, outcomes: _Optional[bytes] = ..., values: _Optional[_Iterable[bytes]] = ..., found: _Optional[bytes] = ..., versions: _Optional[_Iterable[int]] = ..., replicas: _Optional[bytes] = ..., coordinator: _Optional[str] = ..., hlc: _Optional[int] = ..., elapsed_us: _Optional[int] = ..., details: _Optional[_Iterable[_Union[Detail, _Mapping]]] = ..., ring_version: _Optional[int] = ..., contexts: _Optional[_Iterable[bytes]] = ..., policy: _Optional[str] = ...) -> None: ...

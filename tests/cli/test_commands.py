@@ -368,3 +368,59 @@ def test_sim_run_prints_the_keys_that_scripts_rely_on() -> None:
     assert tree["seed"] == 7
     is_ok = all(verdict == "ok" for verdict in tree["checkers"].values())
     assert (done.returncode == 0) is is_ok
+
+
+def test_updates_of_a_type_and_what_it_shows(geokv: Run) -> None:
+    """Counters, sets and fields of maps from the command line; wrong operations are one line of error."""
+    for name in ("counter_pn", "set_aw", "map_rr", "siblings"):
+        assert geokv("namespace", "create", name, "--policy", name).returncode == DONE
+    assert geokv("update", "counter_pn", "c", "increment", "5").returncode == DONE
+    assert geokv("update", "counter_pn", "c", "increment").returncode == DONE
+    assert geokv("get", "counter_pn", "c").stdout == b"6\n"
+    assert geokv("update", "set_aw", "s", "add", "red").returncode == DONE
+    assert json.loads(geokv("get", "set_aw", "s", "--json").stdout)["value"] == ["red"]
+    assert geokv("update", "map_rr", "m", "add", "x", "--in", "inner:map_rr", "--in", "tags:set_aw").returncode == DONE
+    assert json.loads(geokv("get", "map_rr", "m").stdout) == {"inner:map_rr": {"tags:set_aw": ["x"]}}
+    wrong = geokv("update", "counter_pn", "c", "add", "x")
+    assert wrong.returncode == USAGE and "has no operation 'add'" in one_line_of_error(wrong)
+    assert geokv("update", "counter_pn", "c", "increment", "many").returncode == USAGE
+
+
+def test_siblings_are_shown_and_replaced_with_their_context(geokv: Run) -> None:
+    """get --json shows all values; put --context takes what it read."""
+    geokv("namespace", "create", "documents", "--policy", "siblings", "--exist-ok")
+    geokv("put", "documents", "k", "A")
+    geokv("put", "documents", "k", "B")
+    torn = geokv("get", "documents", "k")
+    assert torn.returncode != DONE and "2 concurrent values" in one_line_of_error(torn)
+    shown = json.loads(geokv("get", "documents", "k", "--json").stdout)
+    assert sorted(shown["siblings"]) == ["A", "B"] and shown["policy"] == "siblings"
+    assert geokv("put", "documents", "k", "C", "--context", shown["context"]).returncode == DONE
+    assert geokv("get", "documents", "k").stdout == b"C"
+    assert geokv("put", "documents", "k", "D", "--context", "no base64!").returncode == USAGE
+
+
+def test_explain_and_conflicts_tell_what_met(geokv: Run) -> None:
+    """In words and as JSON; a loser is written again with the context of what is there."""
+    geokv("namespace", "create", "torn", "--policy", "siblings")
+    geokv("put", "torn", "k", "A")
+    geokv("put", "torn", "k", "B")
+    told = geokv("explain", "torn", "k").stdout.decode()
+    assert "neither had seen the other" in told and "Now it has 2 values: 'A', 'B'" in told
+    shown = json.loads(geokv("explain", "torn", "k", "--json").stdout)
+    (decision,) = shown["decisions"]
+    assert decision["outcome"] == "kept" and shown["values"] == ["A", "B"] and decision["words"] in shown["words"]
+    (newest,) = json.loads(geokv("conflicts", "tail", "torn", "--json").stdout)["conflicts"]
+    (key,) = json.loads(geokv("conflicts", "top", "torn", "--json").stdout)["keys"]
+    (row,) = json.loads(geokv("conflicts", "stats", "torn", "--json").stdout)["stats"]
+    assert newest == decision and key == {"namespace": "torn", "key": "k", "conflicts": 1}
+    assert (row["policy"], row["outcome"], row["conflicts"]) == ("siblings", "kept", 1)
+    replayed = json.loads(geokv("conflicts", "whatif", "torn", "--policy", "register_mv", "--json").stdout)
+    assert (replayed["conflicts"], replayed["lost_then"]) == (1, 0)
+    assert "nothing is put" in one_line_of_error(geokv("conflicts", "whatif", "torn", "--policy", "set_aw"))
+    assert geokv("conflicts", "restore", decision["id"]).returncode == DONE
+    assert json.loads(geokv("explain", "torn", "k", "--json").stdout)["values"] == [decision["loser"]["value"]]
+    assert geokv("conflicts", "restore", "0123").returncode == NOT_FOUND
+    assert geokv("explain", "torn", "never").returncode == NOT_FOUND
+    assert geokv("conflicts", "tail", "nowhere").returncode != DONE
+    assert b"torn" in geokv("conflicts", "tail").stdout and b"torn" in geokv("conflicts", "top").stdout

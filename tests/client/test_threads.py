@@ -46,7 +46,7 @@ def test_every_method_works(cluster_thread: ClusterThread) -> None:
         assert [one["name"] for one in kv.namespaces()] == ["carts"]
         kv.alter_namespace("carts", ttl=1)
         kv.delete_namespace("carts")
-        assert "node" in kv.status() and kv.counters()
+        assert "node" in kv.status() and kv.telemetry()
 
 
 def test_an_item_that_cannot_be_sent_stops_none_of_the_others(cluster_thread: ClusterThread) -> None:

@@ -136,7 +136,8 @@ def test_wrong_names_are_refused(name: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": "best"}, "choose one of lww"),
+        ({"policy": "best"}, "choose one of .*lww"),
+        ({"policy": "counter_bounded"}, "'counter_bounded' is not served yet: choose one of .*lww"),
         ({"dcs": ["mars"]}, "there are ap, eu, us"),
         ({"dcs": "eu"}, "give a list"),
         ({"replicas": {"us": 3}, "dcs": ["eu"]}, "does not hold"),

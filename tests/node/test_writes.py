@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
-from geokv.core.cell import decode_lww, lww_version
+from geokv.core.cell import decode_lww, is_concurrent, lww_version
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, PENDING_PARTS_MAX, TIMEOUT_MS_MAX
 from geokv.core.quorum import Consistency
@@ -315,12 +317,27 @@ def test_a_put_with_a_context_is_stamped_above_what_it_saw() -> None:
     assert reply.versions[0] > ahead
 
 
+def test_a_record_names_the_version_that_its_writer_had_seen() -> None:
+    """What the coordinator held or what the client had read, whichever is newer: so what is concurrent can be told."""
+    cluster = Cluster(datacenters=2).start().serving()
+    for one, other in product(range(1, 4), range(1, 4)):
+        cluster.cut(f"dc1-{one}", f"dc2-{other}")
+    first = cluster.put("dc1-1", b"k", b"here")
+    other = cluster.put("dc2-1", b"k", b"there")
+    here, there = cluster.cells("dc1-1")[b"k"], cluster.cells("dc2-1")[b"k"]
+    assert is_concurrent(here, there)
+    cluster.put("dc1-1", b"k", b"after both", contexts=[other.versions[0].to_bytes(8, "big")])
+    after = cluster.cells("dc1-1")[b"k"]
+    assert decode_lww(after).replaced == max(first.versions[0], other.versions[0])
+    assert not is_concurrent(after, here) and not is_concurrent(after, there)
+
+
 def test_a_context_that_this_cluster_did_make_is_taken_however_far_ahead() -> None:
     """A version that stands in the cell is a version of ours, though a clock was hours ahead when it was made."""
     cluster = one_dc()
-    cluster.wall_offset_us["dc1-2"] = 3600 * SECOND
-    cluster.run(SECOND)
-    first = cluster.put("dc1-2", b"k", b"from the future")
+    first = cluster.put("dc1-2", b"k", b"in time")
+    cluster.nodes["dc1-2"].context.clock.last += 3_600_000 << 16
+    first = cluster.put("dc1-2", b"k", b"from the future", contexts=[first.versions[0].to_bytes(8, "big")])
     cluster.run(SECOND)
     second = cluster.put("dc1-1", b"k", b"after it", contexts=[first.versions[0].to_bytes(8, "big")])
     assert second.outcomes == [Outcome.APPLIED]

@@ -67,6 +67,7 @@ def write_batches(draw) -> WriteBatch:
         operations=column(st.binary(min_size=16, max_size=16)) if draw(st.booleans()) else [],
         contexts=column(small) if draw(st.booleans()) else [],
         ring_version=draw(u64),
+        has_updates=draw(st.booleans()),
     )
 
 
@@ -81,14 +82,17 @@ def _details(n: int) -> SearchStrategy:
 def write_replies(draw) -> WriteReply:
     n = draw(st.integers(0, 5))
     several = [draw(st.lists(each, min_size=n, max_size=n)) for each in (outcome, u64, byte, byte)]
-    return WriteReply(*several, draw(word), draw(u64), draw(u64), draw(_details(n)))
+    contexts = draw(st.just([]) | st.lists(small, min_size=n, max_size=n))
+    return WriteReply(*several, draw(word), draw(u64), draw(u64), draw(_details(n)), contexts)
 
 
 @st.composite
 def read_replies(draw) -> ReadReply:
     n = draw(st.integers(0, 5))
     several = [draw(st.lists(each, min_size=n, max_size=n)) for each in (outcome, st.none() | small, u64, byte)]
-    return ReadReply(*several, draw(word), draw(u64), draw(u64), draw(_details(n)))
+    policy = draw(st.sampled_from(["", "siblings", "set_aw"]))
+    contexts = draw(st.lists(small, min_size=n, max_size=n)) if policy else []
+    return ReadReply(*several, draw(word), draw(u64), draw(u64), draw(_details(n)), contexts, policy)
 
 
 json_leaf = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)

@@ -6,7 +6,7 @@ There is no timer: what arrives while nothing is under way leaves at once, what 
 the call comes back, or when it is worth a call of its own. So batches grow exactly with the load, and a lone caller
 waits for nobody.
 
-Invariants: a call has at most BATCH_ITEMS_MAX operations and BATCH_BYTES_MAX bytes of keys and values, unless one
+Invariants: a call has at most BATCH_ITEMS_MAX operations and BATCH_BYTES_MAX bytes of keys, values and contexts, unless one
 operation alone is larger. An operation is in at most one call that is under way.
 """
 
@@ -55,6 +55,8 @@ def _size(batch: list[Operation]) -> int:
     size = sum([len(operation.key) for operation in batch])
     if batch[0].options.kind is Kind.WRITE:
         size += sum([len(operation.value) for operation in batch if operation.value is not None])
+        if batch[0].options.has_contexts:
+            size += sum([len(operation.context) for operation in batch])
     return size
 
 
@@ -62,7 +64,7 @@ def _fitting(batch: list[Operation]) -> int:
     """How many of the first operations stay within BATCH_BYTES_MAX; at least one."""
     size = 0
     for index, operation in enumerate(batch):
-        size += len(operation.key) + len(operation.value or b"")
+        size += len(operation.key) + len(operation.value or b"") + len(operation.context)
         if size > BATCH_BYTES_MAX:
             return max(index, 1)
     return len(batch)
@@ -127,6 +129,7 @@ def write_batch(
         [prefix + operation.number.to_bytes(8, "big") for operation in batch],
         [operation.context for operation in batch] if options.has_contexts else [],
         ring_version,
+        options.is_update,
     )
 
 

@@ -139,7 +139,10 @@ class ClientMachine:
         if not operations:
             return
         self.outstanding += len(operations)
-        self._route(operations)
+        if operations[0].options.kind is Kind.ADMIN:
+            operations = self._askable(operations)
+        if operations:
+            self._route(operations)
 
     def _route(self, operations: list[Operation]) -> None:
         """Put each operation into the group of the node that is asked first for its key, and send what may go."""
@@ -197,9 +200,24 @@ class ClientMachine:
         group = node.groups[options] = Group(node, options)
         return group
 
+    def _askable(self, operations: list[Operation]) -> list[Operation]:
+        """Requests for certain nodes: of those that cannot be asked it is told at once, the others are left."""
+        left = []
+        for operation in operations:
+            name = operation.value.node
+            node = self.datacenters.nodes.get(name)
+            if name and (node is None or not node.is_up):
+                why = "there is no such node" if node is None else f"it cannot be reached: {node.reason}"
+                self._tell_all([operation], Unavailable(f"{name} was not asked: {why}"))
+            else:
+                left.append(operation)
+        return left
+
     def _choose(self, operation: Operation) -> NodeState | None:
         """Whom to ask, for what has failed before and for what has no key."""
         datacenters, trouble = self.datacenters, operation.trouble
+        if operation.options.kind is Kind.ADMIN and operation.value.node:
+            return datacenters.nodes.get(operation.value.node)
         order = datacenters.order
         index = order.index(datacenters.current())
         if trouble is not None:

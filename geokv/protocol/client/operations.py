@@ -40,6 +40,7 @@ class Options:
     repair_before: bool = False
     has_contexts: bool = False
     timeout_us: int = 0  # set where the node itself waits for it (other datacenters), else 0: mixed in one batch
+    is_update: bool = False  # the values are operations of the namespace's type
 
 
 class OptionsTable:

@@ -58,6 +58,8 @@ def fill_write_request(message: kv_pb2.WriteRequest, batch: WriteBatch) -> None:
         message.operations = b"".join(batch.operations)
     message.contexts.extend(batch.contexts)
     message.ring_version = batch.ring_version
+    if batch.has_updates:
+        message.has_updates = True
 
 
 def take_write_request(message: kv_pb2.WriteRequest) -> WriteBatch:
@@ -85,6 +87,7 @@ def take_write_request(message: kv_pb2.WriteRequest) -> WriteBatch:
         operations=_operations(message.operations, count),
         contexts=contexts,
         ring_version=message.ring_version,
+        has_updates=message.has_updates,
     )
 
 
@@ -108,6 +111,8 @@ def fill_write_reply(message: kv_pb2.WriteReply, reply: WriteReply) -> None:
     message.elapsed_us = reply.elapsed_us
     if reply.details:
         _fill_details(message.details, reply.details)
+    if reply.contexts:
+        message.contexts.extend(reply.contexts)
 
 
 def take_write_reply(message: kv_pb2.WriteReply) -> WriteReply:
@@ -115,7 +120,10 @@ def take_write_reply(message: kv_pb2.WriteReply) -> WriteReply:
     versions, replicas, dcs = list(message.versions), list(message.replicas), list(message.dcs)
     checks.same_length("write reply", len(outcomes), versions=versions, replicas=replicas, dcs=dcs)
     details = _details(message.details, len(outcomes))
-    return WriteReply(outcomes, versions, replicas, dcs, message.coordinator, message.hlc, message.elapsed_us, details)
+    contexts = _contexts(message.contexts, len(outcomes), "write reply")
+    return WriteReply(
+        outcomes, versions, replicas, dcs, message.coordinator, message.hlc, message.elapsed_us, details, contexts
+    )
 
 
 def encode_write_reply(reply: WriteReply, ring_version: int = 0) -> bytes:
@@ -181,6 +189,9 @@ def fill_read_reply(message: kv_pb2.ReadReply, reply: ReadReply) -> None:
     message.elapsed_us = reply.elapsed_us
     if reply.details:
         _fill_details(message.details, reply.details)
+    if reply.policy:
+        message.policy = reply.policy
+        message.contexts.extend(reply.contexts)
 
 
 def take_read_reply(message: kv_pb2.ReadReply) -> ReadReply:
@@ -192,7 +203,10 @@ def take_read_reply(message: kv_pb2.ReadReply) -> ReadReply:
         is_found = checks.flags(found, "read reply")
         values = [value if there else None for value, there in zip(values, is_found, strict=True)]
     details = _details(message.details, len(outcomes))
-    return ReadReply(outcomes, values, versions, replicas, message.coordinator, message.hlc, message.elapsed_us, details)
+    reply = ReadReply(outcomes, values, versions, replicas, message.coordinator, message.hlc, message.elapsed_us, details)
+    if message.policy:
+        reply.policy, reply.contexts = message.policy, _contexts(message.contexts, len(outcomes), "read reply")
+    return reply
 
 
 def encode_read_reply(reply: ReadReply, ring_version: int = 0) -> bytes:
@@ -333,6 +347,13 @@ def _outcomes(column: bytes) -> list[int]:
     if column.translate(None, _OUTCOMES):
         raise WireError(f"outcome {column.translate(None, _OUTCOMES)[0]} is not known here")
     return list(column)
+
+
+def _contexts(column: Any, count: int, what: str) -> list[bytes]:
+    contexts = list(column)
+    if contexts:
+        checks.same_length(what, count, contexts=contexts)
+    return contexts
 
 
 def _fill_details(column: Any, details: dict[int, Detail]) -> None:

@@ -1,0 +1,129 @@
+"""The conflict journals of all nodes put together, and told in words.
+
+Each node tells what it has noted (`geokv.protocol.journal`). A conflict is named by its two writes, so one that several nodes
+have noted, also in several datacenters, is here once.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from geokv.errors import GeokvError, InvalidRequest, Unavailable
+
+RULES: Final = {
+    "lww": "the later version stands",
+    "register_lww": "the later stamp is shown, the other value stays until a write has seen it",
+    "siblings": "both values are kept until a put has seen them",
+    "register_mv": "both values are shown until a write has seen them",
+    "flag_dw": "disabling wins",
+    "set_rw": "removing wins",
+    "sorted_set": "the highest score stands",
+    "map_rr": "the rule of the field's type decides",
+}
+_PUT_BACK: Final = frozenset({"lww", "register_lww", "register_mv", "siblings"})
+
+
+def question(namespace: str | None, key: bytes | None) -> dict[str, Any]:
+    """The arguments of the verb `conflicts`."""
+    asked: dict[str, Any] = {} if namespace is None else {"namespace": namespace}
+    return asked if key is None else asked | {"key_base64": b64encode(key).decode()}
+
+
+def put_together(said: Mapping[str, dict[str, Any] | GeokvError]) -> dict[str, Any]:
+    """What the nodes answered as one: `conflicts` (oldest first), `silent` (nodes without an answer), `dropped`.
+
+    Raises what a node answered where none has anything to say.
+    """
+    answers = {name: one for name, one in said.items() if not isinstance(one, GeokvError)}
+    if not answers:
+        failures = [one for one in said.values() if isinstance(one, GeokvError)]
+        raise next((one for one in failures if isinstance(one, InvalidRequest)), failures[0] if failures else Unavailable())
+    found: dict[str, dict[str, Any]] = {}
+    for name, answer in sorted(answers.items()):
+        for conflict in answer["conflicts"]:
+            known = found.setdefault(conflict["id"], conflict | {"noted_by": []})
+            known["noted_by"].append(name)
+            known["noted_ms"] = min(known["noted_ms"], conflict["noted_ms"])
+            known["apart_ms"] = conflict["apart_ms"] if known["apart_ms"] is None else known["apart_ms"]
+    shown = sorted((_decoded(one) for one in found.values()), key=lambda one: (one["noted_ms"], one["id"]))
+    dropped = sum(answer["dropped"] for answer in answers.values())
+    return {"conflicts": shown, "silent": sorted(set(said) - set(answers)), "dropped": dropped}
+
+
+def _decoded(conflict: dict[str, Any]) -> dict[str, Any]:
+    """A conflict with its key and values as bytes, and in words."""
+    tree = dict(conflict)
+    tree["key"] = b64decode(tree.pop("key_base64"))
+    for side in ("winner", "loser"):
+        party = dict(tree[side])
+        packed = party.pop("value_base64")
+        party["value"] = None if packed is None else b64decode(packed)
+        tree[side] = party
+    tree["words"] = words_of(tree)
+    return tree
+
+
+def words_of(conflict: Mapping[str, Any]) -> str:
+    """One decision, told."""
+    winner, loser = conflict["winner"], conflict["loser"]
+    when = datetime.fromtimestamp(conflict["noted_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    apart = f" {conflict['apart_ms']} ms apart" if conflict["apart_ms"] is not None else ""
+    met = f"{when} UTC: {_name(winner)} and {_name(loser)} wrote this key{apart}, and neither had seen the other."
+    rule = f"Policy {conflict['policy']}: {RULES.get(conflict['policy'], 'its rule decides')}."
+    if conflict["outcome"] == "kept":
+        return f"{met} {rule} They are {_value(winner)} and {_value(loser)}."
+    gone = "was discarded" if conflict["policy"] == "lww" else "is hidden"
+    back = f" Bring it back with: geokv conflicts restore {conflict['id']}" if conflict["policy"] in _PUT_BACK else ""
+    return f"{met} {rule} So {_value(winner)} of {_name(winner)} won, and {_value(loser)} of {_name(loser)} {gone}.{back}"
+
+
+def _name(party: Mapping[str, Any]) -> str:
+    return f"{party['dc']} ({party['node']})"
+
+
+def _value(party: Mapping[str, Any]) -> str:
+    if party["is_delete"]:
+        return "a delete"
+    text = repr(party["value"].decode("utf-8", "backslashreplace"))
+    return text if len(text) <= 80 else f"{text[:80]}… ({party['value_bytes']} bytes)"
+
+
+def restorable(conflict: Mapping[str, Any]) -> tuple[bytes, bytes | None]:
+    """(key, value) of the write that brings a loser back; None: it was a delete. Raises InvalidRequest where none can."""
+    loser = conflict["loser"]
+    if conflict["policy"] not in _PUT_BACK:
+        raise InvalidRequest(f"conflict {conflict['id']} is of policy {conflict['policy']}: do the operation again instead")
+    value = loser["value"]
+    if value is not None and len(value) < loser["value_bytes"]:
+        raise InvalidRequest(f"the journal kept {len(value)} of the loser's {loser['value_bytes']} bytes: it cannot come back")
+    return conflict["key"], value
+
+
+# --- what if --------------------------------------------------------------------------------------------------------
+
+
+def what_if(conflict: Mapping[str, Any], policy: str) -> dict[str, Any]:
+    """What would have become of a conflict of two values under another policy.
+
+    `shown`: the values that a reader would see; `lost`: what would be gone; None where the journal does not know the stamps
+    that would decide. Raises InvalidRequest for a policy under which values are not put.
+    """
+    if policy not in _PUT_BACK:
+        names = ", ".join(sorted(_PUT_BACK))
+        raise InvalidRequest(f"the journal has values that were put; under {policy!r} nothing is put: choose one of {names}")
+    winner, loser = conflict["winner"], conflict["loser"]
+    stamps = [int(one["version"]) if one["version"] else None for one in (winner, loser)]
+    if policy in ("lww", "register_lww") and stamps[0] is not None and stamps[1] is not None and stamps[1] > stamps[0]:
+        winner, loser = loser, winner
+    parties = [winner] if policy in ("lww", "register_lww") else [winner, loser]
+    lost = [loser["value"]] if policy == "lww" and not loser["is_delete"] else []
+    is_known = policy in ("siblings", "register_mv") or conflict["policy"] in ("lww", "register_lww")
+    return {
+        "id": conflict["id"],
+        "key": conflict["key"],
+        "shown": [one["value"] for one in parties if not one["is_delete"]] if is_known or all(stamps) else None,
+        "lost": lost if is_known or all(stamps) else None,
+    }

@@ -1,0 +1,134 @@
+"""The one form that every policy's cell has: live dots with what they carry, under a causal context.
+
+    context   what has been seen                     A (0, 57]   B (0, 12] (40, 41]
+    items     dot -> payload, the updates that live   A 55 "milk"   B 41 "eggs"
+    marks     what resets have seen of counters       A at path "" : began with 3, 17 up, 2 down
+
+An item is alive until an update that saw it takes it; that is written nowhere but in the context: a dot that is seen and not
+among the items is gone. So joining two states needs no knowledge of the policy:
+
+    items = those of both  +  mine that the other has not seen  +  the other's that I have not seen
+
+What the payloads mean, and which items an update takes, is the policy's (`view`, and one module per type). A delta is a state.
+
+Marks are for counters only: whose items are running totals of one origin since the dot with which it began. A reset keeps the
+totals that it saw. Of two marks of one origin the later beginning stands; of the same beginning, the higher totals.
+
+Invariants: every item's dot, and every origin with a mark, is in the context; no empty dictionaries; one dot has one payload
+(should damage make two, the greater stands, so that replicas still converge). Joining is commutative, associative, idempotent.
+
+After Almeida et al., arXiv 1603.01529 (causal δ-CRDTs) and Bieniusa et al., arXiv 1210.3368.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from geokv.core.cells.context import CausalContext, Spans, is_within
+
+_WALK_MAX: Final = 16  # a span of at most so many numbers is walked; a longer one is held against the items
+_NO_ITEMS: Final[dict[int, bytes]] = {}
+
+
+class Totals(NamedTuple):
+    """What one origin has counted since the dot with which it began. Both rise, so a reset has seen a prefix."""
+
+    birth: int
+    up: int
+    down: int
+
+
+def join_totals(mine: Totals, theirs: Totals) -> Totals:
+    """Of two beginnings the later stands; of one, the higher totals."""
+    if mine.birth != theirs.birth:
+        return max(mine, theirs)
+    return Totals(mine.birth, max(mine.up, theirs.up), max(mine.down, theirs.down))
+
+
+class CellState:
+    """A decoded cell or delta. Grows in place by `join`."""
+
+    __slots__ = ("context", "items", "marks")
+
+    def __init__(self) -> None:
+        self.context = CausalContext()
+        self.items: dict[bytes, dict[int, bytes]] = {}
+        self.marks: dict[bytes, dict[bytes, Totals]] = {}
+
+    def join(self, other: CellState) -> None:
+        """Take in another state or delta. Costs what `other` holds, and not what is held here, where `other` is a delta."""
+        self._drop_taken(other)
+        self._take_new(other)
+        for origin, marks in other.marks.items():
+            mine = self.marks.setdefault(origin, {})
+            for path, totals in marks.items():
+                held = mine.get(path)
+                mine[path] = totals if held is None else join_totals(held, totals)
+        self.context.join(other.context)
+
+    def _drop_taken(self, other: CellState) -> None:
+        """Drop the items that the other side has seen and no longer holds."""
+        seen_here = self.context.spans
+        for origin, spans in other.context.spans.items():
+            mine = self.items.get(origin)
+            if mine is None:
+                continue
+            theirs = other.items.get(origin, _NO_ITEMS)
+            for number in _taken(mine, theirs, spans, seen_here[origin][-1]):
+                del mine[number]
+            if not mine:
+                del self.items[origin]
+
+    def _take_new(self, other: CellState) -> None:
+        """Take the other side's items that were never seen here."""
+        for origin, theirs in other.items.items():
+            seen = self.context.spans.get(origin)
+            mine = self.items.get(origin, _NO_ITEMS)
+            if seen is None:
+                self.items[origin] = theirs.copy()
+                continue
+            fresh = {n: payload for n, payload in theirs.items() if not is_within(seen, n) or mine.get(n, payload) < payload}
+            if fresh:
+                self.items.setdefault(origin, {}).update(fresh)
+
+    def count(self) -> int:
+        """How many items live."""
+        return sum(map(len, self.items.values()))
+
+    def payload_bytes(self) -> int:
+        """What all items carry, in bytes."""
+        return sum([sum(map(len, dots.values())) for dots in self.items.values()])
+
+    def copy(self) -> CellState:
+        other = CellState()
+        other.context = self.context.copy()
+        other.items = {origin: dots.copy() for origin, dots in self.items.items()}
+        other.marks = {origin: marks.copy() for origin, marks in self.marks.items()}
+        return other
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, CellState)
+            and self.context == other.context
+            and self.items == other.items
+            and self.marks == other.marks
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"CellState({self.context!r}, items={self.items!r}, marks={self.marks!r})"
+
+
+def _taken(mine: dict[int, bytes], theirs: dict[int, bytes], spans: Spans, seen_upto: int) -> list[int]:
+    """The numbers of `mine` that lie in `spans` and are not in `theirs`. No item of mine is above `seen_upto`."""
+    taken: list[int] = []
+    for index in range(0, len(spans), 2):
+        after, upto = spans[index], spans[index + 1]
+        if after >= seen_upto:
+            break  # the usual delta: the next link of a chain
+        if upto - after <= _WALK_MAX:
+            taken += [n for n in range(after + 1, upto + 1) if n in mine and n not in theirs]
+        else:
+            taken += [n for n in mine if after < n <= upto and n not in theirs]
+    return taken

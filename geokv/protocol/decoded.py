@@ -1,0 +1,73 @@
+"""Cells of dots that were changed last, decoded: for a key in use that is most of what an update costs.
+
+    known   (cell, its state)
+    asked   cell + delta + delta     ->  the state, joined with the two deltas: the rest is not decoded again
+
+Shared by who makes deltas and who takes them in, so that a node decodes what it is sent once, whether it coordinates the next
+update of the key, folds the cell, or both.
+
+Invariants: an entry is good as long as the table holds the very bytes that it was made from, or those with deltas behind them.
+Bounded by number and by bytes; the oldest go first.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from geokv.core.cells import codec
+from geokv.core.cells.state import CellState
+
+DECODED_MAX: Final = 4_096
+DECODED_BYTES_MAX: Final = 4 << 20  # of cells, encoded: decoded they are ten times as large
+
+
+class Decoded:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[int, bytes], tuple[bytes, CellState]] = {}
+        self._nbytes = 0
+
+    def state(self, tag: int, namespace: int, key: bytes, cell: bytes | None) -> CellState:
+        """The state of a stored cell. Who joins something to it must `keep` what comes of it, or `drop` it."""
+        if cell is None:
+            return CellState()
+        known = self._states.get((namespace, key))
+        if known is not None and known[0] is cell:
+            return known[1]
+        if known is not None and cell.startswith(known[0]):  # others have appended deltas since
+            state = known[1]
+            if len(cell) > len(known[0]):
+                state.join(codec.decode(tag, cell[len(known[0]) :]))
+        else:
+            state = codec.decode(tag, cell)
+        self.keep(namespace, key, cell, state)
+        return state
+
+    def keep(self, namespace: int, key: bytes, cell: bytes, state: CellState) -> None:
+        self.drop(namespace, key)
+        self._states[namespace, key] = (cell, state)
+        self._nbytes += len(cell)
+        while len(self._states) > DECODED_MAX or self._nbytes > DECODED_BYTES_MAX:
+            self.drop(*next(iter(self._states)))
+
+    def drop(self, namespace: int, key: bytes) -> None:
+        known = self._states.pop((namespace, key), None)
+        self._nbytes -= len(known[0]) if known is not None else 0
+
+    def append(self, tag: int, namespace: int, key: bytes, stored: bytes, delta: bytes, arriving: CellState) -> bytes:
+        """The cell with an arriving delta (`arriving`, decoded) behind it, folded where that has outgrown it."""
+        both = stored + delta
+        known = self._states.get((namespace, key))
+        is_folded = codec.has_outgrown(tag, both)
+        if known is not None and known[0] is stored:
+            state = known[1]
+            state.join(arriving)
+        elif is_folded:
+            state = self.state(tag, namespace, key, both)
+        else:
+            return both
+        if is_folded:
+            both = codec.encode(tag, state)
+        self.keep(namespace, key, both, state)
+        return both

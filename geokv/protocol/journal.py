@@ -1,0 +1,170 @@
+"""The conflict journal: every write that met another which neither had seen, with the rule that decided and what was lost.
+
+    who notes                                  what
+    a node that takes records in over the WAN  the arriving one against what this datacenter held
+    a co-owner that is sent a record           only against a write that it coordinated itself (two coordinators at once)
+    a coordinator of siblings or registers     a write whose context, or lack of one, left other values beside it
+
+A conflict is named by the two dots, so one that several nodes, or both datacenters, have noted is told once. It is bounded per
+namespace and in all; the oldest go first, and are counted. Entries are noted in the log (control record `conflicts`) and kept
+with the node's state at a flush, so they survive a restart.
+
+Limits: of a value LOSER_BYTES_MAX are kept. Types for which nothing is decided (counters, sets where adding wins, sketches)
+have no conflicts. An `lww` value that stands on the disk alone, in no memtable and no cache, is not read to be compared. Two
+coordinators of one datacenter that write a cell of dots in the same moment are not noted by either.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from geokv.core.cell import decode_lww, is_concurrent
+from geokv.core.cells.cell_type import CellType
+from geokv.core.cells.contested import met_by
+from geokv.core.cells.context import Dot
+from geokv.core.cells.state import CellState
+from geokv.core.cells.view import Entry as Item
+from geokv.core.limits import CONFLICTS_MAX, CONFLICTS_PER_NAMESPACE_MAX, CONFLICTS_PER_WRITE_MAX, LOSER_BYTES_MAX
+from geokv.core.origin import unpack_origin
+from geokv.errors import RecordError
+
+if TYPE_CHECKING:
+    from geokv.protocol.table import Table
+
+EVERYBODY: Final = b""
+"""For `Intake.take`: note conflicts with whatever is stored, whoever coordinated it."""
+
+
+class Party(NamedTuple):
+    """One of two writes that met. `stamp`: its version or HLC, 0 where the cell does not tell. `value` None: a delete."""
+
+    origin: bytes
+    number: int
+    stamp: int
+    value: bytes | None
+    bytes_in_all: int
+
+
+class Conflict(NamedTuple):
+    """What was decided. `is_kept`: both values are still there; then `loser` is only the one that came later."""
+
+    name: str
+    namespace: int
+    key: bytes
+    policy: str
+    winner: Party
+    loser: Party
+    is_kept: bool
+    noted_ms: int
+
+    def packed(self) -> list[Any]:
+        return [*self[:4], list(self.winner), list(self.loser), self.is_kept, self.noted_ms]
+
+    @property
+    def outcome(self) -> str:
+        return "kept" if self.is_kept else "discarded"
+
+    @property
+    def dcs(self) -> tuple[str, str]:
+        """(the winner's datacenter, the loser's)."""
+        return unpack_origin(self.winner.origin).dc, unpack_origin(self.loser.origin).dc
+
+
+def unpacked(body: list[Any]) -> Conflict:
+    """Inverse of `Conflict.packed`."""
+    name, namespace, key, policy, winner, loser, is_kept, noted_ms = body
+    return Conflict(name, namespace, key, policy, Party(*winner), Party(*loser), is_kept, noted_ms)
+
+
+class Journal:
+    """The conflicts that one node has noted. `fresh`: those that are not in the log yet."""
+
+    def __init__(self) -> None:
+        self.fresh: list[Conflict] = []
+        self.dropped = 0
+        self._by_namespace: dict[int, dict[str, Conflict]] = {}
+        self._held = 0
+
+    # --- noting -----------------------------------------------------------------------------------------------------
+
+    def met_lww(self, table: Table, key: bytes, stored: bytes, arriving: bytes, now_ms: int) -> None:
+        """Two cells of a key met; noted where neither had seen the other."""
+        parties = []
+        try:
+            if not is_concurrent(stored, arriving):
+                return
+            for cell in (max(stored, arriving), min(stored, arriving)):
+                held = decode_lww(cell)
+                value = None if held.is_tombstone else held.value
+                parties.append(_party(held.origin, held.number, held.version, value))
+        except (RecordError, ValueError):
+            return  # what cannot be read cannot be explained; who reads the key is told
+        self._note(table, key, parties[0], parties[1], False, now_ms)
+
+    def met_dots(self, table: Table, key: bytes, state: CellState, dot: Dot, stamp: int, now_ms: int) -> None:
+        """An update was joined with the rest of its key; noted with each item that it met there."""
+        kind = table.policy.kind
+        assert kind is not None
+        try:
+            met = met_by(kind, state, dot)
+            if met:
+                self._met(table, kind, key, Item(*dot, state.items[dot.origin][dot.number]), met, stamp, now_ms)
+        except RecordError:
+            return  # as above: a payload of a type that this version does not know
+
+    def _met(self, table: Table, kind: CellType, key: bytes, mine: Item, met: list[Item], stamp: int, now_ms: int) -> None:
+        for other in met[:CONFLICTS_PER_WRITE_MAX]:
+            preferred = kind.prefers(mine, other)
+            winner, loser = (mine, other) if preferred else (other, mine)
+            parties = [
+                _party(one.origin, one.number, stamp if one is mine else 0, kind.told(one.payload)) for one in (winner, loser)
+            ]
+            self._note(table, key, parties[0], parties[1], preferred is None, now_ms)
+
+    def _note(self, table: Table, key: bytes, winner: Party, loser: Party, is_kept: bool, now_ms: int) -> None:
+        namespace = table.definition.id
+        dots = sorted([(winner.origin, winner.number), (loser.origin, loser.number)])
+        text = b"\0".join([b"%x" % namespace, key, *[b"%b %d" % dot for dot in dots]])
+        name = blake2b(text, digest_size=6).hexdigest()
+        if name in self._by_namespace.get(namespace, ()):
+            return
+        conflict = Conflict(name, namespace, key, table.policy.name, winner, loser, is_kept, now_ms)
+        self.keep(conflict)
+        if len(self.fresh) < CONFLICTS_PER_NAMESPACE_MAX:
+            self.fresh.append(conflict)
+
+    # --- keeping ----------------------------------------------------------------------------------------------------
+
+    def keep(self, conflict: Conflict) -> None:
+        """Hold a conflict, noted now or read from the log."""
+        held = self._by_namespace.setdefault(conflict.namespace, {})
+        self._held += conflict.name not in held
+        held[conflict.name] = conflict
+        if len(held) > CONFLICTS_PER_NAMESPACE_MAX:
+            self._drop_oldest(conflict.namespace)
+        elif self._held > CONFLICTS_MAX:
+            self._drop_oldest(max(self._by_namespace, key=lambda one: len(self._by_namespace[one])))
+
+    def _drop_oldest(self, namespace: int) -> None:
+        held = self._by_namespace[namespace]
+        del held[next(iter(held))]
+        self._held -= 1
+        self.dropped += 1
+
+    def forget(self, namespace: int) -> None:
+        """A namespace was deleted."""
+        self._held -= len(self._by_namespace.pop(namespace, ()))
+
+    def of(self, namespace: int, key: bytes | None = None) -> list[Conflict]:
+        """The conflicts of a namespace, or of one key in it, oldest first."""
+        held = self._by_namespace.get(namespace, {}).values()
+        return [conflict for conflict in held if key is None or conflict.key == key]
+
+    def packed(self) -> list[list[Any]]:
+        """All of them, for the state that a flush keeps."""
+        return [conflict.packed() for held in self._by_namespace.values() for conflict in held.values()]
+
+
+def _party(origin: bytes, number: int, stamp: int, value: bytes | None) -> Party:
+    return Party(origin, number, stamp, None if value is None else value[:LOSER_BYTES_MAX], len(value or b""))

@@ -1,0 +1,198 @@
+"""What must hold in namespaces whose policy is not `lww`: a model of each type, held against the replicas and the reads.
+
+    updates_survive    an acknowledged update is in the cell of every owner: the cell has seen its dot
+    values_kept        siblings, sets: what was added is there, unless something that may have seen it took it;
+                       and it is gone once something that must have seen it took it
+    counts_exact       counters: at least what surely counts, at most what may count, each once
+
+The models go by what clients asked and were told: who added a value, which values were read with a context that was handed
+back, who asked when. They know no dots, no contexts and no cells. What two replicas need not agree about yet is a *may*, what
+a quorum has acknowledged before another asked a quorum is a *must*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from geokv.core.cells.codec import decode
+from geokv.core.cells.policies import type_of
+from geokv.core.cells.update import value
+from geokv.core.quorum import needed
+from geokv.protocol.requests import Outcome
+from geokv.sim.history import Operation
+from geokv.sim.truth import is_lww
+from geokv.sim.world import World
+
+OK: Final = "ok"
+_ADDING: Final = frozenset({"put", "add", "increment"})
+_NOT_DONE: Final = frozenset(
+    {
+        Outcome.INVALID,
+        Outcome.NOT_FOUND,
+        Outcome.UNAVAILABLE,
+        Outcome.OVERLOADED,
+        Outcome.WRONG_NODE,
+        Outcome.STALE,
+    }
+)
+NEVER_US: Final = 1 << 62
+Cells = dict[str, dict[bytes, bytes]]
+IsExcused = Callable[[World, Operation, Iterable[str]], bool]
+
+
+class _Key:
+    """The operations of one key, and what the replicas show of it in the end."""
+
+    def __init__(self, world: World, key: bytes, operations: list[Operation], is_excused: IsExcused) -> None:
+        self.world = world
+        self.key = key
+        self.is_excused = is_excused
+        self.adds = [o for o in operations if o.kind in _ADDING and o.outcome not in _NOT_DONE]
+        self.takers = [o for o in operations if o.is_write and self._takes(o) and o.outcome not in _NOT_DONE]
+        self.reads = [o for o in operations if o.kind == "get" and o.outcome is Outcome.APPLIED]
+
+    @staticmethod
+    def _takes(operation: Operation) -> bool:
+        return operation.kind in ("remove", "delete", "reset") or operation.saw is not None
+
+    def is_aimed(self, taker: Operation, add: Operation) -> bool:
+        """Whether `taker` is after that value at all."""
+        if taker is add:
+            return False
+        if taker.saw is not None:
+            return add.value in taker.saw
+        return taker.kind in ("delete", "reset") or taker.value == add.value
+
+    def may_see(self, taker: Operation, add: Operation) -> bool:
+        """Whether the operation may have taken that value."""
+        if not self.is_aimed(taker, add):
+            return False
+        # Who was told nothing may be served later than its client waited.
+        return taker.saw is not None or not taker.is_acknowledged or taker.ended_us > add.started_us
+
+    def must_see(self, taker: Operation, add: Operation) -> bool:
+        """Whether the operation must have taken that value, by what was acknowledged before it began."""
+        if not self.is_aimed(taker, add) or not taker.is_acknowledged or self.is_excused(self.world, taker, ()):
+            return False
+        if taker.saw is not None:
+            return True
+        replicas = self.world.options.replicas
+        return self.is_before(add, taker) and add.replicas + replicas // 2 + 1 > replicas
+
+    def is_before(self, one: Operation, other: Operation) -> bool:
+        """Whether `one` was acknowledged, in the same datacenter, before `other` began, and was not lost."""
+        is_acknowledged = one.is_acknowledged and 0 < one.ended_us <= other.started_us
+        return is_acknowledged and one.coordinator_dc == other.coordinator_dc and not self.is_excused(self.world, one, ())
+
+    def is_read_by(self, read: Operation, write: Operation) -> bool:
+        """Whether the read must show the effect of the write: their replicas overlap."""
+        asked = needed(read.level, read.explicit, self.world.options.replicas)
+        return self.is_before(write, read) and write.replicas + asked > self.world.options.replicas
+
+    def is_sure(self, add: Operation) -> bool:
+        return add.is_acknowledged and not self.is_excused(self.world, add, ())
+
+    def maybe_taken(self, add: Operation, until_us: int = NEVER_US) -> Operation | None:
+        """Something that may have taken the value, of what began by then."""
+        return next((t for t in self.takers if t.started_us <= until_us and self.may_see(t, add)), None)
+
+    def surely_taken(self, add: Operation, read: Operation | None = None) -> Operation | None:
+        """Something that must have taken the value, and whose effect that read must show."""
+        takers = self.takers if read is None else [t for t in self.takers if self.is_read_by(read, t)]
+        return next((t for t in takers if self.must_see(t, add)), None)
+
+
+def _keys(world: World, policies: Iterable[str], is_excused: IsExcused) -> Iterable[_Key]:
+    grouped: dict[bytes, list[Operation]] = {}
+    for policy in policies:
+        for operation in world.history.typed(policy):
+            grouped.setdefault(operation.key, []).append(operation)
+    for key, operations in grouped.items():
+        yield _Key(world, key, operations, is_excused)
+
+
+def _shown(world: World, cells: Cells, key: bytes) -> Iterable[tuple[str, Any]]:
+    """(node, what its cell shows) of every owner that runs."""
+    policy = key.split(b"/")[0].decode()
+    kind = type_of(policy)
+    for dc in world.topology.dc_names:
+        for name in world.owners(key, dc):
+            if name in cells:
+                cell = cells[name].get(key)
+                yield name, None if cell is None else value(kind, decode(kind.tag, cell))
+
+
+def updates_survive(world: World, cells: Cells, is_excused: IsExcused) -> str:
+    """At the end every owner, in every datacenter, has seen each acknowledged update."""
+    seen = {
+        (name, key): decode(cell[0], cell).context
+        for name, table in cells.items()
+        for key, cell in table.items()
+        if not is_lww(cell)
+    }
+    for operation in world.history.operations:
+        if operation.policy == "lww" or not operation.is_write or not operation.is_acknowledged:
+            continue
+        dots = world.truth.registry.dots.get((operation.key, operation.version), [])
+        if is_excused(world, operation, ()):
+            continue
+        for dc in world.topology.dc_names:
+            for name in world.owners(operation.key, dc):
+                context = seen.get((name, operation.key))
+                if name in cells and not (context and any(context.contains(dot.origin, dot.number) for dot in dots)):
+                    return f"{name} lacks {operation}"
+    return OK
+
+
+def values_kept(world: World, cells: Cells, is_excused: IsExcused) -> str:
+    """Siblings and elements of sets: nothing is lost, and nothing that was taken comes back."""
+    for one in _keys(world, ("siblings", "set_aw"), is_excused):
+        for name, shown in _shown(world, cells, one.key):
+            present = set(shown or ())
+            for add in one.adds:
+                if add.value in present and (taker := one.surely_taken(add)):
+                    return f"{name} still shows what was added by {add} and taken by {taker}"
+                if add.value not in present and one.is_sure(add) and not one.maybe_taken(add):
+                    return f"{name} has lost {add}: nothing has taken it"
+            if strangers := present - {add.value for add in one.adds}:
+                return f"{name} shows {min(strangers)!r} in {one.key!r}, which nobody added"
+        if fault := _reads_of_values(one):
+            return fault
+    return OK
+
+
+def _reads_of_values(one: _Key) -> str:
+    for read in one.reads:
+        shown = set(read.shown or ())
+        for add in one.adds:
+            if add.value not in shown:
+                if one.is_read_by(read, add) and not one.maybe_taken(add, read.ended_us):
+                    return f"{read} does not show {add}"
+            elif taker := one.surely_taken(add, read):
+                return f"{read} shows what was added by {add} and taken by {taker} before"
+    return ""
+
+
+def counts_exact(world: World, cells: Cells, is_excused: IsExcused) -> str:
+    """Counters: what was acknowledged counts once, less what a reset saw; what nobody knows counts at most once."""
+    for one in _keys(world, ("counter_pn",), is_excused):
+        lowest = sum(add.amount for add in one.adds if one.is_sure(add) and not one.maybe_taken(add))
+        highest = sum(add.amount for add in one.adds if not one.surely_taken(add))
+        for name, shown in _shown(world, cells, one.key):
+            if not lowest <= (shown or 0) <= highest:
+                return f"{name} counts {shown or 0} in {one.key!r}: it is {lowest} at least and {highest} at most"
+        for read in one.reads:
+            counted = [add for add in one.adds if one.is_read_by(read, add) and not one.maybe_taken(add, read.ended_us)]
+            begun = [add for add in one.adds if add.started_us <= read.ended_us and not one.surely_taken(add, read)]
+            low, high = (sum(add.amount for add in adds) for adds in (counted, begun))
+            if not low <= (read.shown or 0) <= high:
+                return f"{read} shows {read.shown or 0}: it is {low} at least and {high} at most"
+    return OK
+
+
+TYPED_CHECKERS: Final[dict[str, Callable[[World, Cells, IsExcused], str]]] = {
+    "updates_survive": updates_survive,
+    "values_kept": values_kept,
+    "counts_exact": counts_exact,
+}

@@ -1,0 +1,294 @@
+"""Namespaces with other policies than `lww` through the SDK, on a real cluster of three nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from geokv import AsyncClient, Client, Conflicting, InvalidRequest, NamespaceNotFound, Outcome
+from geokv.client.conflicts import restorable, what_if
+from geokv.core.conflict import SERVED
+from geokv.testing import Cluster
+
+POLICIES = tuple(name for name in SERVED if name != "lww")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Starting nodes takes more than a second; once for all tests here."""
+    with Cluster(nodes=3) as running, running.client() as client:
+        for policy in POLICIES:
+            client.create_namespace(policy, policy=policy)
+        deadline = time.monotonic() + 10
+        answers = 0
+        while answers < 2 * len(running.names):  # they go round: each node knows them all
+            names = {one["name"] for one in client.namespaces()}
+            answers = answers + 1 if names >= set(POLICIES) else 0
+            assert time.monotonic() < deadline
+        yield running
+
+
+@pytest.fixture
+def kv(cluster: Cluster) -> Iterator[Client]:
+    with Client(cluster.addresses) as client:
+        yield client
+
+
+def test_siblings_are_shown_and_replaced_by_a_put_with_their_context(kv: Client) -> None:
+    """One value reads as itself; several raise Conflicting with all of them, until a put hands the context back."""
+    docs = kv.namespace("siblings")
+    first = docs.put("page", b"A")
+    assert docs.get("page").value == b"A" and docs.get("page").siblings == [b"A"]
+    docs.put("page", b"B", context=first.context)
+    docs.put("page", b"C", context=first.context)
+    got = docs.get("page")
+    assert got.found and sorted(got.siblings) == [b"B", b"C"]
+    with pytest.raises(Conflicting, match="2 concurrent values") as raised:
+        _ = got.value
+    assert sorted(raised.value.siblings) == [b"B", b"C"]
+    docs.put("page", b"D", context=got.context)
+    assert docs.get("page").value == b"D"
+    assert docs.get("nothing").siblings == [] and docs.get("nothing").context == b""
+    docs.delete("page", context=docs.get("page").context)
+    assert not docs.get("page").found and docs.get("page").value is None
+
+
+def test_a_resolver_and_a_codec_make_one_value_of_several(kv: Client) -> None:
+    """The resolver gets decoded values; get_many goes the same way."""
+    sums = kv.namespace("siblings", codec="json", resolver=sum)
+    for number in (1, 2, 3):
+        sums.put("sum", number)
+    assert sorted(sums.get("sum").siblings) == [1, 2, 3] and sums.get("sum").value == 6
+    assert [got.value for got in sums.get_many(["sum", "none"])] == [6, None]
+
+
+def test_update_reads_merges_and_writes(kv: Client) -> None:
+    """Concurrent updates of one key through a resolver lose nothing."""
+    words = kv.namespace("siblings", codec="json", resolver=lambda lists: sorted({word for words in lists for word in words}))
+
+    def add(word: str) -> None:
+        words.update("words", lambda have: sorted({*(have or []), word}))
+
+    threads = [threading.Thread(target=add, args=(f"w{number}",)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert words.get("words").value == sorted(f"w{number}" for number in range(12))
+    assert words.update("words", lambda have: have[:1]).context
+    assert words.get("words").siblings == [["w0"]]
+
+
+def test_update_without_a_resolver_says_what_is_missing(kv: Client) -> None:
+    """Nothing is written."""
+    docs = kv.namespace("siblings")
+    docs.put("torn", b"A")
+    docs.put("torn", b"B")
+    with pytest.raises(Conflicting, match="resolver"):
+        docs.update("torn", lambda value: value)
+    assert sorted(docs.get("torn").siblings) == [b"A", b"B"]
+
+
+def test_update_works_on_plain_values_too(kv: Client) -> None:
+    """Under lww it is read, change and write after what was read."""
+    numbers = kv.namespace("default", codec="json")
+    numbers.update("visits", lambda have: (have or 0) + 1)
+    numbers.update("visits", lambda have: (have or 0) + 1)
+    assert numbers.get("visits").value == 2
+
+
+def test_the_asyncio_client_has_the_same(cluster: Cluster) -> None:
+    """Siblings, contexts, resolver and update."""
+
+    async def work() -> None:
+        async with AsyncClient(cluster.addresses) as kv:
+            docs = kv.namespace("siblings", resolver=b"+".join)
+            first = await docs.put("async", b"A")
+            await asyncio.gather(*(docs.put("async", value, context=first.context) for value in (b"B", b"C")))
+            assert sorted((await docs.get("async")).value.split(b"+")) == [b"B", b"C"]
+            await docs.update("async", lambda value: value + b"!")
+            assert len((await docs.get("async")).siblings) == 1
+
+    asyncio.run(work())
+
+
+def test_what_a_policy_does_not_have_is_an_error_in_words(kv: Client) -> None:
+    """TTLs where the policy has none; policies that are not served."""
+    with pytest.raises(InvalidRequest, match="not served yet"):
+        kv.create_namespace("never", policy="counter_bounded")
+
+
+def test_counters_count_and_are_reset(kv: Client) -> None:
+    """Increments of many threads all count; a reset takes them."""
+    likes = kv.counters("counter_pn")
+    assert likes.value("post:1") == 0
+    threads = [threading.Thread(target=likes.increment, args=("post:1", number)) for number in range(1, 11)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    likes.decrement("post:1")
+    assert likes.value("post:1") == 54 and likes.get("post:1").found
+    likes.reset("post:1")
+    assert likes.value("post:1") == 0
+    likes.increment("post:1")
+    likes.delete("post:1")
+    assert likes.value("post:1") == 0
+
+
+def test_sets_keep_what_was_added(kv: Client) -> None:
+    """One by one and many at once, in all three kinds of sets."""
+    for name in ("set_aw", "set_rw"):
+        tags = kv.sets(name)
+        tags.add("page", "red")
+        results = tags.add_many("page", [f"tag {number}" for number in range(200)])
+        assert len(results) == 200 and not results.errors
+        tags.remove("page", "red")
+        tags.remove_many("page", [f"tag {number}" for number in range(198)])
+        assert tags.value("page") == {b"tag 198", b"tag 199"}
+    kv.sets("set_grow").add("page", b"x")
+    assert kv.sets("set_grow").value("page") == {b"x"} and kv.sets("set_aw").value("nothing") == frozenset()
+
+
+def test_the_other_types(kv: Client) -> None:
+    """Flags, sorted sets, extremes, sketches, registers: each operation once."""
+    for name in ("flag_ew", "flag_dw"):
+        kv.flags(name).enable("on")
+        assert kv.flags(name).value("on") is True and kv.flags(name).value("off") is False
+        kv.flags(name).disable("on")
+        assert kv.flags(name).value("on") is False
+    board = kv.sorted_sets("sorted_set")
+    for member, score in (("ada", 3), ("bob", 1.5), ("eve", 9)):
+        board.add("board", member, score)
+    board.remove("board", "eve")
+    assert board.value("board") == [(b"bob", 1.5), (b"ada", 3)] and board.value("none") == []
+    for name, expected in (("max", 7), ("min", -2)):
+        for number in (3, 7, -2):
+            kv.extremes(name).put("x", number)
+        assert kv.extremes(name).value("x") == expected and kv.extremes(name).value("y") is None
+    for number in range(50):
+        kv.sketches("hll").add("visitors", f"v{number % 25}")
+    assert 20 <= kv.sketches("hll").value("visitors") <= 30
+    for name in ("register_lww", "register_mv"):
+        register = kv.namespace(name)
+        first = register.put("r", b"A")
+        register.put("r", b"B", context=first.context)
+        assert register.get("r").value == b"B" and register.get("r").siblings == [b"B"]
+
+
+def test_maps_nest(kv: Client) -> None:
+    """Fields of several types, maps in maps, and what removing a field takes."""
+    user = kv.maps("map_rr").at("user:1")
+    user.counter("visits").increment(3)
+    user.set("tags").add("new")
+    user.flag("active").enable()
+    user.register("name").write("Ada")
+    address = user.map("address")
+    address.register("city").write("Paris")
+    address.map("geo").field("height", "max").put(35)
+    user.field("scores", "sorted_set").add("chess", 7)
+    whole = {
+        b"visits": 3,
+        b"tags": {b"new"},
+        b"active": True,
+        b"name": b"Ada",
+        b"scores": [(b"chess", 7)],
+        b"address": {b"city": b"Paris", b"geo": {b"height": 35}},
+    }
+    assert kv.maps("map_rr").value("user:1") == user.value() == whole
+    assert address.value() == whole[b"address"] and address.map("geo").value() == {b"height": 35}
+    address.remove("geo")
+    user.remove("tags")
+    del whole[b"tags"], whole[b"address"][b"geo"]  # type: ignore[attr-defined]
+    assert user.value() == whole and address.map("geo").value() == {}
+
+
+def test_a_wrong_type_or_operation_is_told_in_words(kv: Client) -> None:
+    """The namespace, what it holds, and what to use instead."""
+    kv.sets("set_aw").add("wrong", "x")
+    for act, words in (
+        (lambda: kv.counters("set_aw").increment("wrong"), "'set_aw' holds set_aw: set_aw has no operation 'increment'"),
+        (lambda: kv.counters("set_aw").value("wrong"), r"holds set_aw, not counter_pn: use kv.sets\(\"set_aw\"\)"),
+        (lambda: kv.namespace("counter_pn").put("k", b"v"), "it has no put, but decrement, delete, increment, reset"),
+        (lambda: kv.sets("default").add("k", "x"), r"holds plain values \(lww\): it has put and delete"),
+        (lambda: kv.counters("counter_pn").increment("k", -1), "-1 is not from 1 to"),
+        (lambda: kv.sets("set_aw").add("k", b"x" * 2000), "2000 bytes, at most 1024"),
+        (lambda: kv.namespace("counter_pn").delete("k", context=b"x"), "not a context"),
+        (lambda: kv.maps("map_rr").at("k").field("f", "siblings").write("x"), "a field cannot be of type 'siblings'"),
+        (lambda: kv.create_namespace("ttl", policy="set_aw", ttl=5), "'set_aw' has no TTL"),
+    ):
+        with pytest.raises(InvalidRequest, match=words):
+            act()
+    with pytest.raises(TypeError, match=r"namespace\(\"...\"\).put"):
+        kv.set("k", "v")
+    with pytest.raises(TypeError, match="unknown option 'ttl'"):
+        kv.counters("counter_pn").increment("k", ttl=3)
+
+
+def test_the_asyncio_client_has_the_same_handles(cluster: Cluster) -> None:
+    """What a method returns is awaited."""
+
+    async def work() -> None:
+        async with AsyncClient(cluster.addresses) as kv:
+            await asyncio.gather(*(kv.counters("counter_pn").increment("async") for _ in range(50)))
+            assert await kv.counters("counter_pn").value("async") == 50
+            results = await kv.sets("set_aw").add_many("async", ["a", "b"])
+            assert len(results) == 2 and await kv.sets("set_aw").value("async") == {b"a", b"b"}
+            await kv.maps("map_rr").at("async").map("m").counter("c").increment()
+            assert await kv.maps("map_rr").at("async").value() == {b"m": {b"c": 1}}
+
+    asyncio.run(work())
+
+
+def test_conflicts_are_told_restored_and_replayed(kv: Client, cluster: Cluster) -> None:
+    """All nodes are asked; a loser is a new write; another policy is tried on the journal."""
+    docs = kv.namespace("siblings")
+    first = docs.put("met", b"A")
+    docs.put("met", b"B", context=first.context)
+    docs.put("met", b"C", context=first.context)
+    noted = kv.conflicts("siblings", "met")
+    (conflict,) = noted["conflicts"]
+    assert noted["silent"] == [] and conflict["key"] == b"met" and conflict["outcome"] == "kept"
+    assert "neither had seen the other" in conflict["words"] and conflict in kv.conflicts("siblings")["conflicts"]
+    assert kv.restore(conflict).outcome is Outcome.APPLIED
+    assert docs.get("met").value == conflict["loser"]["value"]
+    assert what_if(conflict, "siblings")["lost"] == [] and len(what_if(conflict, "register_mv")["shown"]) == 2
+    with pytest.raises(InvalidRequest, match="nothing is put"):
+        what_if(conflict, "counter_pn")
+    with pytest.raises(NamespaceNotFound):
+        kv.conflicts("nowhere")
+
+    async def work() -> None:
+        async with AsyncClient(cluster.addresses) as other:
+            assert (await other.conflicts("siblings", "met"))["conflicts"][0]["id"] == conflict["id"]
+            assert (await other.restore(conflict)).outcome is Outcome.APPLIED
+
+    asyncio.run(work())
+
+
+def _conflict(policy: str, versions: tuple[str | None, str | None]) -> dict[str, Any]:
+    parties = [
+        {"dc": "eu", "node": "n", "version": version, "value": value, "value_bytes": 1, "is_delete": False}
+        for version, value in zip(versions, (b"W", b"L"), strict=True)
+    ]
+    return {"id": "x", "key": b"k", "policy": policy, "winner": parties[0], "loser": parties[1]}
+
+
+def test_another_policy_is_tried_on_what_the_journal_knows() -> None:
+    """Under lww the later version stands; where it does not know both stamps it says so; a long or other loser stays lost."""
+    met = _conflict("lww", ("9", "5"))
+    assert what_if(met, "lww") == {"id": "x", "key": b"k", "shown": [b"W"], "lost": [b"L"]}
+    assert what_if(met, "siblings") == {"id": "x", "key": b"k", "shown": [b"W", b"L"], "lost": []}
+    assert what_if(_conflict("siblings", ("5", "9")), "lww")["shown"] == [b"L"]
+    assert what_if(_conflict("siblings", (None, "9")), "lww")["lost"] is None
+    assert restorable(met) == (b"k", b"L")
+    met["loser"]["value_bytes"] = 2000
+    with pytest.raises(InvalidRequest, match="cannot come back"):
+        restorable(met)
+    with pytest.raises(InvalidRequest, match="do the operation again"):
+        restorable(_conflict("set_rw", ("9", "5")))

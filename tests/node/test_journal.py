@@ -1,0 +1,192 @@
+"""The conflict journal: what is noted, once, by whom, and that it outlives a restart."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from itertools import product
+from typing import Any
+
+import pytest
+
+from geokv.core.cells.operation import Operation
+from geokv.core.cells.wire import encode_operation
+from geokv.core.limits import CONFLICTS_PER_NAMESPACE_MAX, LOSER_BYTES_MAX
+from geokv.protocol.messages import Replicate
+from geokv.protocol.requests import Outcome
+from tests.node.harness import MS, SECOND, Cluster
+
+
+def two_dcs(policy: str = "lww") -> Cluster:
+    cluster = Cluster(datacenters=2).start().serving()
+    cluster.admin("dc1-1", "namespace_create", name="ns", policy=policy)
+    return cluster.run_until(lambda: all(node.assembly.table_named("ns") for node in cluster.nodes.values()))
+
+
+def cut(cluster: Cluster) -> None:
+    for one, other in product(range(1, 4), range(1, 4)):
+        cluster.cut(f"dc1-{one}", f"dc2-{other}")
+
+
+def noted(cluster: Cluster, names: list[str] | None = None, namespace: str = "ns") -> dict[str, dict[str, Any]]:
+    """id -> conflict, as all these nodes tell them."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names or list(cluster.nodes):
+        for one in cluster.admin(name, "conflicts", namespace=namespace).body["conflicts"]:  # type: ignore[attr-defined]
+            found[one["id"]] = one
+    return found
+
+
+def value_of(party: dict[str, Any]) -> str | None:
+    return party["value_base64"]
+
+
+def base64(text: bytes) -> str:
+    return b64encode(text).decode()
+
+
+def test_two_datacenters_that_wrote_the_same_key_note_it_as_one_conflict() -> None:
+    """Both note it, under one name: winner, loser, its value, and by how much they missed each other."""
+    cluster = two_dcs()
+    cut(cluster)
+    cluster.put("dc1-1", b"k", b"here", namespace="ns")
+    cluster.run(500 * MS)
+    cluster.put("dc2-1", b"k", b"there", namespace="ns")
+    cluster.heal()
+    cluster.run_until(lambda: all(noted(cluster, [f"dc{dc}-{n}" for n in (1, 2, 3)]) for dc in (1, 2)))
+    (conflict,) = noted(cluster).values()
+    assert (conflict["winner"]["dc"], conflict["loser"]["dc"]) == ("dc2", "dc1")
+    assert (value_of(conflict["winner"]), value_of(conflict["loser"])) == (base64(b"there"), base64(b"here"))
+    assert conflict["outcome"] == "discarded" and conflict["key_base64"] == base64(b"k")
+    assert 400 <= conflict["apart_ms"] <= 700
+
+
+def test_a_write_that_saw_the_other_is_no_conflict() -> None:
+    """Overwriting, from here and from elsewhere, and with a context of what was read elsewhere."""
+    cluster = two_dcs()
+    for at in range(4):
+        cluster.put(f"dc{at % 2 + 1}-{at % 3 + 1}", b"k", b"v%d" % at, namespace="ns")
+        cluster.run(SECOND)
+    cut(cluster)
+    there = cluster.put("dc2-1", b"k", b"there", namespace="ns")
+    cluster.put("dc1-1", b"k", b"saw it", namespace="ns", contexts=[there.versions[0].to_bytes(8, "big")])
+    cluster.heal()
+    cluster.run(3 * SECOND)
+    assert noted(cluster) == {}
+
+
+def test_two_coordinators_of_one_datacenter_note_what_they_did_to_each_other() -> None:
+    """Neither had the other's record when it stamped its own."""
+    cluster = two_dcs()
+    cluster.is_held = lambda s, r, m: isinstance(m, Replicate)
+    for name in ("dc1-1", "dc1-2"):
+        cluster.write(name, {b"k": name.encode()}, namespace="ns")
+        cluster.run(5 * MS)
+    cluster.release()
+    cluster.run(2 * SECOND)
+    assert len(noted(cluster)) == 1
+
+
+def test_a_delete_that_lost_and_a_value_that_is_long_are_noted_as_such() -> None:
+    """A loser without a value is a delete; of a long value the journal keeps the beginning, and says so."""
+    cluster = two_dcs()
+    cut(cluster)
+    cluster.put("dc1-1", b"gone", None, namespace="ns")
+    cluster.put("dc1-1", b"long", bytes(5_000), namespace="ns")
+    cluster.run(100 * MS)
+    for key in (b"gone", b"long"):
+        cluster.put("dc2-1", key, b"later", namespace="ns")
+    cluster.heal()
+    cluster.run_until(lambda: len(noted(cluster)) == 2)
+    losers = {one["key_base64"]: one["loser"] for one in noted(cluster).values()}
+    assert losers[base64(b"gone")]["is_delete"] and value_of(losers[base64(b"gone")]) is None
+    assert losers[base64(b"long")]["value_bytes"] == 5_000
+    assert value_of(losers[base64(b"long")]) == base64(bytes(LOSER_BYTES_MAX))
+
+
+@pytest.mark.parametrize(
+    ("policy", "here", "there", "outcome", "winner"),
+    [
+        ("siblings", b"here", b"there", "kept", None),
+        ("register_mv", b"here", b"there", "kept", None),
+        ("register_lww", b"here", b"there", "discarded", b"there"),
+        ("set_rw", Operation("add", (b"x",)), Operation("remove", (b"x",)), "discarded", b"\0x"),
+        ("flag_dw", Operation("disable"), Operation("enable"), "discarded", b"\0"),
+        ("map_rr", *[Operation("write", (b"v%d" % at,), ((b"f", "register_lww"),)) for at in (1, 2)], "discarded", b"v2"),
+        ("set_aw", Operation("add", (b"x",)), Operation("add", (b"x",)), "", None),
+        ("counter_pn", Operation("increment", (1,)), Operation("increment", (2,)), "", None),
+    ],
+)
+def test_each_policy_notes_what_it_decides(policy: str, here: Any, there: Any, outcome: str, winner: bytes | None) -> None:
+    """Kept or hidden, with the value that is shown; nothing where nothing is decided."""
+    cluster = two_dcs(policy)
+    cut(cluster)
+    for name, what in (("dc1-1", here), ("dc2-1", there)):
+        is_update = isinstance(what, Operation)
+        value = encode_operation(what) if is_update else what
+        assert cluster.put(name, b"k", value, namespace="ns", has_updates=is_update).outcomes == [Outcome.APPLIED]
+        cluster.run(50 * MS)
+    cluster.heal()
+    cluster.run(3 * SECOND)
+    conflicts = list(noted(cluster).values())
+    assert [one["outcome"] for one in conflicts] == ([outcome] if outcome else [])
+    if winner is not None:
+        assert value_of(conflicts[0]["winner"]) == base64(winner)
+
+
+def test_a_put_beside_a_sibling_is_noted_where_it_is_coordinated() -> None:
+    """Without a context it keeps what it did not see; with one that saw all there is no conflict."""
+    cluster = two_dcs("siblings")
+    first = cluster.put("dc1-1", b"k", b"A", namespace="ns")
+    seen = cluster.put("dc1-1", b"k", b"B", namespace="ns", contexts=[first.contexts[0]])
+    assert noted(cluster) == {}
+    cluster.put("dc1-1", b"k", b"C", namespace="ns")
+    (conflict,) = noted(cluster).values()
+    assert {value_of(conflict["winner"]), value_of(conflict["loser"])} == {base64(b"B"), base64(b"C")}
+    assert seen.outcomes == [Outcome.APPLIED]
+
+
+@pytest.mark.parametrize("memtable_bytes", [1 << 30, 1])
+def test_the_journal_outlives_a_restart_and_goes_with_its_namespace(memtable_bytes: int) -> None:
+    """From the log, or from the state that a flush keeps."""
+    cluster = Cluster(memtable_bytes=memtable_bytes).start().serving()
+    cluster.admin("dc1-1", "namespace_create", name="ns", policy="siblings")
+    cluster.run(SECOND)
+    for at in range(3):
+        cluster.put("dc1-1", b"k", b"v%d" % at, namespace="ns")
+    before = noted(cluster, ["dc1-1"])
+    assert len(before) == 3
+    cluster.run(SECOND)
+    cluster.restart("dc1-1")
+    cluster.serving()
+    assert noted(cluster, ["dc1-1"]) == before
+    cluster.admin("dc1-1", "namespace_delete", name="ns")
+    cluster.run(SECOND)
+    assert not cluster.nodes["dc1-1"].context.journal.packed()
+
+
+def test_the_journal_is_bounded_and_counts_what_it_drops() -> None:
+    """The oldest go first."""
+    cluster = Cluster(nodes=1, replicas=1).start().serving()
+    cluster.admin("dc1-1", "namespace_create", name="ns", policy="siblings")
+    for at in range(CONFLICTS_PER_NAMESPACE_MAX + 10):
+        for value in (b"A", b"B"):
+            cluster.put("dc1-1", b"k%d" % at, value, namespace="ns")
+    body = cluster.admin("dc1-1", "conflicts", namespace="ns").body
+    keys = [one["key_base64"] for one in body["conflicts"]]  # type: ignore[attr-defined]
+    assert len(keys) == CONFLICTS_PER_NAMESPACE_MAX and body["dropped"] == 10
+    assert base64(b"k0") not in keys and base64(b"k%d" % (CONFLICTS_PER_NAMESPACE_MAX + 9)) in keys
+    metrics = cluster.admin("dc1-1", "metrics").body
+    assert metrics["events.conflicts.ns.dc1.dc1.kept"] == CONFLICTS_PER_NAMESPACE_MAX + 10
+
+
+def test_the_question_has_limits() -> None:
+    """A key alone, a number, and words for what is wrong."""
+    cluster = Cluster(nodes=1, replicas=1).start().serving()
+    cluster.admin("dc1-1", "namespace_create", name="ns", policy="siblings")
+    for key, value in product((b"a", b"b"), (b"1", b"2")):
+        cluster.put("dc1-1", key, value, namespace="ns")
+    one = cluster.admin("dc1-1", "conflicts", namespace="ns", key_base64=base64(b"a")).body["conflicts"]
+    assert [found["key_base64"] for found in one] == [base64(b"a")]  # type: ignore[attr-defined]
+    assert len(cluster.admin("dc1-1", "conflicts", limit=1).body["conflicts"]) == 1  # type: ignore[arg-type]
+    for arguments in ({"limit": 0}, {"key_base64": "%"}, {"namespace": ""}):
+        assert cluster.admin("dc1-1", "conflicts", **arguments).outcome in (Outcome.INVALID, Outcome.NOT_FOUND)

@@ -1,0 +1,191 @@
+"""The checkers of namespaces with other policies than `lww` are trusted because each caught a planted bug in the real node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from geokv.core.cells.codec import decode, encode
+from geokv.core.cells.operation import Operation
+from geokv.core.cells.siblings import Siblings
+from geokv.core.cells.state import CellState
+from geokv.core.cells.view import Draft, View
+from geokv.core.origin import Origin
+from geokv.protocol.decoded import Decoded
+from geokv.protocol.table import Table
+from geokv.sim.checkers import OK, final_cells, is_excused
+from geokv.sim.faults import FaultOptions
+from geokv.sim.real_node import real_node
+from geokv.sim.run import Run, RunOptions
+from geokv.sim.schedule import SECOND
+from geokv.sim.typed_checkers import updates_survive
+from geokv.sim.workload import WorkloadOptions
+
+Plant = Callable[[Any, Table], None]
+
+
+class Planted:
+    """A real node with a bug in every table of a policy that is not `lww`."""
+
+    def __init__(self, node: Any, plant: Plant) -> None:
+        self._node = node
+        self._plant = plant
+        self._done: set[int] = set()
+
+    def handle(self, event: Any, now_us: int) -> Any:
+        effects = self._node.handle(event, now_us)
+        for number, table in self._node.context.tables.items():
+            if number not in self._done and table.policy.kind is not None:
+                self._done.add(number)
+                self._plant(self._node, table)
+        return effects
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._node, name)
+
+
+def failed(policy: str, plant: Plant | None, seeds: Iterable[int], faults: FaultOptions) -> set[str]:
+    """The checkers that complain in any of these runs."""
+
+    def recover(topology: Any) -> Any:
+        make = real_node(topology)
+        return make if plant is None else lambda *what: Planted(make(*what), plant)
+
+    workload = WorkloadOptions(policies=(policy,), typed_share=0.9, think_us=60_000)
+    options = RunOptions(workload=workload, faults=faults, faulty_us=4 * SECOND, calm_us_max=6 * SECOND)
+    complaints: set[str] = set()
+    for seed in seeds:
+        run = Run(seed, options, recover)
+        run.run()
+        complaints |= {name for name, verdict in run.verdicts.items() if verdict != OK}
+    return complaints
+
+
+def changed(table: Table, **what: Any) -> None:
+    table.policy = table.policy._replace(**what)
+
+
+# --- bugs -----------------------------------------------------------------------------------------------------------
+
+
+def forgets_every_other_delta(node: Any, _: Table) -> None:
+    """What arrives is not appended behind what is stored, every second time."""
+    turn = iter(range(1 << 30))
+
+    class Forgetful(Decoded):
+        def append(self, tag: int, namespace: int, key: bytes, stored: bytes, delta: bytes, arriving: CellState) -> bytes:
+            return stored if next(turn) % 2 else super().append(tag, namespace, key, stored, delta, arriving)
+
+    node.context.decoded = Forgetful()
+
+
+class _TakesUnseen(Siblings):
+    def apply(self, view: View, operation: Operation, draft: Draft) -> None:
+        draft.replace(view.entries())
+        super().apply(view, operation, draft)
+
+
+class _TakesNothing(Siblings):
+    def apply(self, view: View, operation: Operation, draft: Draft) -> None:
+        super().apply(View(type(draft.held)()), operation, draft)
+
+
+def a_put_takes_what_it_did_not_see(_: Any, table: Table) -> None:
+    changed(table, kind=_TakesUnseen())
+
+
+def a_put_takes_nothing(_: Any, table: Table) -> None:
+    changed(table, kind=_TakesNothing())
+
+
+def a_delta_is_made_twice(node: Any, table: Table) -> None:
+    """Each increment counts for two, as a retry that is not recognised would."""
+    kind = table.policy.kind
+    assert kind is not None
+
+    class Doubled(type(kind)):  # type: ignore[misc]
+        def apply(self, view: View, operation: Operation, draft: Draft) -> None:
+            if operation.name == "increment":
+                operation = operation._replace(arguments=(2 * operation.arguments[0],))
+            super().apply(view, operation, draft)
+
+    changed(table, kind=Doubled())
+
+
+def a_count_is_taken_for_the_whole(_: Any, table: Table) -> None:
+    """An increment forgets what its origin had counted before."""
+    kind = table.policy.kind
+    assert kind is not None
+
+    class Forgetful(type(kind)):  # type: ignore[misc]
+        def apply(self, view: View, operation: Operation, draft: Draft) -> None:
+            if operation.name == "increment":
+                draft.replace(view.of_origin(draft.dot.origin))
+                view = View(type(draft.held)())
+            super().apply(view, operation, draft)
+
+    changed(table, kind=Forgetful())
+
+
+def items_come_back(node: Any, _: Table) -> None:
+    """A merge that forgets what was seen and is gone: what was taken comes back with an old delta."""
+
+    class Undead(Decoded):
+        def append(self, tag: int, namespace: int, key: bytes, stored: bytes, delta: bytes, arriving: CellState) -> bytes:
+            state = decode(tag, stored)
+            for origin, items in arriving.items.items():
+                state.items.setdefault(origin, {}).update(items)
+            state.context.join(arriving.context)
+            return encode(tag, state)
+
+    node.context.decoded = Undead()
+
+
+BUGS: list[tuple[str, Plant, str]] = [
+    ("siblings", forgets_every_other_delta, "values_kept"),
+    ("siblings", a_put_takes_what_it_did_not_see, "values_kept"),
+    ("siblings", a_put_takes_nothing, "values_kept"),
+    ("siblings", items_come_back, "values_kept"),
+    ("set_aw", items_come_back, "values_kept"),
+    ("counter_pn", a_delta_is_made_twice, "counts_exact"),
+    ("counter_pn", a_count_is_taken_for_the_whole, "counts_exact"),
+]
+
+
+@pytest.mark.parametrize(("policy", "plant", "checker"), BUGS, ids=[f"{bug[0]}-{bug[1].__name__}" for bug in BUGS])
+def test_a_planted_bug_is_caught(policy: str, plant: Plant, checker: str) -> None:
+    """By the checker that it is for. Runs of some seconds of virtual time: more than a second each."""
+    assert any(checker in failed(policy, plant, [seed], FaultOptions()) for seed in range(1, 6))
+
+
+@pytest.mark.parametrize("policy", sorted({bug[0] for bug in BUGS}))
+def test_without_a_bug_nobody_complains(policy: str) -> None:
+    """The same work under the same faults; more than a second, as above."""
+    assert failed(policy, None, range(1, 6), FaultOptions()) == set()
+
+
+def test_an_owner_that_lacks_an_acknowledged_update_is_found() -> None:
+    """At the end of an honest run one cell is taken back to what it was before its last updates, or away; over a second."""
+    options = RunOptions(workload=WorkloadOptions(policies=("siblings",), typed_share=0.9), faulty_us=3 * SECOND)
+    run = Run(3, options, real_node)
+    run.run()
+    world = run.world
+    assert updates_survive(world, final_cells(world), is_excused) == OK
+    done = next(o for o in reversed(world.history.typed("siblings")) if o.is_write and o.is_acknowledged)
+    owner = world.owners(done.key, "dc1")[0]
+    for older in (codec_of_one_put(done.key), None):
+        cells = final_cells(world)
+        if older is None:
+            del cells[owner][done.key]
+        else:
+            cells[owner][done.key] = older
+        assert owner in updates_survive(world, cells, is_excused)
+
+
+def codec_of_one_put(key: bytes) -> bytes:
+    """A cell in which somebody else has put something."""
+    state = CellState()
+    state.context.add(Origin("dc9", key.decode().replace("/", "-"), 1).packed(), 0, 1)
+    return encode(Siblings.tag, state)
