@@ -16,6 +16,7 @@ from zlib import crc32
 
 from geokv.core.quorum import Consistency
 from geokv.core.topology import Topology, parse_topology
+from geokv.errors import StorageError
 from geokv.node.config import NodeConfig
 from geokv.node.node import Node
 from geokv.protocol.effects import (
@@ -45,7 +46,7 @@ from geokv.protocol.effects import (
 )
 from geokv.protocol.requests import AdminReply, AdminRequest, ReadBatch, ReadReply, Request, WriteBatch, WriteReply
 from geokv.storage.crash_disk import CrashDisk
-from geokv.storage.lsm.engine import LsmEngine
+from geokv.storage.lsm.engine import LsmEngine, LsmOptions
 from geokv.storage.lsm.work import run_job
 from geokv.storage.wal_format import (
     BODY,
@@ -92,6 +93,7 @@ class Disk:
     frames: list[tuple[int, int, bytes]] = field(default_factory=list)
     sequence: int = 0
     folder: CrashDisk = field(default_factory=CrashDisk)
+    options: LsmOptions | None = None
     is_flushed: bool = False
     _segment: int = 1
     _at: int = SEGMENT_HEADER_BYTES
@@ -124,15 +126,20 @@ class Disk:
 
     def engine(self) -> LsmEngine:
         """What a starting node finds in the folder."""
-        return LsmEngine(self.folder)
+        return LsmEngine(self.folder, self.options)
 
     def build(self, engine: LsmEngine, job: Any) -> None:
-        """Run a job of the engine, over the frames as a log has them, and install what it made."""
+        """Run a job of the engine, over the frames as a log has them, and install what it made. Raises StorageError."""
         self.folder.make_folder("log")
         for number in {segment for segment, _, _ in self.frames}:
             self.folder.allocate(segment_name(number), 0)
             self.folder.append(segment_name(number), self._segment_image(number))
-        engine.install(job, run_job(self.folder, job))
+        try:
+            tables = run_job(self.folder, job)
+        except StorageError:
+            engine.discard(job)
+            raise
+        engine.install(job, tables)
         self.is_flushed = True
 
     def _segment_image(self, number: int) -> bytes:
@@ -330,11 +337,15 @@ class Cluster:
         self.give(name, LogRead(effect.token, self.disks[name].read(effect.places)))
 
     def build(self, name: str) -> None:
-        """The first job of the engine that waits is done, and what it made stands now."""
+        """The first job of the engine that waits is done, and what it made stands now, or its disk has failed it."""
         at = next(at for at, entry in enumerate(self.builds) if entry[0] == name)
         _, effect = self.builds.pop(at)
-        self.disks[name].build(self.engines[name], effect.job)
-        self.give(name, Built(effect.token))
+        error = ""
+        try:
+            self.disks[name].build(self.engines[name], effect.job)
+        except StorageError as failure:
+            error = str(failure)
+        self.give(name, Built(effect.token, error))
 
     def load(self, name: str, error: str = "") -> None:
         """The first Load of a slow disk is done, or has failed."""

@@ -7,7 +7,9 @@ from typing import Any
 from geokv.core.cell import encode_lww
 from geokv.core.limits import LOG_READ_BYTES_MAX
 from geokv.core.quorum import Consistency
+from geokv.core.record import decode_records
 from geokv.protocol.cells_fetch import SCAN_KEYS_MAX
+from geokv.protocol.effects import Loaded
 from geokv.protocol.messages import (
     CellsFetch,
     CellsPage,
@@ -20,8 +22,10 @@ from geokv.protocol.messages import (
 )
 from geokv.protocol.requests import Outcome
 from geokv.protocol.streams import Stream
+from geokv.storage.lsm.engine import LsmOptions
 from tests.node.harness import SECOND, Cluster
 from tests.node.test_closing import is_closed_everywhere
+from tests.node.test_upkeep import flushed
 
 
 def one_lacks(keys: list[bytes], value: bytes = b"v") -> tuple[Cluster, bytes]:
@@ -236,3 +240,44 @@ def test_a_jump_over_many_numbers_costs_no_index() -> None:
     stream.synced(1_000_001, 0, 900, 50)
     assert (stream.frontier, len(stream.places), stream.place(1_000_001)) == (1_000_001, 1, (0, 900, 50))
     assert stream.log_from() == 1_000_001
+
+
+def giver_with_tables() -> tuple[Cluster, CellsWanted]:
+    """dc1-1 has fifty cells on its disk only and caches nothing; what a peer asks for to get them."""
+    cluster = Cluster(partitions=1)
+    cluster.disks["dc1-1"].options = LsmOptions(block_cache_bytes=0, row_cache_bytes=0)
+    cluster.start().serving()
+    for at in range(50):
+        cluster.put("dc1-1", b"k%03d" % at, bytes(50), Consistency.ALL)
+    flushed(cluster, "dc1-1")
+    stream = next(stream for stream in cluster.streams("dc1-1").values() if stream.frontier)
+    return cluster, CellsWanted(7, stream.namespace, stream.partition, stream.origin, b"")
+
+
+def test_a_giver_whose_keys_cannot_be_listed_says_so_and_goes_on() -> None:
+    """One damaged block does not end its run; once it can be read it gives the cells."""
+    cluster, wanted = giver_with_tables()
+    cluster.disks["dc1-1"].folder.fail("read_at", name=".sst")
+    cluster.give_message("dc1-2", "dc1-1", wanted)
+    cluster.run(SECOND)
+    assert cluster.notes["cells.unreadable"] == 1 and not cluster.messages(CellsPage)
+    assert any("cells that dc1-2 wants cannot be read: " in effect.text for name, effect in cluster.logs if name == "dc1-1")
+    cluster.give_message("dc1-2", "dc1-1", wanted)
+    cluster.run(SECOND)
+    (page,) = cluster.messages(CellsPage)
+    assert len(list(decode_records(page.records))) == 50
+
+
+def test_a_giver_whose_cells_went_after_they_were_loaded_says_so_and_goes_on() -> None:
+    """The cache has let go of them and the disk does not read any more: no page, no end of the run."""
+    cluster, wanted = giver_with_tables()
+    cluster.slow_loads.add("dc1-1")
+    cluster.give_message("dc1-2", "dc1-1", wanted)
+    cluster.run_until(lambda: bool(cluster.loading))
+    ((name, effect),) = cluster.loading
+    cluster.loading.clear()
+    cluster.disks["dc1-1"].folder.fail("read_at", name=".sst", times=-1)
+    cluster.give(name, Loaded(effect.token, [""]))
+    cluster.run(SECOND)
+    assert cluster.notes["cells.unreadable"] == 1 and not cluster.messages(CellsPage)
+    assert cluster.put("dc1-1", b"new", b"v").outcomes == [Outcome.APPLIED]

@@ -17,6 +17,7 @@ from geokv.protocol.effects import Built, Delivered, PersistFailed
 from geokv.protocol.requests import Outcome
 from geokv.storage.wal_format import FRAME_HEADER_BYTES
 from tests.node.harness import MS, SECOND, Cluster, Disk
+from tests.node.test_upkeep import flushed
 
 
 def state_of(cluster: Cluster, node: str) -> dict[str, Any]:
@@ -309,6 +310,25 @@ def test_a_lost_tail_of_the_log_is_found_by_those_who_saw_it() -> None:
     cluster.run(8 * SECOND)
     assert "its disk holds less" in cluster.nodes["dc1-1"].is_refusing
     assert cluster.get("dc1-2", b"k9").values == [b"v"]
+
+
+def test_a_log_that_ends_before_its_tables_is_refused() -> None:
+    """A log put back from an older copy than the tables: what is written next would count as flushed, and be lost."""
+    cluster = Cluster(nodes=1, replicas=1, partitions=1).start().serving()
+    disk = cluster.disks["dc1-1"]
+    older = disk.copy()
+    for at in range(10):
+        cluster.put("dc1-1", b"k%d" % at, bytes(500))
+    flushed(cluster, "dc1-1")
+    before = state_of(cluster, "dc1-1")["cells"]
+    cluster.crash("dc1-1")
+    older.folder = disk.folder
+    cluster.disks["dc1-1"] = older
+    with pytest.raises(CorruptLog, match=r"the log ends at byte \d+ of segment 1, .* put the newest log back"):
+        cluster.start("dc1-1")
+    cluster.disks["dc1-1"] = disk
+    cluster.start("dc1-1")
+    assert state_of(cluster, "dc1-1")["cells"] == before
 
 
 def test_messages_to_a_node_that_has_not_started_change_nothing() -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import random
+
 from geokv.core.cell import decode_lww, lww_version
+from geokv.core.limits import MIB
 from geokv.core.lww import encode_lww_record
 from geokv.core.origin import Origin
 from geokv.core.quorum import Consistency
 from geokv.core.record import NO_OPERATION, decode_records
 from geokv.node.digests import STEP_CELLS
-from geokv.protocol.effects import Built
+from geokv.protocol.effects import Built, Loaded
+from geokv.protocol.loading import LOADS_WAITING_MAX, Loading
 from geokv.protocol.messages import CellsPage, CellsWanted, Replicate, Replicated
 from geokv.protocol.requests import AdminRequest, Outcome, ReadBatch, WriteBatch
+from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.lsm.engine import LsmEngine, LsmOptions
 from geokv.storage.lsm.jobs import Compaction
 from tests.node.harness import MS, SECOND, Cluster
 
@@ -20,12 +27,17 @@ ORIGIN = Origin("dc1", "dc1-2", 77).packed()
 def flushed(cluster: Cluster, name: str) -> None:
     """Have all that a node holds in tables, and nothing of it in a cache."""
     cluster.settle()
+    begin_flush(cluster, name)
+    cluster.settle()
+    assert cluster.engines[name].figures()["memtable_pairs"] == 0
+
+
+def begin_flush(cluster: Cluster, name: str) -> None:
+    """Have a node ask for a flush now."""
     assert cluster.nodes[name].upkeep.flush()
     for effect in list(cluster.nodes[name].assembly.effects):
         cluster._perform(name, effect)
     cluster.nodes[name].assembly.effects.clear()
-    cluster.settle()
-    assert cluster.engines[name].figures()["memtable_pairs"] == 0
 
 
 def one_flushed(*keys: bytes) -> Cluster:
@@ -74,6 +86,76 @@ def test_a_write_over_what_is_on_the_disk_builds_upon_it() -> None:
     cluster.settle()
     assert cluster.reply("dc1-1", call).outcomes == [Outcome.APPLIED]
     assert decode_lww(cluster.cells("dc1-1")[b"k"]).replaced == stored
+
+
+def test_a_write_whose_load_does_not_come_is_answered_in_time() -> None:
+    """By its deadline it is told that nothing was numbered; the load that comes later changes nothing."""
+    cluster = one_flushed(b"k")
+    heads = {key: stream.received for key, stream in cluster.streams("dc1-1").items()}
+    call = cluster.write("dc1-1", {b"k": b"new"}, timeout_ms=1000)
+    cluster.run(990 * MS)
+    assert cluster.reply("dc1-1", call) is None
+    cluster.run(20 * MS)
+    reply = cluster.reply("dc1-1", call)
+    assert reply.outcomes == [Outcome.UNAVAILABLE]
+    assert reply.details[0].message == "the disk did not answer in time; nothing was numbered"
+    cluster.load("dc1-1")
+    cluster.run(SECOND)
+    assert {key: stream.received for key, stream in cluster.streams("dc1-1").items()} == heads
+    cluster.slow_loads.clear()
+    assert cluster.get("dc1-1", b"k", Consistency.ALL).values == [b"old"]
+
+
+def test_a_write_has_for_its_replicas_what_its_load_has_left_of_the_time() -> None:
+    """Loaded shortly before its deadline, and replicas stay silent: its caller is answered before that deadline still."""
+    cluster = one_flushed(b"k")
+    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicated)
+    begun_us = cluster.now_us
+    call = cluster.write("dc1-1", {b"k": b"new"}, timeout_ms=1000)
+    cluster.run(850 * MS)
+    cluster.load("dc1-1")
+    cluster.run_until(lambda: cluster.reply("dc1-1", call) is not None)
+    assert cluster.now_us - begun_us <= 1000 * MS
+    assert cluster.reply("dc1-1", call).outcomes == [Outcome.PARTIAL]
+
+
+def test_a_read_whose_files_went_after_it_was_loaded_is_answered() -> None:
+    """Its namespace is deleted, and a flush removes the files, while its load is on the way back: no end of the run."""
+    cluster = Cluster(nodes=1, replicas=1, partitions=1)
+    cluster.disks["dc1-1"].options = LsmOptions(block_cache_bytes=0, row_cache_bytes=0)
+    cluster.start().serving()
+    cluster.admin("dc1-1", "namespace_create", name="gone")
+    cluster.put("dc1-1", b"k", b"v", namespace="gone")
+    flushed(cluster, "dc1-1")
+    cluster.slow_loads.add("dc1-1")
+    call = cluster.ask("dc1-1", ReadBatch("gone", [b"k"], Consistency.ONE))
+    cluster.settle()
+    ((name, effect),) = cluster.loading
+    cluster.loading.clear()
+    for cells, keys in effect.parts:
+        cells.load(keys)
+    cluster.admin("dc1-1", "namespace_delete", name="gone")
+    flushed(cluster, "dc1-1")
+    cluster.give(name, Loaded(effect.token, [""]))
+    assert cluster.reply("dc1-1", call).outcomes == [Outcome.UNAVAILABLE]
+    assert cluster.put("dc1-1", b"k", b"v").outcomes == [Outcome.APPLIED]
+
+
+def test_what_waits_for_the_disk_is_bounded() -> None:
+    """A disk that hangs collects no more than so many calls, whose callers may be gone; the next is told at once."""
+    loading = Loading([])
+    cells = LsmEngine(CrashDisk()).create(1)
+    told: list[str] = []
+    for _ in range(LOADS_WAITING_MAX + 1):  # one is under way
+        loading.load(cells, [b"k"], told.append)
+    assert told == []
+    loading.load(cells, [b"k"], told.append)
+    assert told == [f"{LOADS_WAITING_MAX} calls wait for the disk already"]
+    loading.loaded(1, [""])
+    loading.loaded(2, [""] * LOADS_WAITING_MAX)
+    loading.load(cells, [b"k"], told.append)
+    loading.loaded(3, [""])
+    assert told[1:] == [""] * (LOADS_WAITING_MAX + 2)
 
 
 def test_a_replica_takes_writes_without_a_look_at_its_disk() -> None:
@@ -186,6 +268,54 @@ def test_a_flush_that_fails_is_tried_again_and_nothing_is_trimmed_meanwhile() ->
     assert cluster.cells(name) == before
 
 
+def test_a_flush_that_fails_for_long_adds_no_memtable() -> None:
+    """Every try is the same flush again: a read has not one more place to look at for each of them."""
+    cluster = Cluster(partitions=1, memtable_bytes=4_000).start().serving()
+    folder = cluster.disks["dc1-1"].folder
+    folder.fail("append", errno.ENOSPC, name=".sst", times=-1)
+    for at in range(60):
+        cluster.put("dc1-2", b"k%d" % at, bytes(500), Consistency.ALL)
+        cluster.run(SECOND)
+    assert cluster.notes["flush.failed"] >= 5
+    assert cluster.engines["dc1-1"].figures()["memtables"] == 2
+    assert folder.list("lsm") == ["MANIFEST"]
+    before = cluster.cells("dc1-1")
+    folder.heal()
+    cluster.run(61 * SECOND)
+    assert cluster.nodes["dc1-1"].upkeep.unflushed_bytes < 4_000
+    assert cluster.engines["dc1-1"].figures()["memtables"] == 1
+    cluster.restart("dc1-1")
+    assert cluster.cells("dc1-1") == before and len(before) == 60
+
+
+def test_a_try_that_finds_half_a_batch_on_the_disk_is_not_lost() -> None:
+    """Its time comes between two frames of one batch, after which writers are held back: nothing else would flush."""
+    limits = {"memtable_bytes": 8 * MIB, "unflushed_bytes_warn": 12 * MIB}
+    cluster = Cluster(nodes=1, replicas=1, partitions=1, **limits).start().serving()
+    cluster.disks["dc1-1"].segment_bytes = 64 * MIB
+    cluster.room("dc1-1", 256 * MIB)
+    cluster.admin("dc1-1", "namespace_create", name="large", value_bytes_max=MIB)
+    cluster.disks["dc1-1"].folder.fail("append", errno.ENOSPC, name=".sst")
+    upkeep, commit = cluster.nodes["dc1-1"].upkeep, cluster.nodes["dc1-1"].assembly.commit
+    for at in range(10):
+        cluster.put("dc1-1", b"first-%d" % at, bytes(900_000), namespace="large")
+    assert "the flush failed" in upkeep.failure
+    cluster.slow_disks.add("dc1-1")
+    for at in range(7):
+        cluster.write("dc1-1", {b"k%d" % at: bytes(900_000)}, namespace="large", timeout_ms=60_000)
+    while commit.is_whole:
+        cluster.sync("dc1-1")
+    cluster.run(3 * SECOND)
+    assert not commit.is_whole, "it was time in the midst of the batch"
+    cluster.slow_disks.clear()
+    cluster.run(3 * SECOND)
+    assert upkeep.flushes == 1 and not upkeep.refusal()
+    assert cluster.put("dc1-1", b"again", b"v").outcomes == [Outcome.APPLIED]
+    before = cluster.cells("dc1-1", "large")
+    cluster.restart("dc1-1")
+    assert cluster.cells("dc1-1", "large") == before and len(before) == 17
+
+
 def test_writers_wait_where_flushes_do_not_keep_up() -> None:
     """Above the first bound clients are told to come again, and why; with the flush done they may write on."""
     limits = {"memtable_bytes": 2_000, "unflushed_bytes_warn": 10_000, "unflushed_bytes_max": 20_000}
@@ -241,6 +371,57 @@ def test_the_tables_of_a_deleted_namespace_go() -> None:
     cluster.restart("dc1-1")
     cluster.serving()
     assert cluster.engines["dc1-1"].figures()["tables"] == 0
+
+
+def with_a_large_namespace() -> Cluster:
+    """One node, whose tables are nearly all of namespace "large"."""
+    cluster = Cluster(nodes=1, replicas=1, partitions=1, memtable_bytes=20_000).start().serving()
+    cluster.admin("dc1-1", "namespace_create", name="large")
+    for at in range(10):
+        cluster.put("dc1-1", b"k%d" % at, random.Random(at).randbytes(1_000), namespace="large")
+    cluster.put("dc1-1", b"k", b"v")
+    flushed(cluster, "dc1-1")
+    assert table_bytes(cluster) > 10_000
+    return cluster
+
+
+def table_bytes(cluster: Cluster) -> int:
+    folder = cluster.disks["dc1-1"].folder
+    return sum(folder.size(f"lsm/{name}") for name in folder.list("lsm") if name.endswith(".sst"))
+
+
+def test_the_space_of_a_deleted_namespace_comes_back_though_nothing_is_written() -> None:
+    """Soon after it is deleted, not with a flush that may be days away; also where the node ended in between."""
+    for is_ended in (False, True):
+        cluster = with_a_large_namespace()
+        cluster.is_build_slow = is_ended
+        cluster.admin("dc1-1", "namespace_delete", name="large")
+        if is_ended:
+            cluster.settle()
+            assert table_bytes(cluster) > 10_000
+            cluster.restart("dc1-1")
+            cluster.is_build_slow = False
+        cluster.run(5 * SECOND)
+        assert table_bytes(cluster) < 1_000 and cluster.engines["dc1-1"].figures()["tables"] == 1
+        assert cluster.nodes["dc1-1"].upkeep.flushes == (0 if is_ended else 1)
+        assert cluster.get("dc1-1", b"k").values == [b"v"]
+
+
+def test_the_space_of_a_deleted_namespace_comes_back_on_a_full_disk() -> None:
+    """Flushes fail for want of room: deleting something is what makes it, as anybody would try."""
+    cluster = with_a_large_namespace()
+    cluster.disks["dc1-1"].folder.fail("append", errno.ENOSPC, name=".sst", times=-1)
+    for at in range(30):
+        cluster.put("dc1-1", b"k%d" % at, bytes(1_000))
+    cluster.run(5 * SECOND)
+    upkeep = cluster.nodes["dc1-1"].upkeep
+    assert "the flush failed" in upkeep.failure and table_bytes(cluster) > 10_000
+    cluster.admin("dc1-1", "namespace_delete", name="large")
+    cluster.run(5 * SECOND)
+    assert "the flush failed" in upkeep.failure and table_bytes(cluster) < 1_000
+    cluster.disks["dc1-1"].folder.heal()
+    cluster.run(60 * SECOND)
+    assert upkeep.failure == "" and len(cluster.cells("dc1-1")) == 31
 
 
 def test_a_table_that_cannot_be_compacted_does_not_keep_others_from_being_written() -> None:

@@ -9,6 +9,7 @@ from geokv.errors import StorageError
 from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
+from geokv.storage.lsm.jobs import Job
 from geokv.storage.lsm.strategy import Levelled
 from geokv.storage.lsm.table_writer import TableOptions
 from geokv.storage.lsm.work import run_job
@@ -73,8 +74,7 @@ class LittleNode:
             self.end = Position(segment, offset + len(raw))
 
     def flush(self, meta: bytes = b"meta") -> None:
-        job = self.engine.begin_flush(self.end, meta)
-        self.engine.install(job, run_job(self.disk, job))
+        self.build(self.engine.begin_flush(self.end, meta))
         self.log.trim(self.engine.position.segment)
 
     def compact(self, rules: Any = None) -> bool:
@@ -82,13 +82,22 @@ class LittleNode:
         job = self.engine.next_compaction(rules)
         if job is None:
             return False
-        self.engine.install(job, run_job(self.disk, job))
+        self.build(job)
         return True
 
     def compact_all(self, namespace: int = 1, rule: Any = None) -> None:
         job = self.engine.full_compaction(namespace, rule)
         if job is not None:
-            self.engine.install(job, run_job(self.disk, job))
+            self.build(job)
+
+    def build(self, job: Job) -> None:
+        """Run a job and let what it made stand; of one that fails nothing stays."""
+        try:
+            tables = run_job(self.disk, job)
+        except StorageError:
+            self.engine.discard(job)
+            raise
+        self.engine.install(job, tables)
 
 
 def batched(records: list[bytes], size: int) -> Iterator[list[bytes]]:

@@ -1,5 +1,6 @@
 """The engine is a sorted map that merges, whatever was flushed, compacted, reopened or crashed in between."""
 
+import errno
 import random
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from geokv.errors import StorageError
+from geokv.errors import DiskFull, StorageError
 from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
 from geokv.storage.lsm.strategy import SizeTiered
@@ -79,12 +80,14 @@ class EngineAgainstModel(RuleBasedStateMachine):
 
     @rule()
     def flush_that_fails(self) -> None:
+        before = set(self.disk.list("lsm"))
         self.disk.fail("sync", name=".sst")
         try:
             self.node.flush()
         except StorageError:
             pass
         self.disk.heal()
+        assert set(self.disk.list("lsm")) <= before, "a job that failed leaves nothing"
 
     @rule()
     def compact(self) -> None:
@@ -311,3 +314,55 @@ def test_a_failed_switch_keeps_the_files_of_both_sides_until_the_next() -> None:
             assert dict(LittleNode(node.disk.crash_clone(random.Random(seed))).engine.scan(1)) == model
         node.compact_all()
         assert len(node.disk.list("lsm")) == 1 + len(node.engine.tables(1)) and dict(node.engine.scan(1)) == model
+
+
+def test_tries_on_a_disk_that_is_nearly_full_do_not_fill_it() -> None:
+    """A flush of two namespaces has room for the first one's tables only: each try gives back what it took."""
+    node = LittleNode(CrashDisk(), (1, 2))
+    model = {b"%03d" % index: cell_of(index + 1, random.Random(index).randbytes(100)) for index in range(100)}
+    for namespace in (1, 2):
+        node.put(namespace, model)
+    free = node.disk.free_bytes()
+    one_table = 16_000
+    node.disk.capacity_bytes = (1 << 60) - free + one_table
+    job = node.engine.begin_flush(node.end, b"")
+    taken = 0
+    for _ in range(3):
+        with pytest.raises(DiskFull):
+            node.build(job)
+        assert node.disk.list("lsm") == ["MANIFEST"] and node.disk.free_bytes() == one_table
+        job = node.engine.flush_again(job)
+        taken = max(taken, job.number)
+    assert taken == job.number, "no try takes the name of an earlier one's files"
+    node.disk.capacity_bytes += one_table
+    node.build(job)
+    assert all(dict(LittleNode(node.disk, (1, 2)).engine.scan(namespace)) == model for namespace in (1, 2))
+
+
+def test_tables_that_no_manifest_was_written_for_go_at_once() -> None:
+    """Where the manifest itself finds no room, or is not synced, the tables made for it do not add up either."""
+    for call in ("append", "sync"):
+        node = LittleNode(CrashDisk())
+        model = _fill(node, 1)
+        live = set(node.disk.list("lsm"))
+        node.put(1, newer := {b"001": cell_of(9_000, b"newer")})
+        node.disk.fail(call, errno.ENOSPC, name="MANIFEST", times=3)
+        job = node.engine.begin_flush(node.end, b"")
+        for _ in range(3):
+            with pytest.raises(StorageError):
+                node.build(job)
+            assert set(node.disk.list("lsm")) - {"MANIFEST.tmp"} == live
+            job = node.engine.flush_again(job)
+        node.build(job)
+        assert live < set(node.disk.list("lsm")) and len(node.disk.list("lsm")) == 1 + len(node.engine.tables(1))
+        assert dict(LittleNode(node.disk.crash_clone(random.Random(1))).engine.scan(1)) == model | newer
+
+
+def test_space_of_a_dropped_namespace_comes_back_without_a_flush() -> None:
+    """The next compaction is one of nothing: a manifest without its tables; then none is due any more."""
+    node = LittleNode(CrashDisk(), (1, 2))
+    _fill(node, 1)
+    assert not node.compact()
+    node.engine.drop(1)
+    assert node.compact() and node.disk.list("lsm") == ["MANIFEST"]
+    assert not node.compact()

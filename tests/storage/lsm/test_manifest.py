@@ -115,6 +115,21 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_one(samples) -> None:
                 assert found in ((new,) if is_written else (old, new))
 
 
+def test_nothing_is_written_upon_what_a_failed_write_left() -> None:
+    """A manifest that was not synced, and cannot be removed before the next: that one fails too, and the old one stands."""
+    disk = _disk(5)
+    write_manifest(disk, old := State(6, Position(1, 1), b"old", {7: (_facts(5),)}))
+    disk.fail("sync", name=TEMPORARY)
+    disk.fail("remove", name=TEMPORARY)
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            write_manifest(disk, State(7, Position(2, 2), b"new", {7: (_facts(5),)}))
+        assert read_manifest(disk) == old
+    assert open_manifest(disk.crash_clone(random.Random(1))) == old
+    write_manifest(disk, new := State(8, Position(3, 3), b"newest", {7: (_facts(5),)}))
+    assert open_manifest(disk) == new
+
+
 def test_every_flipped_bit_and_truncation_is_refused() -> None:
     """All of them: a StorageError that names the file, never another state."""
     raw = encode_manifest(State(6, Position(1, 1), b"the node's state", {7: (_facts(5),)}))

@@ -1,22 +1,30 @@
 """The worker process does what the same call does here, and ends with the node."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import geokv
+from geokv.core.record import DELTA, NO_OPERATION, encode_record
 from geokv.errors import StorageError
+from geokv.node.config import NodeConfig
+from geokv.node.node import Node
+from geokv.runtime.recovery import opener
 from geokv.storage.disk import RealDisk
 from geokv.storage.lsm.pacing import Pacer, Throttle
 from geokv.storage.lsm.worker import Worker
-from tests.storage.lsm.little_node import LittleNode, cell_of
+from geokv.storage.position import Position
+from tests.node.harness import topology_of
+from tests.storage.lsm.little_node import ORIGIN, LittleNode, cell_of
 
 
 @pytest.fixture
@@ -91,7 +99,7 @@ def test_the_error_of_a_job_comes_back_as_it_was(disk: RealDisk, worker: Worker)
 
 
 def test_a_worker_that_is_killed_fails_its_job_and_the_next_one_starts_another(disk: RealDisk, worker: Worker) -> None:
-    """SIGKILL in the midst of a job: an error, what it had written is an orphan, and the flush is done again."""
+    """SIGKILL in the midst of a job: an error, what it had written is removed, and the flush is done again."""
     node = LittleNode(disk)
     model = _put(node, 1)
     worker.throttle(is_paused=True)
@@ -113,12 +121,50 @@ def test_a_worker_that_is_killed_fails_its_job_and_the_next_one_starts_another(d
     thread.join(20)
     assert len(failures) == 1 and "ended during job" in str(failures[0])
     worker.throttle()
-    orphan = f"{flush.number << 16:016x}.sst"
-    flush = node.engine.begin_flush(node.end, b"")
+    assert disk.list("lsm") == [f"{flush.number << 16:016x}.sst", "MANIFEST"]
+    node.engine.discard(flush)
+    assert disk.list("lsm") == ["MANIFEST"]
+    flush = node.engine.flush_again(flush)
     node.engine.install(flush, worker.run(flush))
     assert worker.process_id != process and dict(node.engine.scan(1)) == model
-    assert orphan in disk.list("lsm")
-    assert dict(LittleNode(disk).engine.scan(1)) == model and orphan not in disk.list("lsm")
+    assert len(disk.list("lsm")) == 1 + len(node.engine.tables(1))
+    assert dict(LittleNode(disk).engine.scan(1)) == model
+
+
+class _Refusing(RealDisk):
+    """Syncs only the first table of a job while it refuses."""
+
+    is_refusing = True
+
+    def sync(self, name: str) -> None:
+        if self.is_refusing and name.endswith(".sst") and not name.endswith("0000.sst"):
+            raise StorageError("injected")
+        super().sync(name)
+
+
+def test_the_host_removes_what_a_job_that_failed_has_left(tmp_path: Path) -> None:
+    """As a node runs it: however often a flush is tried, there is not one file more; then it stands."""
+    disk = _Refusing(tmp_path / "node")
+    config = NodeConfig("test", "dc1", "dc1-1", topology_of(1, 1, 1, 1))
+    opened = opener(disk, config, random.Random(1))()
+    opened.stop_building()  # jobs run here
+    assert isinstance(opened.machine, Node)
+    engine = opened.machine.assembly.engine
+    for namespace in (2, 3):
+        engine.create(namespace)
+    records = [encode_record(DELTA, 0, one, 1, 1, NO_OPERATION, ORIGIN, b"k", cell_of(1, b"v")) for one in (2, 3)]
+    segment, offset = opened.log.append(b"".join(records))
+    job = engine.begin_flush(Position(segment, offset + sum(map(len, records))), b"state")
+    for _ in range(3):
+        with pytest.raises(StorageError, match="injected"):
+            opened.build(job)
+        assert disk.list("lsm") == ["MANIFEST"]
+        job = engine.flush_again(job)
+    disk.is_refusing = False
+    opened.build(job)
+    assert len(disk.list("lsm")) == 3 and engine.meta == b"state"
+    opened.close()
+    disk.close()
 
 
 def test_pausing_and_going_on_counts_in_the_midst_of_a_job(disk: RealDisk, worker: Worker) -> None:
@@ -182,6 +228,53 @@ def _is_running(process: int) -> bool:
     # Without an init that reaps, what has ended stays a zombie.
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False).stdout
     return not state.strip().startswith("Z") and bool(state.strip())
+
+
+def test_closing_ends_a_process_that_hangs(disk: RealDisk, worker: Worker) -> None:
+    """It was stopped and reads no more, and a job stands half in its pipe: `close` kills it, and the job fails.
+
+    Takes half a second: it starts an interpreter.
+    """
+    node = LittleNode(disk)
+    worker.run(node.engine.begin_flush(node.end, b""))
+    process = worker.process_id
+    assert process is not None
+    os.kill(process, signal.SIGSTOP)
+    failures: list[StorageError] = []
+
+    def run() -> None:
+        try:
+            worker.run(node.engine.begin_flush(node.end, bytes(1 << 20)))  # more than a pipe holds
+        except StorageError as error:
+            failures.append(error)
+
+    running = threading.Thread(target=run, daemon=True)
+    running.start()
+    _wait(worker._ordering.locked)
+    closing = threading.Thread(target=worker.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    is_closed = not closing.is_alive()
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+    running.join(10)
+    assert is_closed and len(failures) == 1 and "ended during job" in str(failures[0])
+
+
+def test_the_worker_imports_nothing_of_where_the_node_was_started(
+    disk: RealDisk, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module in the current directory that has the name of one of the standard library is not taken for it.
+
+    Takes half a second: it starts an interpreter.
+    """
+    (tmp_path / "queue.py").write_text("raise SystemExit('not the standard one')\n")
+    monkeypatch.chdir(tmp_path)
+    node = LittleNode(disk)
+    model = _put(node, 1)
+    flush = node.engine.begin_flush(node.end, b"")
+    node.engine.install(flush, worker.run(flush))
+    assert dict(node.engine.scan(1)) == model
 
 
 def test_a_closed_worker_takes_no_job(disk: RealDisk, worker: Worker) -> None:
