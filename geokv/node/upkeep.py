@@ -104,8 +104,9 @@ class Upkeep:
     def tick(self) -> None:
         """Try again what failed."""
         flush, compaction = self._pauses["flush"], self._pauses["compaction"]
-        if not self._job and flush.is_over(self._context.now_us) and self.flush():
-            flush.until_us = None  # else a frame is half on the disk: at the next tick
+        if not self._job and flush.is_over(self._context.now_us):
+            flush.until_us = None
+            self._flush()
         if not self._job and compaction.is_over(self._context.now_us):
             compaction.until_us = None
             self._compact()
