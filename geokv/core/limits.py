@@ -42,7 +42,7 @@ LOG_BYTES_MAX: Final = 4 * 1024 * MIB  # past it writes are refused, with the re
 NAMESPACES_MAX: Final = 256  # their frontiers are written with every flush
 
 # Storage of a node.
-MEMTABLE_BYTES: Final = 32 * MIB  # records logged between two flushes
+MEMTABLE_BYTES: Final = 64 * MIB  # records logged between two flushes
 UNFLUSHED_BYTES_WARN: Final = 192 * MIB  # records in memtables only: clients' writes are told to wait
 UNFLUSHED_BYTES_MAX: Final = 384 * MIB  # and then records of other nodes are not taken either
 STOP_FLUSH_BYTES_MAX: Final = 16 * MIB  # a node that stops flushes so much, a second's work, and leaves more to its log
