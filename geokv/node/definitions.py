@@ -49,7 +49,6 @@ class Definitions:
         self._waiting: dict[int, Outcome] = {}
         self._spreading: list[_Spreading] = []
         self._known_by: dict[str, int] = {}  # member -> how many definitions of this datacenter it has stated to know
-        self._due_us: int | None = None
         self.on_defined: Callable[[NamespaceDefinition], None] = lambda definition: None
         self.on_decided: Callable[[int, dict[bytes, bytes]], None] = lambda ticket, values: None
 

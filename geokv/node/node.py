@@ -408,7 +408,7 @@ class Node:
     def _covered_by_cells(self, stream: Stream) -> None:
         self.assembly.statements.moved(stream)
         self.assembly.sender.moved(stream)
-        self.assembly.receiver.moved()
+        self.assembly.receiver.look_after_holes()
 
     def _room(self, event: RoomChanged) -> None:
         commit = self.assembly.commit

@@ -5,13 +5,13 @@ cells of its partition, page by page, from an owner that covers it. A closer has
 every owner to have what any owner has; so has a feed that finds a hole in its log (FeedHoles):
 
     closer ──CellsFetch──> who lacks it ──CellsWanted──> who covers it
-    feed   ──FeedHoles───>              <──CellsPage───  cells in key order, and the frontier with the first page
+    feed   ──FeedHoles───>              <──CellsPage───  cells in key order, and the frontier with each page
                            after the last page is synced: a note of what is covered now, then CloseFilled to the closer
 
 Invariants: a frontier is claimed only when all pages and the note are synced; it is the one that the giver had when it
-listed the keys, so whatever it covers is in these pages or in newer cells. One page per fetch is under way, at most
-FETCHES_MAX fetches here, and GIVES_MAX lists of keys are kept for others. What a stream's promise refuses is covered
-for a closing only.
+listed the keys (of several lists the lowest), so whatever it covers is in these pages or in newer cells. One page per
+fetch is under way, at most FETCHES_MAX fetches here, and GIVES_MAX lists of keys are kept for others. What a stream's
+promise refuses is covered for a closing only.
 """
 
 from __future__ import annotations
@@ -200,10 +200,12 @@ class CellsFetches:
         self._gives = {whose: g for whose, g in self._gives.items() if now_us - g.moved_us < GIVE_KEPT_US}
         whose = (peer, (message.namespace, message.partition, message.origin))
         stream = table.streams.get(message.partition, message.origin)
+        if stream is None:
+            return
         theirs = [other for other in self._gives if other[0] == peer and other != whose]
         if len(theirs) >= FETCHES_MAX:
             del self._gives[theirs[0]]  # it has given that one up, or it asks again
-        if stream is None or (len(self._gives) >= GIVES_MAX and whose not in self._gives):
+        if len(self._gives) >= GIVES_MAX and whose not in self._gives:
             self._context.note("cells.too_many")
             return
         self._gives[whose] = give = _Give(message, stream.frontier, table.cells.keys(), now_us)

@@ -252,9 +252,9 @@ class FeedReceiver:
                 known = self._holes.get(stream)
                 if known is None or known[0] != peer:
                     self._holes[stream] = (peer, link.own_only, stream.frontier, context.now_us)
-        self._look_after_holes()
+        self.look_after_holes()
 
-    def _look_after_holes(self) -> None:
+    def look_after_holes(self) -> None:
         """Open anew where something came of what was missing; fetch cells where no live co-owner has more than we."""
         context = self._context
         for stream, (peer, own_only, frontier, since_us) in list(self._holes.items()):
@@ -268,10 +268,6 @@ class FeedReceiver:
                 near = (n for node, n in stream.peers.items() if context.is_live(node))
                 if not own_only or max(near, default=0) <= stream.frontier:
                     self.fetch_cells(CellsFetch(NO_CLOSING, *stream.key, peer))
-
-    def moved(self) -> None:
-        """A stream was covered by cells: its feed goes on from there."""
-        self._look_after_holes()
 
     def batch(self, peer: str, message: FeedBatch) -> None:
         """One batch, or a heartbeat."""
@@ -476,7 +472,7 @@ class FeedReceiver:
         if is_heartbeat:
             self._decide()
             self._catch_up()
-            self._look_after_holes()
+            self.look_after_holes()
             for peer in sorted(self._remote):
                 self._keep_shipping(peer, now_us)
             for link in self._catching_up.values():

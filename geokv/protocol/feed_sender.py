@@ -95,8 +95,7 @@ class Feed:
         self.last_heads_us = 0
         self.reading: tuple[int, list[tuple[Stream, int, int]]] | None = None
         self.one_by_one = 0  # so many reads bring one record each: one of them cannot be read
-        self.holes: dict[Stream, None] = {}  # to be told
-        self.lacking: dict[Stream, None] = {}  # told: nothing goes on there before the receiver opens anew
+        self.lacking: dict[Stream, None] = {}  # holes that were told: nothing goes on there before the receiver opens anew
         self.told_us = 0
         self.echo_us = 0
         self.lag_records = 0
@@ -207,14 +206,13 @@ class FeedSender:
         for feed in self:
             feed.sent.pop(stream, None)
             feed.behind.pop(stream, None)
-            feed.holes.pop(stream, None)
             feed.lacking.pop(stream, None)
             feed.sent_hlc_of.pop(stream, None)
 
     def moved(self, stream: Stream) -> None:
         """This node covers more of a stream, by cells: what its log has beyond them goes on, what it lacks is told."""
+        table = self._context.tables.get(stream.namespace)
         for feed in self._live[stream.partition]:
-            table = self._context.tables.get(stream.namespace)
             if table is not None and self._ships(feed, table):
                 self._add(feed, stream)
                 if stream in feed.sent and stream not in feed.lacking:
@@ -294,6 +292,7 @@ class FeedSender:
         wanted: list[tuple[Stream, int, int]] = []
         places: list[tuple[int, int, int]] = []
         budget = LOG_READ_BYTES_MAX
+        told = len(feed.lacking)
         if feed.one_by_one:
             feed.one_by_one -= 1
             budget = 1
@@ -301,7 +300,7 @@ class FeedSender:
             budget = self._collect(feed, stream, wanted, places, budget)
             if budget <= 0:
                 break
-        self._tell_holes(feed)
+        self._tell_holes(feed, list(feed.lacking)[told:])
         if not wanted:
             return
         token = self._context.next_id()
@@ -352,13 +351,13 @@ class FeedSender:
     def _hole(self, feed: Feed, stream: Stream) -> None:
         self._context.note("feed.not_in_log")
         feed.behind.pop(stream, None)
-        feed.holes[stream] = feed.lacking[stream] = None
+        feed.lacking[stream] = None
 
-    def _tell_holes(self, feed: Feed) -> None:
-        if feed.holes:
-            told, feed.holes = list(feed.holes)[:HOLES_MAX], {}
+    def _tell_holes(self, feed: Feed, streams: list[Stream]) -> None:
+        if streams:
             feed.told_us = self._context.now_us
-            self._context.send(feed.peer, FeedHoles(feed.feed, heads_of((stream, stream.frontier) for stream in told)))
+            heads = heads_of((stream, stream.frontier) for stream in streams[:HOLES_MAX])
+            self._context.send(feed.peer, FeedHoles(feed.feed, heads))
 
     def read(self, token: int, records: bytes | None, reason: str) -> None:
         """The log answered."""
@@ -374,7 +373,7 @@ class FeedSender:
             if len(wanted) == 1 and wanted[0][0] in feed.behind:
                 feed.one_by_one = 0
                 self._hole(feed, wanted[0][0])
-                self._tell_holes(feed)
+                self._tell_holes(feed, [wanted[0][0]])
             return
         if feed is not self._feeds.get(feed.peer, {}).get(feed.own_only):
             return
@@ -533,9 +532,8 @@ class FeedSender:
         if feed.lacking and self._context.now_us - feed.told_us >= HOLES_AGAIN_US:
             # The word may have been lost. Those that stand last get their turn.
             told = list(feed.lacking)
-            feed.holes = dict.fromkeys(told)
             feed.lacking = dict.fromkeys(told[HOLES_MAX:] + told[:HOLES_MAX])
-            self._tell_holes(feed)
+            self._tell_holes(feed, told)
 
 
 def heads_of(pairs: Iterable[tuple[Stream, int]]) -> list[StreamHeads]:

@@ -27,4 +27,5 @@ def test_every_metric_of_a_real_node_has_a_type_and_words_of_its_own() -> None:
         assert (sample.value, sample.labels) == (float(value), {"node": "n", "dc": "d"})
         assert family.type in ("counter", "gauge") and family.documentation != name
     assert families["geokv_log_records"].type == "counter"
+    assert families["geokv_storage_tables"].type == families["geokv_storage_unflushed_bytes"].type == "gauge"
     assert families["geokv_cells"].type == families["geokv_peers_live"].type == "gauge"
