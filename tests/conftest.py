@@ -6,13 +6,17 @@
 
 A test that samples takes the fixture `samples` and asks it for its number. A test that is only worth its time
 with more samples carries `@pytest.mark.samples_from("check")`. With `--larger-only` the tests that would run
-exactly as under `--samples=test` are left out, so that CI does not run them twice.
+exactly as under `--samples=test` are left out, so that CI does not run them twice. With `--tally FILE` the exhaustive
+ones write down how much they tried (`tests.tally`).
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
+
+from tests.tally import Tally
 
 LEVELS = ("test", "check", "soak")
 HYPOTHESIS_EXAMPLES = {"test": 40, "check": 400, "soak": 4000}
@@ -38,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out what runs just the same under --samples=test",
     )
+    group.addoption("--tally", type=Path, help="append what the exhaustive tests tried to this file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -93,3 +98,9 @@ def _grows_with_samples(item: pytest.Item) -> bool:
 def samples(request: pytest.FixtureRequest) -> Samples:
     """Say how much to sample in this run."""
     return Samples(request.config.getoption("samples"))
+
+
+@pytest.fixture(scope="session")
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """Write down how much was tried."""
+    return Tally(request.config.getoption("tally"))

@@ -26,6 +26,16 @@ def test_plain():
 def test_sampling(samples):
     print("sampled", samples.of(test=2, check=30, soak=400), "and drew", settings().max_examples)
 
+@pytest.mark.parametrize("good", [1_000, 234])
+def test_counting(tally, good):
+    with tally.of("good ones") as count:
+        count.add(good)
+
+def test_falling_short(tally):
+    with pytest.raises(AssertionError), tally.of("bad ones") as count:
+        count.add()
+        raise AssertionError
+
 @pytest.mark.samples_from("check")
 def test_slow():
     print("slow ran")
@@ -36,6 +46,8 @@ def test_slow():
 def suite(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "tally.py", tmp_path / "tests")
     (tmp_path / "test_suite.py").write_text(SUITE)
     return tmp_path
 
@@ -72,4 +84,14 @@ def test_larger_only_leaves_out_what_would_run_the_same(suite: Path) -> None:
     """CI does not run a plain test twice."""
     said = run(suite, "--samples=check", "--larger-only")
     assert "plain ran" not in said
-    assert re.search(r"3 passed, 1 deselected", said), said
+    assert re.search(r"3 passed, 4 deselected", said), said
+
+
+def test_a_tally_sums_up_what_was_tried_and_what_fell_short(suite: Path) -> None:
+    """Every exhaustive test adds a line, also one that fails; the table has a row for each thing that was tried."""
+    path = suite / "tally.jsonl"
+    run(suite, "--tally", str(path))
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.tally", str(path)], cwd=suite, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines()[2:] == ["| good ones | 1,234 | 0 |", "| bad ones | 1 | 1 |"]

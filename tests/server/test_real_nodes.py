@@ -21,6 +21,7 @@ from geokv.lab.ports import Ports
 from geokv.lab.process import NodeProcess, ParentPipe, wait_ready
 from geokv.testing import Cluster
 from tests.conftest import Samples
+from tests.tally import Tally
 
 pytestmark = pytest.mark.timeout(150)  # each starts real processes: a second or two when the machine is idle
 
@@ -87,35 +88,27 @@ def holds_all(address: str, wanted: dict[bytes, bytes]) -> bool:
     return True
 
 
-def test_killing_any_node_at_any_moment_loses_no_acknowledged_write(samples: Samples) -> None:
-    """Nodes are killed with -9 in turn, at drawn moments of a load at QUORUM: in the end each has all that was acknowledged."""
+def test_killing_nodes_at_any_moment_loses_no_acknowledged_write(samples: Samples, tally: Tally) -> None:
+    """Killed with -9, one or all at once, at drawn moments of a load at QUORUM; in the end each has all that was acknowledged."""
     rng = random.Random(7)
-    with Cluster(nodes=3) as cluster, cluster.client(timeout=10) as kv, Load(kv) as load:
-        for round_number in range(samples.of(test=3, check=12, soak=60)):
-            victim = cluster.names[round_number % 3]
-            before = len(load.acknowledged)
-            wait_until(load.has(before + 200), "writes before the kill")
+    rounds = samples.of(test=4, check=12, soak=200)
+    counted = tally.of("SIGKILL of one node or of all three under load, and a restart")
+    with counted as count, Cluster(nodes=3) as cluster, cluster.client(timeout=10) as kv, Load(kv) as load:
+        for round_number in range(rounds):
+            victims = cluster.names if round_number % 4 == 3 else [cluster.names[round_number % 3]]
+            wait_until(load.has(len(load.acknowledged) + 200), "writes before the kill")
             threading.Event().wait(rng.random() * 0.05)  # at any moment of a group commit
-            cluster.kill(victim)
-            before = len(load.acknowledged)
-            wait_until(load.has(before + 50), "writes with one node down")
-            cluster.restart(victim)
-        load.stop()
-        for name in cluster.names:
-            wait_until(partial(holds_all, cluster.address_of(name), load.acknowledged), f"{name} has everything")
-
-
-def test_power_off_of_all_nodes_at_once_loses_no_acknowledged_write() -> None:
-    """All processes are killed under load; what was acknowledged is there when they are started again."""
-    with Cluster(nodes=3) as cluster, cluster.client(timeout=2) as kv:
-        with Load(kv) as load:
-            wait_until(lambda: len(load.acknowledged) > 500, "writes")
-            for name in cluster.names:
+            for name in victims:
                 cluster.node(name).signal(signal.SIGKILL)
-        for name in cluster.names:
-            cluster.kill(name)  # waits for what was killed
-            cluster.node(name).start()
-        wait_ready(cluster.node(name) for name in cluster.names)
+            for name in victims:
+                cluster.kill(name)  # waits for what was killed
+            if len(victims) == 1:
+                wait_until(load.has(len(load.acknowledged) + 50), "writes with one node down")
+            for name in victims:
+                cluster.node(name).start()
+            wait_ready(cluster.node(name) for name in victims)
+            count.add()
+        load.stop()
         for name in cluster.names:
             wait_until(partial(holds_all, cluster.address_of(name), load.acknowledged), f"{name} has everything")
 

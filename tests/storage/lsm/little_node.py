@@ -110,29 +110,40 @@ class PowerCut(Exception):
 
 
 class FailingDisk:
-    """A CrashDisk whose call number `at` (of those that may fail) does not happen: `fail` raises in its place."""
+    """A CrashDisk whose call number `at` (of those that may fail) does not happen: `fail` raises in its place.
+
+    `is_short`: it happens in part. A read brings half of the bytes and raises nothing, a write has put half of them there,
+    anything else is done; then `fail` raises.
+    """
 
     CALLS = ("append", "write_at", "read_at", "size", "sync", "allocate", "rename", "sync_dir", "list", "remove", "make_folder")
 
-    def __init__(self, disk: CrashDisk, at: int, fail: Callable[[], Exception]) -> None:
+    def __init__(self, disk: CrashDisk, at: int, fail: Callable[[], Exception], is_short: bool = False) -> None:
         self.disk = disk
         self.at = at
         self.count = 0
+        self.failed = ""  # the call that did
         self._fail = fail
+        self._is_short = is_short
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.disk, name)
-        return self._counted(found) if name in self.CALLS else found
+        return self._counted(name, found) if name in self.CALLS else found
 
-    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
             self.count += 1
-            if self.count == self.at:
+            if self.count != self.at:
+                return call(*arguments)
+            self.failed = name
+            if not self._is_short:
                 raise self._fail()
-            return call(*arguments)
+            if name == "read_at":
+                return call(*arguments[:-1], arguments[-1] // 2)
+            if name in ("append", "write_at"):
+                call(*arguments[:-1], arguments[-1][: len(arguments[-1]) // 2])
+            else:
+                call(*arguments)
+            raise self._fail()
 
         return counted
-
-
-def refused() -> StorageError:
-    return StorageError("injected")

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from geokv.errors import StorageError
 from geokv.storage.crash_disk import CrashDisk
-from tests.storage.lsm.little_node import FailingDisk, LittleNode, PowerCut, cell_of, refused
+from tests.conftest import Samples
+from tests.storage.lsm.little_node import FailingDisk, LittleNode, PowerCut, cell_of
+from tests.tally import Tally
 
 Step = Callable[[LittleNode], None]
 
@@ -77,88 +78,66 @@ def _operations() -> int:
 
 
 @pytest.mark.timeout(120)
-def test_a_power_cut_at_every_disk_operation_loses_nothing(samples) -> None:
+def test_a_power_cut_at_every_disk_operation_loses_nothing(samples: Samples, tally: Tally) -> None:
     """Every operation of the workload in turn is the one before which the power goes; then all goes on as usual.
 
     Takes seconds: a few hundred operations, each with a run, recoveries and a second run.
     """
     operations = _operations()
     assert operations > 150
-    for at in range(1, operations + 1):
-        disk, work = CrashDisk(random.Random(at)), Workload()
-        assert not _run(FailingDisk(disk, at, PowerCut), work)
-        for seed in range(samples.of(test=2, check=10, soak=100)):
-            crashed = disk.crash_clone(random.Random(at * 1000 + seed))
-            node = LittleNode(crashed)
-            work.check(node)
-            assert len(crashed.list("lsm")) == 1 + len(node.engine.tables(1)), "an orphan stays"
-        again = Workload()
-        again.settle(node)
-        node.flush()
-        node.compact_all()
-        again.check(node)
-        again.check(LittleNode(crashed.crash_clone(random.Random(at))))
+    with tally.of("power cuts: every disk operation of a workload, what was not synced lost, kept or torn") as count:
+        for at in range(1, operations + 1):
+            disk, work = CrashDisk(random.Random(at)), Workload()
+            assert not _run(FailingDisk(disk, at, PowerCut), work)
+            for seed in range(samples.of(test=2, check=5, soak=100)):
+                crashed = disk.crash_clone(random.Random(at * 1000 + seed))
+                node = LittleNode(crashed)
+                work.check(node)
+                assert len(crashed.list("lsm")) == 1 + len(node.engine.tables(1)), "an orphan stays"
+                count.add()
+            again = Workload()
+            again.settle(node)
+            node.flush()
+            node.compact_all()
+            again.check(node)
+            again.check(LittleNode(crashed.crash_clone(random.Random(at))))
 
 
 @pytest.mark.timeout(120)
-def test_a_kill_and_then_a_power_cut_lose_nothing(samples) -> None:
+def test_a_kill_and_then_a_power_cut_lose_nothing(samples: Samples, tally: Tally) -> None:
     """The process ends at every disk operation, the next one opens what the page cache shows, then the power goes.
 
     Takes seconds: a few hundred operations, each with a run and recoveries.
     """
-    for at in range(1, _operations() + 1):
-        disk, work = CrashDisk(random.Random(at)), Workload()
-        assert not _run(FailingDisk(disk, at, PowerCut), work)
-        work.check(LittleNode(disk))
-        for seed in range(samples.of(test=3, check=20, soak=200)):
-            work.check(LittleNode(disk.crash_clone(random.Random(at * 1000 + seed))))
+    with tally.of("a kill at every disk operation, and then a power cut") as count:
+        for at in range(1, _operations() + 1):
+            disk, work = CrashDisk(random.Random(at)), Workload()
+            assert not _run(FailingDisk(disk, at, PowerCut), work)
+            work.check(LittleNode(disk))
+            for seed in range(samples.of(test=2, check=5, soak=200)):
+                work.check(LittleNode(disk.crash_clone(random.Random(at * 1000 + seed))))
+                count.add()
 
 
-@pytest.mark.timeout(120)
-def test_an_error_at_every_disk_operation_loses_nothing(samples) -> None:
-    """Every operation of the workload in turn fails once. What fails is tried again, on a new run where the log failed.
-
-    Takes seconds: a few hundred operations, each with a whole run.
-    """
-    for at in range(1, _operations() + 1, samples.of(test=2, check=1, soak=1)):
-        disk, work = CrashDisk(random.Random(at)), Workload()
-        failing = FailingDisk(disk, at, refused)
-        failures = 0
-        node: LittleNode | None = None
-        for step in [lambda _: None, *work.steps()]:
-            for _ in range(3):
-                try:
-                    node = node or LittleNode(failing)  # type: ignore[arg-type]
-                    step(node)
-                    break
-                except StorageError:
-                    failures += 1
-                    if node is not None and work.under_way:
-                        node = None  # the log failed: this run is over
-            else:
-                pytest.fail(f"operation {at} failed once, its step three times")
-        assert node is not None and failures <= 1
-        work.check(node)
-        work.check(LittleNode(disk.crash_clone(random.Random(at))))
-
-
-def test_power_cuts_and_errors_at_random(samples) -> None:
+def test_power_cuts_at_random(samples: Samples, tally: Tally) -> None:
     """Several crashes in one life, also while recovering, with the disk losing what it may."""
     operations = _operations()
-    for seed in range(samples.of(test=20, check=200, soak=5000)):
-        rng = random.Random(seed)
-        disk, work = CrashDisk(rng), Workload()
-        for _ in range(5):
-            is_done = _run(FailingDisk(disk, rng.randint(1, operations), PowerCut), work)
-            disk = disk.crash_clone(rng)
-            node = LittleNode(disk)
-            work.check(node)
-            work.settle(node)
-            # A later life begins again with lower versions: what is newer stays.
-            disk = disk.crash_clone(rng)
-            if is_done:
-                break
-            work = _Continued(work.acknowledged)
+    with tally.of("crash-and-recover cycles of one disk in process") as count:
+        for seed in range(samples.of(test=20, check=100, soak=5000)):
+            rng = random.Random(seed)
+            disk, work = CrashDisk(rng), Workload()
+            for _ in range(5):
+                is_done = _run(FailingDisk(disk, rng.randint(1, operations), PowerCut), work)
+                disk = disk.crash_clone(rng)
+                node = LittleNode(disk)
+                work.check(node)
+                work.settle(node)
+                count.add()
+                # A later life begins again with lower versions: what is newer stays.
+                disk = disk.crash_clone(rng)
+                if is_done:
+                    break
+                work = _Continued(work.acknowledged)
 
 
 class _Continued(Workload):
