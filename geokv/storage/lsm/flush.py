@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from geokv.core.conflict import Merge
 from geokv.core.partial import Partial
-from geokv.core.record import CELL, DELTA, Record, decode_records
+from geokv.core.record import decode_pairs
 from geokv.errors import CorruptLog, RecordError, StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.facts import TableFacts
@@ -46,22 +46,23 @@ def _collect(disk: Disk, job: Flush) -> dict[int, dict[bytes, bytes]]:
     """The cells of the job's namespaces, each merged from all its records."""
     cells: dict[int, dict[bytes, bytes]] = {namespace.id: {} for namespace in job.namespaces}
     merges: dict[int, Merge] = {namespace.id: traits_of(namespace.policy).merge for namespace in job.namespaces}
-    for record in _records(disk, job.begin, job.end):
-        held = cells.get(record.namespace)
-        if held is None or record.kind not in {DELTA, CELL}:
-            continue
-        stored = held.get(record.key)
-        held[record.key] = record.cell if stored is None else merges[record.namespace](stored, record.cell)
+    for pairs in _frames(disk, job.begin, job.end):
+        for namespace, key, cell in pairs:
+            held = cells.get(namespace)
+            if held is not None:
+                stored = held.get(key)
+                held[key] = cell if stored is None else merges[namespace](stored, cell)
     return cells
 
 
 def _in_order(cells: dict[bytes, bytes], is_whole: bool) -> Iterator[tuple[bytes, bytes]]:
-    for key in sorted(cells):
-        yield key, cells[key] if is_whole else Partial(cells[key])
+    keys = sorted(cells)
+    values: Iterator[bytes] = map(cells.__getitem__, keys)
+    return zip(keys, values if is_whole else map(Partial, values), strict=True)
 
 
-def _records(disk: Disk, begin: Position, end: Position) -> Iterator[Record]:
-    """The records of the frames in [begin, end)."""
+def _frames(disk: Disk, begin: Position, end: Position) -> Iterator[list[tuple[int, bytes, bytes]]]:
+    """Namespace, key and cell of the records in each frame of [begin, end)."""
     for segment in range(max(begin.segment, 1), end.segment + 1):
         name = segment_name(segment)
         length = end.offset if segment == end.segment else disk.size(name)
@@ -74,6 +75,6 @@ def _records(disk: Disk, begin: Position, end: Position) -> Iterator[Record]:
         try:
             for start, stop in frames_of(image, segment, header.first_sequence):
                 if (segment, start) >= begin:
-                    yield from decode_records(image[start:stop], verify=False)  # the frame's own checksum covers them
+                    yield decode_pairs(image[start:stop])  # the frame's own checksum covers them
         except RecordError as error:
             raise CorruptLog(f"{name}: {error}; restore this node or replace it", path=name) from error

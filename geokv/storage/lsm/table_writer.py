@@ -154,10 +154,10 @@ class _Writer:
     def _measure(self, keys: list[bytes], cells: list[bytes]) -> None:
         self._digests += [digest(key, SEED) for key in keys]
         self._partials += sum([type(cell) is Partial for cell in cells])
-        versions, removable = zip(*map(self._traits.measure, cells), strict=True)
-        self._removable += sum(removable)
-        self._version_min = min(self._version_min, *versions)
-        self._version_max = max(self._version_max, *versions)
+        version_min, version_max, removable = self._traits.measure(cells)
+        self._removable += removable
+        self._version_min = min(self._version_min, version_min)
+        self._version_max = max(self._version_max, version_max)
 
     def _put(self, raw: bytes, kind: int, compressor: zstandard.ZstdCompressor | None) -> int:
         """Seal and write; the length of what then stands in the file."""

@@ -6,7 +6,7 @@ gets version 0 for every cell and has nothing that could be collected.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,13 +16,13 @@ from geokv.core.conflict import Merge, merge_of
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """`measure` gives (version, whether it is a tombstone or has a deadline) of a cell.
+    """`measure` gives of some cells the lowest and the highest version, and how many are tombstones or have a deadline.
 
     `ceiling`: bytes such that a cell above them stays as it is when it is merged with any of at most that version.
     """
 
     merge: Merge
-    measure: Callable[[bytes], tuple[int, bool]]
+    measure: Callable[[Sequence[bytes]], tuple[int, int, int]]
     ceiling: Callable[[int], bytes]
 
 
@@ -31,15 +31,16 @@ def traits_of(policy: str) -> Traits:
     return Traits(merge_of(policy), *_TRAITS.get(policy, (_unmeasured, _unbounded)))
 
 
-def _lww(cell: bytes) -> tuple[int, bool]:
+def _lww(cells: Sequence[bytes]) -> tuple[int, int, int]:
     try:
-        return lww_version(cell), cell[lww_tail(cell)] != 0
+        # Cells sort by version.
+        return lww_version(min(cells)), lww_version(max(cells)), sum([cell[lww_tail(cell)] != 0 for cell in cells])
     except (ValueError, IndexError):
-        return 0, False  # whatever it is, it is kept
+        return 0, max(map(lww_version, cells)), 0  # whatever it is, it is kept
 
 
-def _unmeasured(_: bytes) -> tuple[int, bool]:
-    return 0, False
+def _unmeasured(_: Sequence[bytes]) -> tuple[int, int, int]:
+    return 0, 0, 0
 
 
 def _lww_ceiling(version: int) -> bytes:
@@ -52,5 +53,5 @@ def _unbounded(_: int) -> bytes:
 
 
 _ABOVE_ALL: Final = b"\xff" * 16
-_Measure = Callable[[bytes], tuple[int, bool]]
+_Measure = Callable[[Sequence[bytes]], tuple[int, int, int]]
 _TRAITS: Final[dict[str, tuple[_Measure, Callable[[int], bytes]]]] = {"lww": (_lww, _lww_ceiling)}

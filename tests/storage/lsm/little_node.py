@@ -147,3 +147,7 @@ class FailingDisk:
             raise self._fail()
 
         return counted
+
+
+def refused() -> StorageError:
+    return StorageError("injected")
