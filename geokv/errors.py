@@ -94,12 +94,17 @@ class Stale(GeokvError):
 
 
 class NotEnoughRights(GeokvError):
-    """A bounded counter has too few rights where it was asked; nothing was numbered. `.needed`, `.available`."""
+    """A bounded counter has too few rights where it was asked; nothing was numbered, and it may be tried again.
+
+    `.needed`, `.here`: what can be spent there now; `.elsewhere`: what is left of the value then, with other nodes, as far as
+    is known there. Rights move by themselves to where they are needed; those of a node that cannot be reached stay with it.
+    """
 
     code = "NOT_ENOUGH_RIGHTS"
     retryable = True
     needed: int = 0
-    available: int = 0
+    here: int = 0
+    elsewhere: int = 0
 
 
 # --- the outcome is not what was asked, or not known ----------------------------------------------------------------

@@ -16,12 +16,14 @@ from copy import copy
 from typing import Any, ClassVar, Final, Protocol
 
 from geokv.client.arguments import Key
+from geokv.core.cells.counter_bounded import BoundedValue
 from geokv.core.cells.operation import Number, Operation
 from geokv.core.cells.wire import encode_operation
 from geokv.errors import InvalidRequest
 
 _HANDLES: Final = {
     "counter_pn": 'kv.counters("{}")',
+    "counter_bounded": 'kv.bounded_counters("{}")',
     "set_aw": 'kv.sets("{}")',
     "set_rw": 'kv.sets("{}")',
     "set_grow": 'kv.sets("{}")',
@@ -106,6 +108,33 @@ class Counters(_Cells):
     def reset(self, key: Key, **options: Any) -> Any:
         """Back to 0: takes exactly the counts that it saw; those that are concurrent survive."""
         return self._apply(key, options, "reset")
+
+
+class BoundedCounters(_Cells):
+    """Policy `counter_bounded`. The value is a whole number, never below 0 anywhere.
+
+    An increment makes *rights* where it is made, a decrement spends rights that its node holds; they move by themselves to
+    where they are wanted. A decrement that finds too few raises NotEnoughRights, with `.here` and `.elsewhere`; nothing was
+    written then. Every update is written to a quorum at least: a weaker level is raised to that.
+    """
+
+    policies = frozenset({"counter_bounded"})
+    empty = BoundedValue(0)
+
+    def increment(self, key: Key, amount: int = 1, **options: Any) -> Any:
+        return self._apply(key, options, "increment", amount)
+
+    def decrement(self, key: Key, amount: int = 1, **options: Any) -> Any:
+        return self._apply(key, options, "decrement", amount)
+
+    def rights(self, key: Key, **options: Any) -> Any:
+        """How many of the value each datacenter may spend, as far as is known where it is read."""
+        shape = options | {"shape": lambda shown: dict(shown.rights)}
+        return self._namespace.read_as(self.policies, key, {}, shape)
+
+    def delete(self, key: Key, **options: Any) -> Any:
+        """There is none: a decrement elsewhere could spend what is gone. Raises InvalidRequest."""
+        raise InvalidRequest("a counter_bounded cannot be deleted or reset: decrement it by what is left")
 
 
 class Sets(_Cells):
@@ -306,6 +335,10 @@ class Typed:
     def counters(self, name: str) -> Counters:
         """Counters, in a namespace with policy `counter_pn`."""
         return Counters(self._keyed(name))
+
+    def bounded_counters(self, name: str) -> BoundedCounters:
+        """Counters that are never below 0 anywhere, in a namespace with policy `counter_bounded`."""
+        return BoundedCounters(self._keyed(name))
 
     def sets(self, name: str) -> Sets:
         """Sets, in a namespace with policy `set_aw`, `set_rw` or `set_grow`."""

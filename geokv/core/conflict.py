@@ -59,8 +59,8 @@ _POLICIES: Final[dict[str, Policy]] = {LWW: Policy(LWW, max, max, _same, None)} 
     name: _of_dots(kind) for name, kind in CELL_TYPES.items()
 }
 POLICIES: Final = tuple(sorted(_POLICIES))
-SERVED: Final = tuple(name for name in POLICIES if name != "counter_bounded")
-"""The policies that writes, reads and clients know: those that a namespace may be created with."""
+BOUNDED: Final = "counter_bounded"
+"""Whose decrements spend what must not be spent twice: it is always written to a quorum, and synced first."""
 WITH_TTL: Final = (LWW, "siblings")
 """Policies whose values may end by themselves."""
 
@@ -78,14 +78,15 @@ def merge_of(name: str) -> Merge:
     return policy_of(name).merge
 
 
-def check_served(name: str) -> None:
-    """Raises InvalidRequest for a policy that a namespace of this version cannot have."""
-    policy_of(name)
-    if name not in SERVED:
-        raise InvalidRequest(f"policy {name!r} is not served yet: choose one of {', '.join(SERVED)}")
-
-
 def check_ttl(name: str, ttl_ms: int) -> None:
     """Raises InvalidRequest for a time to live where the policy has none."""
     if ttl_ms > 0 and name not in WITH_TTL:
         raise InvalidRequest(f"policy {name!r} has no TTL: only {' and '.join(WITH_TTL)} have; leave it out")
+
+
+def check_durability(name: str, durability: str) -> None:
+    """Raises InvalidRequest where a policy cannot live with what a power cut may take."""
+    if name == BOUNDED and durability == "interval":
+        raise InvalidRequest(
+            f'policy {name!r} needs durability "always": a decrement that a power cut took could be made again'
+        )

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import msgpack
 
-from geokv.core.conflict import LWW, check_served, check_ttl
+from geokv.core.conflict import LWW, check_durability, check_ttl, policy_of
 from geokv.core.limits import (
     CACHE_BYTES_DEFAULT,
     CACHE_BYTES_MAX,
@@ -205,6 +205,7 @@ def define(
     _check_places(chosen, sorted(datacenters))
     check_ttl(chosen.get("policy", LWW), chosen.get("ttl_ms", 0))
     durability, interval_ms = chosen.get("durability", "always"), chosen.get("interval_ms", 0)
+    check_durability(chosen.get("policy", LWW), durability)
     if durability == "interval":
         chosen["interval_ms"] = interval_ms or INTERVAL_MS_DEFAULT
     elif interval_ms:
@@ -290,7 +291,7 @@ def _whole(lowest: int, highest: int) -> Any:
 
 
 def _policy(_: str, value: object) -> str:
-    check_served(str(value))
+    policy_of(str(value))
     return str(value)
 
 

@@ -28,6 +28,7 @@ from geokv.protocol.placement import Placement
 from geokv.protocol.read import ReadCoordinator
 from geokv.protocol.replication import Replication
 from geokv.protocol.retention import Retention
+from geokv.protocol.rights import Rights
 from geokv.protocol.statements import Statements
 from geokv.protocol.table import Cells, Table
 from geokv.protocol.write import WriteCoordinator
@@ -75,7 +76,8 @@ class Assembly:
         self.intake = Intake(self.context)
         self.replication = Replication(self.context)
         self.read = ReadCoordinator(self.context, self.replication, self.intake, self.table_named)
-        self.write = WriteCoordinator(self.context, self.replication, self.table_named, self.read.quorum)
+        self.rights = Rights(self.context)
+        self.write = WriteCoordinator(self.context, self.replication, self.table_named, self.read.quorum, self.rights)
         self.sender = FeedSender(self.context)
         remote = {name: dc for name, dc in others if dc != config.dc}
         self.receiver = FeedReceiver(self.context, self.placement, self.intake, self.replication, remote)

@@ -24,7 +24,7 @@ from typing import Any, Final
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import HLC_BOUND_AHEAD_MS
 from geokv.core.namespace import NamespaceDefinition
-from geokv.core.origin import Origin
+from geokv.core.origin import Origin, unpack_origin
 from geokv.errors import RecordError
 from geokv.node.admin import Admin
 from geokv.node.assembly import Assembly
@@ -165,6 +165,7 @@ class Node:
             machines.statements.wake_at_us(),
             machines.commit.wake_at_us(),
             machines.write.wake_at_us(),
+            machines.rights.wake_at_us(),
             machines.read.wake_at_us(),
             machines.forwarder.wake_at_us(),
             machines.sender.wake_at_us(),
@@ -210,6 +211,9 @@ class Node:
         assembly.definitions.on_defined = self._defined
         assembly.definitions.on_decided = self._decided
         assembly.coordinate = self._coordinate
+        assembly.rights.coordinate = self._coordinate
+        assembly.rights.is_over = lambda origin, partition: assembly.closings.is_covered((origin, partition))
+        assembly.rights.is_heir = self._is_heir
         self.upkeep.meta = self._meta
         self.upkeep.on_flushed = self._flushed
 
@@ -250,6 +254,8 @@ class Node:
             m.CloseTell: lambda peer, message: a.closings.told(message, self._sender_to(peer)),
             m.CloseTold: self._on_close_told,
             m.CloseForget: lambda peer, message: a.closings.forget(message.closings),
+            m.RightsAsk: a.rights.asked,
+            m.RightsGiven: a.rights.answered,
         }
 
     def _sender_to(self, peer: str) -> Callable[[object], None]:
@@ -665,6 +671,12 @@ class Node:
             if run.decided(ticket, values):
                 return
 
+    def _is_heir(self, origin: bytes, partition: int) -> bool:
+        """Whether what an earlier run of this node left there is this run's: nothing more of any of them can turn up."""
+        machines, run = self.assembly, unpack_origin(origin).incarnation
+        is_over = machines.closings.is_covered((origin, partition)) or run not in self._recovered.runs
+        return is_over and bool(self._runs) and self._runs[0].is_over(partition)
+
     def _forgotten(self, stream: Stream) -> None:
         self.assembly.sender.forget(stream)
         self.assembly.receiver.forget(stream)
@@ -694,6 +706,7 @@ class Node:
             return
         machines = self.assembly
         is_heartbeat = machines.statements.tick()
+        machines.rights.tick()
         machines.write.tick()
         machines.read.tick()
         machines.forwarder.tick()

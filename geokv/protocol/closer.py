@@ -128,6 +128,11 @@ class CloseRun:
         """Everybody was asked, and everything found is closed and covered everywhere."""
         return len(self.answered) == len(self._owners) and all(c.phase == "done" for c in self._pairs.values())
 
+    def is_over(self, partition: int) -> bool:
+        """Whether everybody was asked, and this replica covers all that earlier runs of the node ever wrote there."""
+        is_covered = self._closings.is_covered
+        return len(self.answered) == len(self._owners) and all(is_covered((origin, partition)) for origin in self._origins)
+
     @property
     def open_pairs(self) -> int:
         return sum(1 for closing in self._pairs.values() if closing.phase != "done")

@@ -424,7 +424,44 @@ class CloseForget:
     closings: list[tuple[bytes, int]]
 
 
+# --- rights of bounded counters -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class RightsAsk:
+    """ASK: give `origin`, the sender's run, rights of a bounded counter, `amount` of them if you can.
+
+    `here`: what the sender may spend now; `demand`: how much was wanted there of late, so that the giver can share fairly.
+    """
+
+    ask: int
+    namespace: int
+    key: bytes
+    origin: bytes
+    amount: int
+    here: int
+    demand: int
+
+
+@dataclass(slots=True)
+class RightsGiven:
+    """ANSWER: what `origin`, the sender's run, has given so far to runs of the receiver's node, in total.
+
+    `receivers[i]` was given `totals[i]`: only what a quorum of the sender's datacenter has synced. `left`: what the sender may
+    spend now.
+    """
+
+    ask: int
+    namespace: int
+    key: bytes
+    origin: bytes
+    receivers: list[bytes]
+    totals: list[int]
+    left: int
+
+
 ASKS: Final = (
+    RightsAsk,
     Replicate,
     ReadCells,
     Forward,
@@ -445,6 +482,7 @@ ASKS: Final = (
     CloseForget,
 )
 ANSWERS: Final = (
+    RightsGiven,
     Replicated,
     CellsRead,
     Forwarded,

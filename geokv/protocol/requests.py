@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from geokv.core.cells.operation import Operation
 from geokv.core.quorum import Consistency
 
 
@@ -29,6 +30,7 @@ class Outcome(IntEnum):
     ALREADY_EXISTS = 18
     WRONG_NODE = 19  # refresh the ring; nothing was numbered
     ASK_AGAIN = 20  # a get that had no room in this answer; it has in the next one
+    NOT_ENOUGH_RIGHTS = 21  # a decrement of a bounded counter, where it was asked; nothing was numbered
 
     @property
     def is_error(self) -> bool:
@@ -50,6 +52,7 @@ class Detail:
     replicas: tuple[str, ...] = ()
     behind_ms: int = 0
     retry_after_ms: int = 0
+    rights: tuple[int, int, int] | None = None  # of a bounded counter: needed, here, elsewhere
 
 
 @dataclass(slots=True)
@@ -76,6 +79,13 @@ class WriteBatch:
     contexts: list[bytes] = field(default_factory=list)
     ring_version: int = 0
     has_updates: bool = False
+
+
+@dataclass(slots=True)
+class OwnBatch(WriteBatch):
+    """Updates that a node makes by itself; never on the wire. `own`: the operations, which no client may ask for."""
+
+    own: list[Operation] = field(default_factory=list)
 
 
 @dataclass(slots=True)

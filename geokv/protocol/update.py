@@ -2,6 +2,7 @@
 
     item ──decode, check──> operation ─┬─ its context names what has not come ──> wait for it, to the deadline: STALE
                                        ├─ it takes away, and has no context ────> ask a read quorum what there is
+                       ├─ it spends rights that are not here ───> have some brought (`protocol.rights`)
                                        └─ else ─────────────────────────────────> at once
     then: the delta under the next dot of this origin ──> record (`WriteCoordinator` sends it as any other)
 
@@ -26,15 +27,16 @@ from geokv.core.cells.operation import DELETE, Operation
 from geokv.core.cells.state import CellState
 from geokv.core.cells.update import check, is_taking, update
 from geokv.core.cells.wire import decode_operation
-from geokv.core.conflict import check_ttl
+from geokv.core.conflict import BOUNDED, check_ttl
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import READ_ANSWER_BYTES_MAX, SIBLINGS_WARN
 from geokv.core.origin import unpack_origin
 from geokv.core.record import DELTA, NO_OPERATION, encode_record
-from geokv.errors import GeokvError, InvalidRequest, RecordError, Stale
+from geokv.errors import GeokvError, InvalidRequest, NotEnoughRights, RecordError, Stale
 from geokv.protocol.commit import Entry
 from geokv.protocol.context import Context
 from geokv.protocol.requests import Detail, Outcome, WriteBatch
+from geokv.protocol.rights import Rights
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
 
@@ -74,6 +76,7 @@ class Updater:
         self,
         context: Context,
         gather: Gather,
+        rights: Rights,
         refuse: Callable[[WriteCall, list[int], Outcome, Detail], None],
         finish: Callable[[WritePart], None],
         launch: Callable[[WritePart, Table, list[Entry], list[bytes]], None],
@@ -81,6 +84,8 @@ class Updater:
         """`refuse` settles single operations, `finish` a part all of whose operations were refused, `launch` sends a part."""
         self._context = context
         self._gather = gather
+        self._rights = rights
+        rights.issue = self._issue_loaded
         self._refuse = refuse
         self._finish = finish
         self._launch = launch
@@ -117,6 +122,10 @@ class Updater:
                 shares.append((part.piece([index]), self._await))
             else:
                 ready.append(index)
+        if table.policy.name == BOUNDED:
+            for short in self._rights.short(call, table, ready).values():
+                ready = [index for index in ready if index not in short]
+                shares.append((part.piece(short), self._rights.wait))
         if taking:
             shares.append((part.piece(taking), self._ask_quorum))
         if ready:
@@ -248,7 +257,7 @@ class Updater:
             hlc += 1
             try:
                 one = self._make(call, table, index, hlc, numbers, changed, (gathered or {}).get(index))
-            except (InvalidRequest, Stale, RecordError) as error:
+            except (InvalidRequest, Stale, NotEnoughRights, RecordError) as error:
                 self._refuse(call, [index], *_outcome_of(error))
             else:
                 made.append(one)
@@ -316,6 +325,8 @@ class Updater:
         if gathered is not None:
             held = state.copy()
             held.join(codec.decode(kind.tag, gathered))
+        if table.policy.name == BOUNDED:
+            self._rights.check(table, key, state, operation)
         stream = table.streams.partitions[partition].get(packed) or table.streams.make(partition, packed)
         number = numbers.get(stream, stream.received) + 1
         size = len(stored or b"") + len(gathered or b"")
@@ -405,6 +416,8 @@ def _decode(kind: CellType, packed: bytes) -> Operation:
     operation = decode_operation(packed)
     if kind.name == "siblings" and operation.name == "put":
         operation = operation._replace(arguments=(*operation.arguments[:1], 0))
+    if operation.name in kind.for_nodes:
+        raise InvalidRequest(f"{operation.name!r} is for nodes only: rights move by themselves to where they are wanted")
     check(kind, operation)
     return operation
 
@@ -432,6 +445,8 @@ def _named(dots: list[Dot]) -> str:
 
 def _outcome_of(error: GeokvError) -> tuple[Outcome, Detail]:
     """What an update that cannot be made is answered with. Nothing was numbered."""
+    if isinstance(error, NotEnoughRights):
+        return Outcome.NOT_ENOUGH_RIGHTS, Detail(error.message, rights=(error.needed, error.here, error.elsewhere))
     if isinstance(error, Stale):
         return Outcome.STALE, Detail(error.message)
     if isinstance(error, RecordError):

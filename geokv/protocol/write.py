@@ -24,6 +24,7 @@ from typing import Final, cast
 from geokv.core.cell import VERSION_MAX, lww_version
 from geokv.core.cells.operation import Operation
 from geokv.core.cells.wire import OPERATION_BYTES_MAX
+from geokv.core.conflict import BOUNDED
 from geokv.core.hlc import hlc_from_ms, hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, STORAGE_RETRY_MS, TIMEOUT_MS_MAX
 from geokv.core.lww import encode_lww_record, records_bytes_max
@@ -35,7 +36,8 @@ from geokv.errors import InvalidRequest, NamespaceNotFound
 from geokv.protocol.commit import Entry
 from geokv.protocol.context import Context
 from geokv.protocol.replication import Part, Replication
-from geokv.protocol.requests import Detail, Outcome, WriteBatch, WriteReply
+from geokv.protocol.requests import Detail, Outcome, OwnBatch, WriteBatch, WriteReply
+from geokv.protocol.rights import Rights
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
 from geokv.protocol.update import Gather, Updater
@@ -122,12 +124,17 @@ class WriteCoordinator:
     """Coordinates the writes that clients (or forwarding nodes) bring to this owner."""
 
     def __init__(
-        self, context: Context, replication: Replication, resolve: Callable[[str], Table | None], gather: Gather
+        self,
+        context: Context,
+        replication: Replication,
+        resolve: Callable[[str], Table | None],
+        gather: Gather,
+        rights: Rights,
     ) -> None:
         self._context = context
         self._replication = replication
         self._resolve = resolve
-        self._updater = Updater(context, gather, self._refuse_one, self._nothing_left, self._launch)
+        self._updater = Updater(context, gather, rights, self._refuse_one, self._nothing_left, self._launch)
         self._deadlines: list[tuple[int, int, WriteCall]] = []
         self._order = 0
         self._calls = 0
@@ -152,6 +159,8 @@ class WriteCoordinator:
             placement = table.placement
             level = batch.level or table.definition.write_level
             w = needed(level, batch.w, placement.replicas)
+            if table.policy.name == BOUNDED:  # what is spent must not be forgotten: no level is too weak, it is raised
+                w = max(w, needed(Consistency.QUORUM, 0, placement.replicas))
             call.dcs_needed = self._dcs_needed(table, level, batch.replicated_to)
         except InvalidRequest as error:
             outcome = Outcome.NOT_FOUND if isinstance(error, NamespaceNotFound) else Outcome.INVALID
@@ -165,7 +174,10 @@ class WriteCoordinator:
         else:
             call.updates = [None] * len(batch.keys)
             call.reply.contexts = [b""] * len(batch.keys)
-            self._updater.read(call, table)
+            if isinstance(batch, OwnBatch):
+                call.updates = list(batch.own)
+            else:
+                self._updater.read(call, table)
         parts = self._admit(call, table, w)
         if parts:
             self._order += 1

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Detail(_message.Message):
-    __slots__ = ("index", "message", "required", "achieved", "replicas", "behind_ms", "retry_after_ms")
+    __slots__ = ("index", "message", "required", "achieved", "replicas", "behind_ms", "retry_after_ms", "needed", "here", "elsewhere")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,9 @@ class Detail(_message.Message):
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     BEHIND_MS_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    NEEDED_FIELD_NUMBER: _ClassVar[int]
+    HERE_FIELD_NUMBER: _ClassVar[int]
+    ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
     index: int
     message: str
     required: int
@@ -22,7 +25,10 @@ class Detail(_message.Message):
     replicas: _containers.RepeatedScalarFieldContainer[str]
     behind_ms: int
     retry_after_ms: int
-    def __init__(self, index: _Optional[int] = ..., message: _Optional[str] = ..., required: _Optional[int] = ..., achieved: _Optional[int] = ..., replicas: _Optional[_Iterable[str]] = ..., behind_ms: _Optional[int] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+    needed: bytes
+    here: bytes
+    elsewhere: bytes
+    def __init__(self, index: _Optional[int] = ..., message: _Optional[str] = ..., required: _Optional[int] = ..., achieved: _Optional[int] = ..., replicas: _Optional[_Iterable[str]] = ..., behind_ms: _Optional[int] = ..., retry_after_ms: _Optional[int] = ..., needed: _Optional[bytes] = ..., here: _Optional[bytes] = ..., elsewhere: _Optional[bytes] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
     __slots__ = ("namespace", "keys", "values", "deletes", "level", "w", "ttl_ms", "replicated_to", "timeout_ms", "seen_hlc", "operations", "contexts", "ring_version", "has_updates")

@@ -12,10 +12,10 @@ import pytest
 
 from geokv import AsyncClient, Client, Conflicting, InvalidRequest, NamespaceNotFound, Outcome
 from geokv.client.conflicts import restorable, what_if
-from geokv.core.conflict import SERVED
+from geokv.core.conflict import POLICIES as ALL
 from geokv.testing import Cluster
 
-POLICIES = tuple(name for name in SERVED if name != "lww")
+POLICIES = tuple(name for name in ALL if name != "lww")
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +118,9 @@ def test_the_asyncio_client_has_the_same(cluster: Cluster) -> None:
 
 
 def test_what_a_policy_does_not_have_is_an_error_in_words(kv: Client) -> None:
-    """TTLs where the policy has none; policies that are not served."""
-    with pytest.raises(InvalidRequest, match="not served yet"):
-        kv.create_namespace("never", policy="counter_bounded")
+    """A bounded counter where a power cut may take what was acknowledged."""
+    with pytest.raises(InvalidRequest, match="needs durability"):
+        kv.create_namespace("never", policy="counter_bounded", durability="interval")
 
 
 def test_counters_count_and_are_reset(kv: Client) -> None:

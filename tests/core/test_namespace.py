@@ -137,7 +137,7 @@ def test_wrong_names_are_refused(name: Any) -> None:
     ("settings", "message"),
     [
         ({"policy": "best"}, "choose one of .*lww"),
-        ({"policy": "counter_bounded"}, "'counter_bounded' is not served yet: choose one of .*lww"),
+        ({"policy": "counter_bounded", "durability": "interval"}, 'needs durability "always"'),
         ({"dcs": ["mars"]}, "there are ap, eu, us"),
         ({"dcs": "eu"}, "give a list"),
         ({"replicas": {"us": 3}, "dcs": ["eu"]}, "does not hold"),

@@ -18,6 +18,7 @@ word = st.text(st.characters(codec="utf-8"), max_size=12)
 name = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=31)
 partition = st.integers(0, PARTITIONS - 1)
 origin = st.builds(Origin, name, name, u64).map(Origin.packed)
+one_origin = Origin("eu", "n1", 5).packed()
 ballot = st.tuples(st.integers(1, 2**64 - 1), word)
 accepted = st.none() | st.tuples(ballot, small)
 
@@ -41,7 +42,9 @@ heads = st.builds(
 )
 held = st.builds(m.StreamHeld, u64, partition, origin, u64, lists(u64), u64)
 closing = st.tuples(origin, partition, small)
-detail = st.builds(Detail, word, u32, u32, lists(word).map(tuple), u64, u64)
+amount = st.integers(0, 2**130)
+rights = st.tuples(amount.filter(bool), amount, amount)
+detail = st.builds(Detail, word, u32, u32, lists(word).map(tuple), u64, u64, st.none() | rights)
 level = st.sampled_from(list(Consistency))
 outcome = st.sampled_from([int(one) for one in Outcome])
 byte = st.integers(0, 255)
@@ -147,6 +150,12 @@ MESSAGES: dict[type, SearchStrategy] = {
     ),
     m.DefinitionsWanted: st.builds(m.DefinitionsWanted, word, u64),
     m.Definitions: st.builds(m.Definitions, word, u64, lists(small)),
+    m.RightsAsk: st.builds(m.RightsAsk, u64, u64, small, origin, amount, amount, amount),
+    m.RightsGiven: columns(
+        lambda receivers, totals: m.RightsGiven(7, 8, b"k", one_origin, receivers, totals, 2**70),
+        origin,
+        amount,
+    ),
     m.CloseAsk: st.builds(m.CloseAsk, u64, word, st.just(b"") | origin, lists(origin), lists(partition), lists(u64), u64),
     m.CloseAnswer: st.builds(m.CloseAnswer, u64, lists(origin), lists(partition), lists(held), lists(closing), word),
     m.RecordsWanted: st.builds(m.RecordsWanted, u64, u64, partition, origin, lists(u64)),

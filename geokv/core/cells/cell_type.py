@@ -19,6 +19,8 @@ class CellType(ABC):
     name: ClassVar[str]
     tag: ClassVar[int]
     signature: ClassVar[Signature]
+    for_nodes: ClassVar[frozenset[str]] = frozenset()
+    """Operations that nodes do by themselves: no client may ask for one."""
     is_deletable: ClassVar[bool] = True
     is_contested: ClassVar[bool] = False
     """Whether concurrent updates can meet so that a rule hides one of them, or several are shown: what the journal notes."""

@@ -1,7 +1,8 @@
 """Operations and values as MessagePack: what a client sends about a key, and what it is sent.
 
     operation   [name, arguments, [[field, type] …]]
-    value       counters: decimal text (they may pass 64 bits); sets: a rising list; sorted_set: [[member, score] …];
+    value       counter_pn: decimal text (it may pass 64 bits); counter_bounded: [decimal text, {datacenter: its rights, as
+                text}]; sets: a rising list; sorted_set: [[member, score] …];
                 map_rr: [[field, type, value] …]; all others as they are
 
 Not here: the context of an operation, which travels beside it as that of a put does.
@@ -16,12 +17,12 @@ from typing import Any, Final
 
 import msgpack
 
+from geokv.core.cells.counter_bounded import BoundedValue
 from geokv.core.cells.operation import Operation
 from geokv.core.limits import ELEMENT_BYTES_MAX, MAP_DEPTH_MAX, VALUE_BYTES_MAX_MAX
 from geokv.errors import InvalidRequest, WireError
 
 OPERATION_BYTES_MAX: Final = VALUE_BYTES_MAX_MAX + (MAP_DEPTH_MAX + 2) * ELEMENT_BYTES_MAX
-_COUNTERS: Final = frozenset({"counter_pn", "counter_bounded"})
 _SETS: Final = frozenset({"set_aw", "set_grow", "set_rw"})
 
 
@@ -63,8 +64,10 @@ def decode_value(kind: str, packed: bytes) -> Any:
 
 
 def _plain(kind: str, value: Any) -> Any:
-    if kind in _COUNTERS:
+    if kind == "counter_pn":
         return str(value)
+    if kind == "counter_bounded":
+        return [str(int(value)), {dc: str(held) for dc, held in getattr(value, "rights", {}).items()}]
     if kind in _SETS:
         return sorted(value)
     if kind == "map_rr":
@@ -73,8 +76,10 @@ def _plain(kind: str, value: Any) -> Any:
 
 
 def _shaped(kind: str, plain: Any) -> Any:
-    if kind in _COUNTERS:
+    if kind == "counter_pn":
         return int(plain)
+    if kind == "counter_bounded":
+        return BoundedValue(int(plain[0]), {dc: int(held) for dc, held in plain[1].items()})
     if kind in _SETS:
         return frozenset(plain)
     if kind == "sorted_set":

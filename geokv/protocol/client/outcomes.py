@@ -16,6 +16,7 @@ from geokv.errors import (
     InvalidRequest,
     NamespaceExists,
     NamespaceNotFound,
+    NotEnoughRights,
     Overloaded,
     Partial,
     Stale,
@@ -62,6 +63,12 @@ def _partial(operation: Operation, detail: Detail) -> GeokvError:
     return Partial(message, required=detail.required, achieved=detail.achieved, replicas=tuple(detail.replicas))
 
 
+def _not_enough(operation: Operation, detail: Detail) -> GeokvError:
+    needed, here, elsewhere = detail.rights or (0, 0, 0)
+    message = detail.message or f"not enough rights here: {needed} needed, {here} here, {elsewhere} elsewhere"
+    return NotEnoughRights(message, needed=needed, here=here, elsewhere=elsewhere)
+
+
 def _overloaded(operation: Operation, detail: Detail) -> GeokvError:
     return Overloaded(detail.message or "the node has too much to do", retry_after=(detail.retry_after_ms or 100) / 1000)
 
@@ -83,6 +90,7 @@ _BUILD: Final[dict[int, Build]] = {
         detail.message or f"the datacenter is {detail.behind_ms} ms behind", behind_ms=detail.behind_ms
     ),
     Outcome.DEADLINE: _deadline,
+    Outcome.NOT_ENOUGH_RIGHTS: _not_enough,
     Outcome.ALREADY_EXISTS: lambda operation, detail: NamespaceExists(
         detail.message or "the namespace exists with other settings"
     ),

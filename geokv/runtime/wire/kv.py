@@ -26,7 +26,7 @@ from geokv.protocol.requests import (
     WriteBatch,
     WriteReply,
 )
-from geokv.runtime.wire import checks
+from geokv.runtime.wire import checks, rights
 from geokv.v1 import admin_pb2, kv_pb2
 
 OPERATION_BYTES: Final = 16
@@ -366,7 +366,21 @@ def _fill_details(column: Any, details: dict[int, Detail]) -> None:
             replicas=detail.replicas,
             behind_ms=detail.behind_ms,
             retry_after_ms=detail.retry_after_ms,
+            **_fill_rights(detail),
         )
+
+
+def _fill_rights(detail: Detail) -> dict[str, bytes]:
+    if detail.rights is None:
+        return {}
+    return dict(zip(("needed", "here", "elsewhere"), map(rights.amount_bytes, detail.rights), strict=True))
+
+
+def _rights(detail: Any) -> tuple[int, int, int] | None:
+    """Nothing is lacking where nothing is needed."""
+    if not detail.needed:
+        return None
+    return rights.amount_of(detail.needed), rights.amount_of(detail.here), rights.amount_of(detail.elsewhere)
 
 
 def _details(column: Any, count: int) -> dict[int, Detail]:
@@ -381,6 +395,7 @@ def _details(column: Any, count: int) -> dict[int, Detail]:
             replicas=tuple(detail.replicas),
             behind_ms=detail.behind_ms,
             retry_after_ms=detail.retry_after_ms,
+            rights=_rights(detail),
         )
         for detail in column
     ]

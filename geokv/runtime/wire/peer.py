@@ -23,7 +23,7 @@ from geokv.errors import WireError
 from geokv.protocol import messages
 from geokv.protocol.messages import CellsRead, Forward, Forwarded, ReadCells, Replicate, Replicated, Statement
 from geokv.protocol.requests import ReadBatch, ReadReply, WriteBatch, WriteReply
-from geokv.runtime.wire import agreement, checks, closing, feeds, kv
+from geokv.runtime.wire import agreement, checks, closing, feeds, kv, rights
 from geokv.v1 import peer_pb2
 
 FORMAT: Final = 1
@@ -238,6 +238,8 @@ FORMS: Final[dict[type, _Form]] = {
     messages.CloseTell: _Form("close_tell", closing.fill_close_tell, closing.take_close_tell),
     messages.CloseTold: _Form("close_told", closing.fill_close_told, closing.take_close_told),
     messages.CloseForget: _Form("close_forget", closing.fill_close_forget, closing.take_close_forget),
+    messages.RightsAsk: _Form("rights_ask", rights.fill_rights_ask, rights.take_rights_ask),
+    messages.RightsGiven: _Form("rights_given", rights.fill_rights_given, rights.take_rights_given),
 }
 _TAKE: Final[dict[str, checks.Decoder]] = {form.field: form.take for form in FORMS.values()}
 

@@ -19,10 +19,12 @@ from typing import Any
 from geokv.core.cells.cell_type import CellType
 from geokv.core.cells.codec import decode, decode_token, encode, encode_token
 from geokv.core.cells.context import Dot
+from geokv.core.cells.counter_bounded import accounts, rights
 from geokv.core.cells.operation import Operation
 from geokv.core.cells.policies import type_of
 from geokv.core.cells.state import CellState
 from geokv.core.cells.update import collected, is_tombstone, sweep, update, value
+from geokv.core.cells.view import View
 from geokv.core.conflict import policy_of
 from geokv.core.origin import Origin
 from geokv.errors import NotEnoughRights, Stale
@@ -217,7 +219,9 @@ class World:
         replica.incarnation = max(one.incarnation for one in self.replicas) + 1
         replica.number = 0
         if self.kind.name == "counter_bounded":
-            self.apply(replica, Operation("take_over", (closed,)))
+            left = rights(accounts(View(replica.state)), closed)
+            if left > 0:
+                self.apply(replica, Operation("take_over", (closed, left)))
 
     def _collect(self, tape: Tape) -> None:
         """All is stable; some collect, some do not. The frontiers keep out what was on its way."""

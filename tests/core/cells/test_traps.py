@@ -451,9 +451,9 @@ def test_a_bounded_counter_is_never_spent_twice() -> None:
     eu, us = pair("counter_bounded")
     eu.do("increment", 10)
     settle(eu, us)
-    with pytest.raises(NotEnoughRights, match="1 needed, 0 held") as caught:
+    with pytest.raises(NotEnoughRights, match="1 needed, 0 here") as caught:
         us.do("decrement", 1)
-    assert (caught.value.needed, caught.value.available) == (1, 0)
+    assert (caught.value.needed, caught.value.here) == (1, 0)
     eu.do("give", us.origin, 4)
     us.state.join(eu.do("decrement", 6))
     us.do("decrement", 4)
@@ -472,8 +472,11 @@ def test_rights_of_a_closed_origin_pass_to_one_successor() -> None:
     eu.restart()
     with pytest.raises(NotEnoughRights):
         eu.do("decrement", 1)
-    eu.do("take_over", closed)
-    eu.do("take_over", closed)
+    with pytest.raises(NotEnoughRights, match="8 needed, 7 here"):
+        eu.do("take_over", closed, 8)
+    eu.do("take_over", closed, 7)
+    with pytest.raises(NotEnoughRights):
+        eu.do("take_over", closed, 1)
     eu.do("decrement", 7)
     with pytest.raises(NotEnoughRights):
         eu.do("decrement", 1)
