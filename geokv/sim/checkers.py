@@ -34,7 +34,7 @@ from geokv.protocol.requests import Outcome
 from geokv.sim.clocks import EPOCH_US
 from geokv.sim.history import Operation
 from geokv.sim.truth import Image, folded, image_of, includes, is_lww
-from geokv.sim.typed_checkers import TYPED_CHECKERS
+from geokv.sim.typed_checkers import TYPED_CHECKERS, books_survive
 from geokv.sim.world import World
 
 OK: Final = "ok"
@@ -109,6 +109,11 @@ def survives_now(world: World, lost: Iterable[str]) -> str:
             owners = world.owners(operation.key, operation.coordinator_dc)
             if not any(_is_kept(operation, images[name].cells.get(operation.key)) for name in owners if name in images):
                 return f"after a power cut, without the disks of {sorted(lost)}, nobody has {operation}"
+    gone = set(world.hosts) - set(images) | {name for _, name in world.truth.losses}
+    spare = world.options.replicas // 2
+    is_promised = all(sum(world.dc_of[name] == dc for name in gone) <= spare for dc in world.topology.dc_names)
+    if is_promised and (fault := books_survive([image.cells for image in images.values()])):
+        return f"after a power cut, without the disks of {sorted(lost)}: {fault}"
     return OK
 
 

@@ -77,8 +77,14 @@ class TypedWork:
             return Update(key, "remove", self._rng.choice(sorted(read.shown)))
         return Update(key, "add", self._new(client))
 
+    def _spend(self, client: SdkClient, key: bytes) -> Update:
+        if self._rng.random() < 0.25:
+            return Update(key, "increment", amount=self._rng.randint(1, 9))
+        return Update(key, "decrement", amount=self._rng.randint(1, 4))
+
 
 _DRAWS: Final[Mapping[str, Callable[[TypedWork, SdkClient, bytes], Update]]] = {
+    "counter_bounded": TypedWork._spend,
     "counter_pn": TypedWork._count,
     "set_aw": TypedWork._element,
     "siblings": TypedWork._sibling,

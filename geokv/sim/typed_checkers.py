@@ -4,6 +4,7 @@
     values_kept        siblings, sets: what was added is there, unless something that may have seen it took it;
                        and it is gone once something that must have seen it took it
     counts_exact       counters: at least what surely counts, at most what may count, each once
+    bound_kept         bounded counters: the same, and no run of a node has spent what it did not have
 
 The models go by what clients asked and were told: who added a value, which values were read with a context that was handed
 back, who asked when. They know no dots, no contexts and no cells. What two replicas need not agree about yet is a *may*, what
@@ -12,12 +13,16 @@ a quorum has acknowledged before another asked a quorum is a *must*.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from geokv.core.cells.codec import decode
+from geokv.core.cells.counter_bounded import Account, accounts, origins_in, rights
 from geokv.core.cells.policies import type_of
 from geokv.core.cells.update import value
+from geokv.core.cells.view import View
+from geokv.core.conflict import BOUNDED, policy_of
+from geokv.core.origin import unpack_origin
 from geokv.core.quorum import needed
 from geokv.protocol.requests import Outcome
 from geokv.sim.history import Operation
@@ -34,6 +39,7 @@ _NOT_DONE: Final = frozenset(
         Outcome.OVERLOADED,
         Outcome.WRONG_NODE,
         Outcome.STALE,
+        Outcome.NOT_ENOUGH_RIGHTS,
     }
 )
 NEVER_US: Final = 1 << 62
@@ -48,6 +54,7 @@ class _Key:
         self.world = world
         self.key = key
         self.is_excused = is_excused
+        self.operations = operations
         self.adds = [o for o in operations if o.kind in _ADDING and o.outcome not in _NOT_DONE]
         self.takers = [o for o in operations if o.is_write and self._takes(o) and o.outcome not in _NOT_DONE]
         self.reads = [o for o in operations if o.kind == "get" and o.outcome is Outcome.APPLIED]
@@ -191,8 +198,67 @@ def counts_exact(world: World, cells: Cells, is_excused: IsExcused) -> str:
     return OK
 
 
+def bound_kept(world: World, cells: Cells, is_excused: IsExcused) -> str:
+    """Bounded counters: never more is spent than was there, by nobody; and what is left is what surely is, or may be."""
+    for one in _keys(world, ("counter_bounded",), is_excused):
+        spent = [o for o in one.operations if o.kind == "decrement" and o.outcome not in _NOT_DONE]
+        if any(o.is_acknowledged and is_excused(world, o, ()) for o in [*one.adds, *spent]):
+            continue  # more disks were lost than any write promises to survive
+        added, removed = _may(one.adds), _may(spent)
+        if removed[0] > added[1]:
+            return f"{removed[0]} of {one.key!r} were sold, and only {added[1]} were ever there"
+        for name in [name for dc in world.topology.dc_names for name in world.owners(one.key, dc)]:
+            cell = cells.get(name, {}).get(one.key)
+            if cell is not None and (fault := _books_of(cell, added[0] - removed[1], added[1] - removed[0])):
+                return f"{name}: {one.key!r}: {fault}"
+        for read in one.reads:
+            begun = [_may([o for o in some if o.started_us <= read.ended_us])[1] for some in (one.adds, spent)]
+            seen = [sum(o.amount for o in some if one.is_read_by(read, o)) for some in (one.adds, spent)]
+            if not seen[0] - begun[1] <= (read.shown or 0) <= max(begun[0] - seen[1], 0):
+                return f"{read} shows {read.shown or 0}: it is from {seen[0] - begun[1]} to {max(begun[0] - seen[1], 0)}"
+    return OK
+
+
+def books_survive(disks: Iterable[Mapping[bytes, bytes]]) -> str:
+    """What is wrong with the books of bounded counters that these disks hold together (empty: nothing)."""
+    together: dict[bytes, bytes] = {}
+    policy = policy_of(BOUNDED)
+    for cells in disks:
+        for key, cell in cells.items():
+            if key.startswith(f"{BOUNDED}/".encode()):
+                together[key] = policy.merge(together[key], cell) if key in together else policy.fold(cell)
+    for key, cell in together.items():
+        if fault := _overspent(accounts(View(decode(cell[0], cell)))):
+            return f"{key!r}: {fault}"
+    return ""
+
+
+def _overspent(books: Mapping[bytes, Account]) -> str:
+    for origin in sorted(origins_in(books)):
+        if (held := rights(books, origin)) < 0:
+            return f"{unpack_origin(origin)} has spent {-held} more than it had"
+    return ""
+
+
+def _may(operations: list[Operation]) -> tuple[int, int]:
+    """(what surely counts, what may count)."""
+    return sum(o.amount for o in operations if o.is_acknowledged), sum(o.amount for o in operations)
+
+
+def _books_of(cell: bytes, lowest: int, highest: int) -> str:
+    """What is wrong with the books of a cell that has seen everything (empty: nothing)."""
+    books = accounts(View(decode(cell[0], cell)))
+    if fault := _overspent(books):
+        return fault
+    total = sum(account.up - account.down for account in books.values())
+    if not max(lowest, 0) <= total <= highest:
+        return f"{total} are left: it is {max(lowest, 0)} at least and {highest} at most"
+    return ""
+
+
 TYPED_CHECKERS: Final[dict[str, Callable[[World, Cells, IsExcused], str]]] = {
     "updates_survive": updates_survive,
     "values_kept": values_kept,
     "counts_exact": counts_exact,
+    "bound_kept": bound_kept,
 }

@@ -155,6 +155,32 @@ def test_a_gift_counts_only_once_a_quorum_of_its_giver_has_it() -> None:
     assert outcome(cluster, "dc2-1", "decrement", 4) is Outcome.APPLIED
 
 
+@pytest.mark.parametrize("is_planted", [False, True], ids=["honest", "planted"])
+def test_what_spending_an_uncertain_gift_would_cost(is_planted: bool) -> None:
+    """The receiver alone has the gift's record; if its disk is lost, it has spent what, for all others, it never had.
+
+    So it must be refused; and with the rule taken out it is not, which shows that this test would see it.
+    """
+    cluster = bounded()
+    update(cluster, "dc1-1", "increment", 10)
+    cluster.run(2 * SECOND)
+    if is_planted:
+        cluster.nodes["dc1-2"].assembly.rights.is_over = lambda origin, partition: True
+    cluster.slow_disks.add("dc1-1")
+    cluster.is_dropped = lambda sender, receiver, message: (
+        receiver == "dc1-3" and (sender == "dc1-1" or isinstance(message, FeedBatch))
+    )
+    item = {KEY: encode_operation(Operation("decrement", (4,)))}
+    first = cluster.write("dc1-2", item, namespace=TICKETS, has_updates=True)
+    cluster.run(200 * MS)
+    second = cluster.write("dc1-2", item, namespace=TICKETS, has_updates=True)
+    cluster.run(200 * MS)
+    replies = [cluster.reply("dc1-2", call) for call in (first, second)]
+    applied = [reply is not None and reply.outcomes == [Outcome.APPLIED] for reply in replies]
+    assert any(applied) is is_planted
+    assert (min(held(cluster, "dc1-3").values()) < 0) is is_planted
+
+
 def test_a_word_that_is_lost_is_asked_for_again() -> None:
     """The gift is made once, and counts when the giver says it again."""
     cluster = bounded()

@@ -16,7 +16,7 @@ from geokv.core.origin import Origin
 from geokv.protocol.decoded import Decoded
 from geokv.protocol.table import Table
 from geokv.sim.checkers import OK, final_cells, is_excused
-from geokv.sim.faults import FaultOptions
+from geokv.sim.faults import MENU, FaultOptions
 from geokv.sim.real_node import real_node
 from geokv.sim.run import Run, RunOptions
 from geokv.sim.schedule import SECOND
@@ -160,7 +160,21 @@ def test_a_planted_bug_is_caught(policy: str, plant: Plant, checker: str) -> Non
     assert any(checker in failed(policy, plant, [seed], FaultOptions()) for seed in range(1, 6))
 
 
-@pytest.mark.parametrize("policy", sorted({bug[0] for bug in BUGS}))
+def an_heir_does_not_wait(node: Any, _: Table) -> None:
+    """What an earlier run left is taken over before its streams are closed: so both may spend it."""
+    node.assembly.rights.is_heir = lambda origin, partition: True
+
+
+def test_an_heir_that_does_not_wait_is_caught() -> None:
+    """Nodes lose power while their disks are slow: what co-owners have of the last run is news to the next; over a second."""
+    none = dict.fromkeys(MENU, 0.0)
+    strikes: dict[str, Any] = none | {"power_cut": 3.0, "power_cut_at_effect": 3.0, "slow_disk": 5.0}
+    faults = FaultOptions(count=(30, 40), duration_us=(100_000, 800_000), **strikes)
+    assert any("bound_kept" in failed("counter_bounded", an_heir_does_not_wait, [seed], faults) for seed in range(1, 13))
+    assert failed("counter_bounded", None, range(1, 7), faults) == set()
+
+
+@pytest.mark.parametrize("policy", sorted({bug[0] for bug in BUGS} | {"counter_bounded"}))
 def test_without_a_bug_nobody_complains(policy: str) -> None:
     """The same work under the same faults; more than a second, as above."""
     assert failed(policy, None, range(1, 6), FaultOptions()) == set()
