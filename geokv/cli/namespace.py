@@ -45,7 +45,11 @@ def namespace() -> None:
 @click.option("--policy", default="lww", show_default=True, help="How conflicts are resolved.")
 @click.option("--in-dc", "dcs", multiple=True, metavar="NAME", help="A datacenter that holds it; all where not given.")
 @click.option("--durability", type=click.Choice(["always", "interval"]), help="When a write counts as durable.")
-@click.option("--engine", type=click.Choice(["lsm", "memory"]), help="Where nodes keep it; memory is a bounded cache.")
+@click.option(
+    "--engine",
+    type=click.Choice(["lsm", "lmdb", "rocksdb", "memory"]),
+    help="Where nodes keep it; memory is a bounded cache.",
+)
 @click.option("--exist-ok", is_flag=True, help="One of this name with the same policy will do.")
 @_settings
 @_json

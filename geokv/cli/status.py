@@ -88,7 +88,7 @@ def _node(node: Any, said: Any) -> dict[str, Any]:
     log, storage = said.get("log", {}), said.get("storage", {})
     refusing = said.get("refusing") or log.get("refusing_writes") or log.get("room_reason") or storage.get("refusing") or ""
     state = "refusing" if said.get("refusing") else "read-only" if refusing else "serving"
-    refusing = refusing or storage.get("failure") or storage.get("unreadable") or ""
+    refusing = refusing or storage.get("failure") or storage.get("unreadable") or "; ".join(storage.get("unheld", ()))
     return {**facts, "state": state, "reason": refusing, "status": said}
 
 

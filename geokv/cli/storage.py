@@ -27,7 +27,7 @@ def storage() -> None:
 @DIRECTORY
 @AS_JSON
 def verify(directory: Path, as_json: bool) -> int:
-    """Read and check every byte of tables and log. Exit code 1, with file and offset, where something is damaged."""
+    """Read and check all that tables, trees and log hold. Exit code 1, with file and offset, where something is damaged."""
     from geokv.storage import offline
 
     found = []
@@ -41,6 +41,7 @@ def verify(directory: Path, as_json: bool) -> int:
                 "node": one.node,
                 "directory": str(folder),
                 "tables": one.tables,
+                "trees": one.trees,
                 "segments": one.segments,
                 "damage": [
                     {"path": damage.path, "file": str(folder / damage.path), "offset": damage.offset, "what": damage.what}
@@ -53,7 +54,7 @@ def verify(directory: Path, as_json: bool) -> int:
     else:
         for folder, one in found:
             verdict = f"{len(one.damage)} damaged" if one.damage else "clean"
-            click.echo(f"{folder}: {one.tables} tables, {one.segments} segments of the log: {verdict}")
+            click.echo(f"{folder}: {one.tables} tables, {one.trees} trees, {one.segments} segments of the log: {verdict}")
             for damage in one.damage:
                 click.echo(f"  {folder / damage.path} offset {damage.offset}: {damage.what}")
     return exits.DONE if is_clean else exits.EXPECTATION_FAILED
@@ -63,7 +64,7 @@ def verify(directory: Path, as_json: bool) -> int:
 @DIRECTORY
 @AS_JSON
 def inspect(directory: Path, as_json: bool) -> int:
-    """Show which tables and segments there are, and what stands in them, in figures."""
+    """Show which tables, trees and segments there are, and what stands in them, in figures."""
     from geokv.storage import offline
 
     trees = []
@@ -79,6 +80,10 @@ def inspect(directory: Path, as_json: bool) -> int:
         columns = ("path", "level", "pairs", "partials", "tombstones", "bytes")
         rows = [(space["id"], *(table[name] for name in columns)) for space in tree["namespaces"] for table in space["tables"]]
         print_table(("namespace", *columns), rows)
+        if tree["trees"]:
+            click.echo()
+            tree_columns = ("namespace", "path", "pairs", "bytes")
+            print_table(tree_columns, [tuple(one[name] for name in tree_columns) for one in tree["trees"]])
         click.echo()
         print_table(tuple(tree["segments"][0]) if tree["segments"] else (), [tuple(one.values()) for one in tree["segments"]])
     return exits.DONE
@@ -96,10 +101,12 @@ def _plain(tree: Any) -> Any:
 
 @storage.command("dump")
 @DIRECTORY
-@click.option("--file", "path", default="", metavar="PATH", help="One table or segment, as `inspect` and `verify` name it.")
+@click.option(
+    "--file", "path", default="", metavar="PATH", help="One table, tree or segment, as `inspect` and `verify` name it."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="So many cells at most.")
 def dump(directory: Path, path: str, limit: int | None) -> int:
-    """Print the cells that tables and log hold, one JSON document per line, newest first."""
+    """Print the cells that tables, trees and log hold, one JSON document per line, newest first."""
     from geokv.core.cell import decode_lww
     from geokv.errors import RecordError
     from geokv.storage import offline
@@ -126,7 +133,7 @@ def dump(directory: Path, path: str, limit: int | None) -> int:
 @storage.command("compact")
 @DIRECTORY
 def compact(directory: Path) -> int:
-    """Merge all tables of each namespace into one run, which takes the least space and is read the fastest."""
+    """Make the tables of each namespace one run, and trees compact: the least space, and the fastest to read."""
     from geokv.storage import offline
 
     for folder in offline.node_folders(directory):

@@ -9,6 +9,7 @@ MIB: Final = 1024 * KIB
 
 # One pair of key and value.
 KEY_BYTES_MAX: Final = 1 * KIB
+LMDB_KEY_BYTES_MAX: Final = 511  # in a namespace with the engine "lmdb": how LMDB is built everywhere
 VALUE_BYTES_MAX_DEFAULT: Final = 10 * KIB
 VALUE_BYTES_MAX_MAX: Final = 1 * MIB  # what a namespace may raise it to
 

@@ -34,6 +34,7 @@ from geokv.core.limits import (
     CACHE_BYTES_MAX,
     CACHE_BYTES_MIN,
     KEY_BYTES_MAX,
+    LMDB_KEY_BYTES_MAX,
     NAMESPACES_MAX,
     VALUE_BYTES_MAX_DEFAULT,
     VALUE_BYTES_MAX_MAX,
@@ -52,8 +53,10 @@ DEFINITION_BYTES_MAX: Final = 64 * 1024
 
 DURABILITIES: Final = ("always", "interval")
 LSM: Final = "lsm"
+LMDB: Final = "lmdb"
+ROCKSDB: Final = "rocksdb"
 MEMORY: Final = "memory"
-ENGINES: Final = (LSM, MEMORY)
+ENGINES: Final = (LSM, LMDB, ROCKSDB, MEMORY)
 SETTINGS: Final = (
     "policy",
     "dcs",
@@ -162,6 +165,7 @@ class NamespaceDefinition:
         if self.engine != MEMORY and "memory_bytes_max" in changes:
             raise InvalidRequest(f'memory_bytes_max is only for engine "memory"; {self.name} has "{self.engine}"')
         chosen = _checked(changes)
+        _check_keys(self.engine, chosen)
         check_ttl(self.policy, chosen.get("ttl_ms", 0))
         if datacenters is not None:
             _check_places(chosen, sorted(datacenters))
@@ -216,13 +220,24 @@ def define(
 
 def _choose_engine(chosen: dict[str, Any]) -> None:
     """Complete the settings of the engine. Raises InvalidRequest where they do not fit together."""
-    if chosen.get("engine", LSM) != MEMORY:
+    engine = chosen.get("engine", LSM)
+    _check_keys(engine, chosen)
+    if engine == LMDB:
+        chosen.setdefault("key_bytes_max", LMDB_KEY_BYTES_MAX)
+    if engine != MEMORY:
         if "memory_bytes_max" in chosen:
             raise InvalidRequest('memory_bytes_max is only for engine "memory"; leave it out, or ask for that engine')
         return
     if chosen.get("policy", "lww") != "lww":
         raise InvalidRequest(f'engine "memory" takes policy lww only, not {chosen["policy"]}: it forgets what it merged')
     chosen.setdefault("memory_bytes_max", CACHE_BYTES_DEFAULT)
+
+
+def _check_keys(engine: str, chosen: Mapping[str, Any]) -> None:
+    if engine == LMDB and chosen.get("key_bytes_max", 0) > LMDB_KEY_BYTES_MAX:
+        raise InvalidRequest(
+            f'engine "lmdb" takes keys of at most {LMDB_KEY_BYTES_MAX} bytes: give a lower key_bytes_max, or engine "lsm"'
+        )
 
 
 def check_name(name: object) -> None:

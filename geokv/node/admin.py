@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import CONFLICTS_PER_NAMESPACE_MAX
-from geokv.core.namespace import NamespaceDefinition
+from geokv.core.namespace import ENGINES, NamespaceDefinition
 from geokv.core.origin import unpack_origin
 from geokv.errors import (
     GeokvError,
@@ -117,6 +117,8 @@ class Admin:
             raise InvalidRequest("replicas: the number of copies comes from the topology; leave it out")
         name = text_of(arguments, "name")
         exist_ok = bool(arguments.get("exist_ok"))
+        if settings.get("engine") in ENGINES:  # else the definition's own check says what there is
+            self._node.assembly.engine.check_holds(str(settings["engine"]))
         self._change(request, respond, lambda catalog, hlc, now: catalog.create(name, settings, hlc, now, exist_ok))
 
     def _alter(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
@@ -197,6 +199,7 @@ class Admin:
             "failure": upkeep.failure,
             "unreadable": self._node.context.loading.unreadable,
             "refusing": upkeep.refusal(),
+            "unheld": sorted(self._node.assembly.unheld.values()),
         }
 
     def _peer(self, name: str) -> dict[str, Any]:

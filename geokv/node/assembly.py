@@ -11,6 +11,7 @@ from geokv.core.hlc import HybridClock
 from geokv.core.namespace import MEMORY, NamespaceDefinition
 from geokv.core.origin import Origin, draw_incarnation
 from geokv.core.ring import Member, Ring
+from geokv.errors import InvalidRequest
 from geokv.node.config import NodeConfig
 from geokv.node.definitions import Definitions
 from geokv.node.digests import Digests
@@ -86,6 +87,7 @@ class Assembly:
         self.clock_guard = ClockGuard(self.context, config.drift_ms_max)
         self.digests = Digests(self.context)
         self.closings = Closings(self.context, self.placement, self.intake)
+        self.unheld: dict[int, str] = {}  # namespaces that this node cannot keep: it takes and answers nothing of them
         self.statements = Statements(
             self.context,
             self.receiver,
@@ -118,6 +120,7 @@ class Assembly:
             self.context.deleted.add(definition.id)
             self.context.journal.forget(definition.id)
             tables.pop(definition.id, None)
+            self.unheld.pop(definition.id, None)
             self.engine.drop(definition.id)
             return
         table = tables.get(definition.id)
@@ -126,11 +129,22 @@ class Assembly:
             if isinstance(table.cells, MemoryCells):
                 table.cells.resize(definition.memory_bytes_max)
             return
-        if definition.engine == MEMORY:
-            cells: Cells = MemoryCells(definition.memory_bytes_max)
-        else:
-            cells = self.engine.create(definition.id, definition.policy)
+        try:
+            cells: Cells = (
+                MemoryCells(definition.memory_bytes_max)
+                if definition.engine == MEMORY
+                else self.engine.create(definition.id, definition.policy, definition.engine)
+            )
+        except InvalidRequest as error:
+            self._cannot_hold(definition, str(error))
+            return
         tables[definition.id] = Table(definition, self.placement, cells, self.context.partitions)
+
+    def _cannot_hold(self, definition: NamespaceDefinition, why: str) -> None:
+        """Go on without a namespace: its records wait with those who have them, until this node can take them."""
+        if definition.id not in self.unheld:
+            self.unheld[definition.id] = f"namespace {definition.name!r} is not kept on this node: {why}"
+            self.context.log("error", self.unheld[definition.id])
 
     # --- flushes ----------------------------------------------------------------------------------------------------
 

@@ -695,7 +695,7 @@ class Node:
         table = self.context.tables.get(definition.id)
         if table is not None and not is_new:
             self.assembly.sender.defined(table)
-        if is_new:
+        if is_new and table is not None:
             self.assembly.closings.define(definition.id)
             self.assembly.receiver.reopen("definition")
 

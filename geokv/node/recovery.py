@@ -22,6 +22,7 @@ from geokv.core.record import CELL, CONTROL, DELTA, Record, decode_records
 from geokv.errors import CorruptLog, RecordError, StorageError
 from geokv.protocol import control
 from geokv.protocol.journal import unpacked
+from geokv.protocol.table import Table
 from geokv.storage.position import Position
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class _Restoring:
             assembly.define(definition)
         if assembly.engine.meta:
             self._state(assembly.engine.meta)
+            assembly.engine.restored()
         elif checkpoint is not None:
             self._migrate(*checkpoint)
         first_segment: int | None = None
@@ -128,7 +130,7 @@ class _Restoring:
         for origin, partitions in meta["promised"]:
             self._promise([origin, partitions])
         for namespace, partition, origin, frontier, beyond, dcs, peers in meta["streams"]:
-            table = self._context.tables.get(namespace)
+            table = self._table(namespace)
             if table is not None:
                 stream = table.streams.make(partition, origin)
                 stream.frontier, stream.synced_beyond = frontier, set(beyond)
@@ -139,6 +141,12 @@ class _Restoring:
             self._forgotten([origin, self._assembly.placement.mine if partitions is None else partitions])
         self._seen(meta["seen"])
         self._conflicts(meta.get("conflicts", []))
+
+    def _table(self, namespace: int) -> Table | None:
+        """None where it was deleted. Raises StorageError for one that was kept here, and now cannot be."""
+        if namespace in self._assembly.unheld:
+            raise StorageError(self._assembly.unheld[namespace])
+        return self._context.tables.get(namespace)
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -164,7 +172,7 @@ class _Restoring:
             offset += len(record.raw)
 
     def _delta(self, record: Record, segment: int, offset: int, last: dict[Any, int], is_new: bool) -> None:
-        table = self._context.tables.get(record.namespace)
+        table = self._table(record.namespace)
         self._hlc_max = max(self._hlc_max, record.hlc)
         if table is None:
             return  # its namespace was deleted
@@ -220,7 +228,7 @@ class _Restoring:
 
     def _define(self, definition: Any) -> None:
         self._assembly.define(definition)
-        if not definition.is_deleted:
+        if definition.id in self._context.tables:
             self._assembly.closings.define(definition.id)
 
     def _seen(self, body: Any) -> None:

@@ -19,9 +19,9 @@ from geokv.runtime.clock import monotonic_us, wall_us
 from geokv.runtime.machine import Opened, Opener
 from geokv.storage.checkpoint import read_checkpoint, remove_checkpoints
 from geokv.storage.disk import RealDisk
-from geokv.storage.lsm.engine import LsmEngine, LsmOptions
-from geokv.storage.lsm.work import run_job
+from geokv.storage.lsm.engine import LsmOptions
 from geokv.storage.lsm.worker import Worker
+from geokv.storage.node_engine import NodeEngine
 from geokv.storage.wal import Log
 
 _log = logging.getLogger("geokv.runtime")
@@ -38,8 +38,15 @@ def opener(
     """What the host calls to begin a run on `disk`."""
 
     def open_node() -> Opened:
+        engine = NodeEngine(disk, options)
+        try:
+            return open_on(engine)
+        except BaseException:
+            engine.close()  # a tree can be opened once in a process
+            raise
+
+    def open_on(engine: NodeEngine) -> Opened:
         begun = time.monotonic()
-        engine = LsmEngine(disk, options)
         checkpoint = None if engine.meta else read_checkpoint(disk)
         first_segment = engine.position.segment if checkpoint is None else checkpoint[0]
         log = Log.open(disk, segment_bytes, first_segment)
@@ -67,7 +74,7 @@ def opener(
         def build(job: Any) -> None:
             # A node that is about to stop has nobody to disturb any more, and a process takes long to start.
             try:
-                tables = run_job(disk, job) if worker.is_closed else worker.run(job)
+                tables = engine.do(job) if worker.is_closed else worker.run(job)
             except GeokvError:
                 engine.discard(job)
                 raise
@@ -76,6 +83,7 @@ def opener(
         def close() -> None:
             with contextlib.suppress(StorageError):  # a log that failed is why the run has ended
                 log.sync()
+            engine.close()
 
         return Opened(node, log, build, worker.close, close, room_bytes_low=segment_bytes * 3 // 2)
 

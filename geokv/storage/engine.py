@@ -29,8 +29,14 @@ class Engine(Protocol):
     def meta(self) -> bytes:
         """The node's own state at `position`; empty where nothing was ever flushed."""
 
-    def create(self, namespace: int, policy: str) -> Any:
-        """The cells of a namespace (`protocol.table.Cells`), made where they are not there yet."""
+    def check_holds(self, engine: str) -> None:
+        """Raises InvalidRequest, with what to do, where a namespace of that engine cannot be kept here."""
+
+    def create(self, namespace: int, policy: str, engine: str) -> Any:
+        """The cells of a namespace (`protocol.table.Cells`), made where they are not there yet. Raises as `check_holds`."""
+
+    def restored(self) -> None:
+        """All namespaces that `meta` knows are created. Raises StorageError where cells of one are lost."""
 
     def drop(self, namespace: int) -> None:
         """Forget a namespace and its cells. No error where it is not there."""

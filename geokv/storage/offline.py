@@ -1,6 +1,6 @@
 """What can be said of the folder of a node that is stopped, and done to it: verify, inspect, dump, compact.
 
-    DIR            a node's folder: log/ lsm/ CLUSTER
+    DIR            a node's folder: log/ lsm/ lmdb/ rocksdb/ CLUSTER
     DIR/*          or a folder of such: a lab, a cluster of geokv.testing
 
 Invariants: the folder is locked meanwhile, so that no node runs on it. `verify`, `inspect` and `dump` change nothing in
@@ -10,7 +10,7 @@ it but the lock's text. Not here: flushing, for which a node has to say what its
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ from geokv.storage.lsm.manifest import NAME, State, read_manifest
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.verify import verify as verify_tables
 from geokv.storage.lsm.work import run_job
+from geokv.storage.tree.reader import TreeReader
+from geokv.storage.tree.tree import TreePlace, open_tree, places
+from geokv.storage.tree.verify import verify as verify_trees
 from geokv.storage.wal_format import decode_segment_header, frames_of
 from geokv.storage.wal_recovery import read_whole, segment_name
 from geokv.storage.wal_verify import Damage, SegmentFigures, segment_numbers, verify_log
@@ -37,12 +40,13 @@ class Verified(NamedTuple):
 
     node: str
     tables: int
+    trees: int
     segments: int
     damage: list[Damage]
 
 
 class Pair(NamedTuple):
-    """One cell and where it stands: a table's file, or a segment of the log."""
+    """One cell and where it stands: a table's file, a tree, or a segment of the log."""
 
     namespace: int
     key: bytes
@@ -79,17 +83,24 @@ def locked(folder: Path) -> Iterator[RealDisk]:
 
 
 def verify(disk: Disk, node: str) -> Verified:
-    """Read and check every byte of tables, manifest, log and old checkpoints."""
+    """Read and check every byte of tables, manifest, log and old checkpoints, and every value of trees."""
     damage = list(_verify_checkpoint(disk))
     damage += verify_tables(disk)
     try:
         state = _state(disk)
     except StorageError:
         state = State()  # told already
+    damage += verify_trees(_root(disk), state.position)
     found = list(verify_log(disk, state.position))
     damage += [one for one in found if isinstance(one, Damage)]
     segments = sum(isinstance(one, SegmentFigures) for one in found)
-    return Verified(node, sum(1 for _ in state.all_tables()), segments, damage)
+    return Verified(node, sum(1 for _ in state.all_tables()), sum(1 for _ in places(_root(disk))), segments, damage)
+
+
+def _root(disk: Disk) -> Path:
+    """Where trees are, which pass through no Disk."""
+    assert isinstance(disk, RealDisk), "a folder"
+    return disk.root
 
 
 def _verify_checkpoint(disk: Disk) -> Iterator[Damage]:
@@ -119,7 +130,23 @@ def inspect(disk: Disk, node: str) -> dict[str, Any]:
             {"id": f"{namespace:016x}", "tables": [_facts(facts) for facts in tables]}
             for namespace, tables in sorted(state.tables.items())
         ],
+        "trees": [_tree(disk, place) for place in places(_root(disk))],
         "segments": [segment._asdict() for segment in segments],
+    }
+
+
+def _tree(disk: Disk, place: TreePlace) -> dict[str, Any]:
+    with closing(open_tree(_root(disk), place, is_read_only=True)) as tree:
+        facts, (pairs, nbytes) = tree.facts(), tree.figures()
+    return {
+        "path": tree.name,
+        "engine": place.engine,
+        "namespace": f"{place.namespace:016x}",
+        "pairs": pairs,
+        "bytes": nbytes,
+        "position": {"segment": facts.position.segment, "offset": facts.position.offset},
+        "dead_max": facts.dead,
+        "version_max": facts.version_max,
     }
 
 
@@ -141,12 +168,15 @@ def _facts(facts: TableFacts) -> dict[str, Any]:
 
 
 def dump(disk: Disk, path: str = "") -> Iterator[Pair]:
-    """Every cell of every table, newest first, and of the log behind the tables; `path`: of one file only."""
+    """Every cell of every table, newest first, of every tree, and of the log behind them; `path`: of one file only."""
     state = _state(disk)
     for facts in state.all_tables():
         if path in ("", facts.name):
             for key, cell in TableReader(disk, facts.number, BlockCache(0)).all_pairs():
                 yield Pair(facts.namespace, key, bytes(cell), facts.name)
+    for place in places(_root(disk)):
+        if path.startswith(place.path) or not path:
+            yield from _of_tree(disk, place)
     for number in segment_numbers(disk):
         if path == segment_name(number) or (not path and number >= state.position.segment):
             yield from _of_segment(disk, number, None if path else state)
@@ -164,8 +194,14 @@ def _of_segment(disk: Disk, number: int, state: State | None) -> Iterator[Pair]:
                     yield Pair(record.namespace, record.key, record.cell, name)
 
 
+def _of_tree(disk: Disk, place: TreePlace) -> Iterator[Pair]:
+    with closing(open_tree(_root(disk), place, is_read_only=True)) as tree:
+        for key, cell in TreeReader(tree, BlockCache(0)).pairs():
+            yield Pair(place.namespace, key, cell, tree.name)
+
+
 def compact(disk: Disk) -> int:
-    """Merge all tables of each namespace into one run; how many namespaces had any. Raises StorageError."""
+    """Make each namespace's tables one run, and each tree as small as it can be; how many there are. Raises StorageError."""
     engine = LsmEngine(disk)
     policies = {namespace: engine.tables(namespace)[0].policy for namespace in engine.stored_namespaces()}
     for namespace, policy in policies.items():
@@ -174,4 +210,8 @@ def compact(disk: Disk) -> int:
         job = engine.full_compaction(namespace)
         if job is not None:
             engine.install(job, run_job(disk, job))
-    return len(policies)
+    trees = list(places(_root(disk)))
+    for place in trees:
+        with closing(open_tree(_root(disk), place)) as tree:
+            tree.compact()
+    return len(policies) + len(trees)

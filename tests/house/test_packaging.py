@@ -57,7 +57,7 @@ def test_every_pin_is_needed() -> None:
 
 def _requires(name: str) -> list[str]:
     # These need not be installed, and need nothing.
-    return [] if name in {"lmdb", "rocksdict", "uvloop"} else requires(name) or []
+    return [] if name in {"rocksdict", "uvloop"} else requires(name) or []
 
 
 def test_every_dependency_is_imported_somewhere() -> None:

@@ -20,7 +20,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from geokv.core.conflict import Merge
 from geokv.core.partial import Partial, fold
@@ -29,7 +29,6 @@ from geokv.storage.lsm.bloom import SEED, digest
 from geokv.storage.lsm.cache import BlockCache, RowCache
 from geokv.storage.lsm.memtable import Memtable, empty
 from geokv.storage.lsm.merging import merged, prefix_end
-from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.traits import traits_of
 from geokv.storage.position import Position
 
@@ -38,11 +37,40 @@ _SCAN_STEP: Final = 256
 _ADMIT_EVERY: Final = 4
 
 
+class Facts(Protocol):
+    """What is asked of the facts of a table."""
+
+    @property
+    def version_max(self) -> int: ...
+
+    @property
+    def pairs(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Reader(Protocol):
+    """What is asked of a table (`table_reader`), or of a tree in the place of one (`tree.reader`)."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def words(self) -> Sequence[int]: ...
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def is_cached(self, key: bytes) -> bool: ...
+
+    def pairs(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]: ...
+
+
 class ReaderRun(NamedTuple):
     """One run: its tables in key order, and their last keys to find the one of a key."""
 
     last_keys: list[bytes]
-    tables: Sequence[TableReader]
+    tables: Sequence[Reader]
 
 
 class View(NamedTuple):
@@ -350,12 +378,12 @@ class LsmCells:
         return held + sum(table.facts.nbytes for run in view.runs for table in run.tables)
 
 
-def _candidates(runs: Iterable[ReaderRun], key: bytes) -> list[TableReader]:
+def _candidates(runs: Iterable[ReaderRun], key: bytes) -> list[Reader]:
     """The tables whose filter lets a key pass; at most one of each run."""
     a, b = digest(key, SEED)
     first = 1 << (b & 63) | 1 << (b >> 6 & 63) | 1 << (b >> 12 & 63)
     second = 1 << (a >> 46 & 63) | 1 << (a >> 52 & 63) | 1 << (a >> 58)
-    found: list[TableReader] = []
+    found: list[Reader] = []
     for last_keys, tables in runs:
         index = bisect_left(last_keys, key)
         if index == len(tables):
@@ -367,5 +395,5 @@ def _candidates(runs: Iterable[ReaderRun], key: bytes) -> list[TableReader]:
     return found
 
 
-def _tables_from(run: ReaderRun, start: bytes) -> Sequence[TableReader]:
+def _tables_from(run: ReaderRun, start: bytes) -> Sequence[Reader]:
     return run.tables[bisect_left(run.last_keys, start) :]

@@ -21,8 +21,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from geokv.core.namespace import LSM
 from geokv.errors import StorageError
 from geokv.storage.disk import Disk
+from geokv.storage.engines import check_held
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.cells import LsmCells, ReaderRun
 from geokv.storage.lsm.collection import CollectionRule
@@ -77,8 +79,16 @@ class LsmEngine:
 
     # --- namespaces -------------------------------------------------------------------------------------------------
 
-    def create(self, namespace: int, policy: str = "lww") -> LsmCells:
+    def check_holds(self, engine: str) -> None:
+        """Raises InvalidRequest for what only `storage.node_engine` has: that needs files, and this may be on any Disk."""
+        check_held(engine, has_files=False, is_encrypted=False)
+
+    def restored(self) -> None:
+        """Nothing that a namespace has could be older than the manifest."""
+
+    def create(self, namespace: int, policy: str = "lww", engine: str = LSM) -> LsmCells:
         """The cells of a namespace, made where they are not there yet, with the tables that the manifest has of it."""
+        self.check_holds(engine)
         cells = self._cells.get(namespace)
         if cells is None:
             with self._lock:
@@ -171,14 +181,16 @@ class LsmEngine:
     def _flush(self, end: Position, meta: bytes, namespaces: Iterable[int]) -> Flush:
         cells = [self._cells[namespace] for namespace in namespaces if namespace in self._cells]
         flushed = tuple(FlushedNamespace(one.namespace, one.policy, not one.has_tables) for one in cells)
-        return Flush(self._job(), self._state.position, end, flushed, self.options.tables, meta)
+        return Flush(self.next_job(), self._state.position, end, flushed, self.options.tables, meta)
 
     def next_compaction(self, rules: Mapping[int, CollectionRule] | None = None) -> Compaction | None:
         """The most overdue compaction; `rules`: what may be collected, by namespace. None where nothing is due."""
         choose = self.options.strategy.choose
         choices = [(choice, cells) for cells in self._cells.values() if (choice := choose(self.tables(cells.namespace)))]
         if self._is_dropped:  # a manifest without them, and their space comes back
-            return Compaction(self._job(), 0, "lww", (), (), 0, 0, is_bottom=False, is_move=True, options=self.options.tables)
+            return Compaction(
+                self.next_job(), 0, "lww", (), (), 0, 0, is_bottom=False, is_move=True, options=self.options.tables
+            )
         if not choices:
             return None
         choice, cells = max(choices, key=lambda one: one[0].score)
@@ -196,7 +208,7 @@ class LsmEngine:
         if rule is not None and rule.since > self._state.position:
             rule = None  # an older put may still be in a memtable only
         return Compaction(
-            self._job(),
+            self.next_job(),
             cells.namespace,
             cells.policy,
             inputs,
@@ -209,7 +221,8 @@ class LsmEngine:
             rule,
         )
 
-    def _job(self) -> int:
+    def next_job(self) -> int:
+        """The number of a new job."""
         with self._lock:
             self._next_job += 1
             return self._next_job - 1
@@ -233,7 +246,7 @@ class LsmEngine:
         For a new engine: a checkpoint of the node's first format, or a restored backup. Raises StorageError.
         """
         assert not self._state.tables and not self._state.meta, "an engine that holds something takes no load"
-        job, written = self._job(), list[TableFacts]()
+        job, written = self.next_job(), list[TableFacts]()
         for namespace, cells in pairs:
             policy = self._cells[namespace].policy
             written += write_tables(self._disk, job, namespace, policy, cells, self.options.tables, first_output=len(written))

@@ -16,7 +16,7 @@ node bounds by when it flushes, and one segment. Not here: when to flush, and up
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from geokv.core.conflict import Merge
 from geokv.core.partial import Partial
@@ -34,7 +34,16 @@ from geokv.storage.wal_recovery import segment_name
 
 def flush(disk: Disk, job: Flush, pace: Pace = unpaced) -> tuple[TableFacts, ...]:
     """Do the job; the tables that it wrote, durable. Raises StorageError, DiskFull."""
-    cells = _collect(disk, job)
+    return write(disk, job, collect(disk, job.begin, job.end, policies_of(job)), pace)
+
+
+def policies_of(job: Flush) -> dict[int, str]:
+    """By namespace."""
+    return {namespace.id: namespace.policy for namespace in job.namespaces}
+
+
+def write(disk: Disk, job: Flush, cells: dict[int, dict[bytes, bytes]], pace: Pace) -> tuple[TableFacts, ...]:
+    """Write tables of what was collected, which is used up."""
     written: list[TableFacts] = []
     for namespace in job.namespaces:
         pairs = _in_order(cells.pop(namespace.id), is_whole=namespace.is_first)
@@ -42,11 +51,11 @@ def flush(disk: Disk, job: Flush, pace: Pace = unpaced) -> tuple[TableFacts, ...
     return tuple(facts.at(0, job.number) for facts in written)
 
 
-def _collect(disk: Disk, job: Flush) -> dict[int, dict[bytes, bytes]]:
-    """The cells of the job's namespaces, each merged from all its records."""
-    cells: dict[int, dict[bytes, bytes]] = {namespace.id: {} for namespace in job.namespaces}
-    merges: dict[int, Merge] = {namespace.id: traits_of(namespace.policy).merge for namespace in job.namespaces}
-    for pairs in _frames(disk, job.begin, job.end):
+def collect(disk: Disk, begin: Position, end: Position, policies: Mapping[int, str]) -> dict[int, dict[bytes, bytes]]:
+    """The cells of these namespaces in the frames of [begin, end), each merged from all its records."""
+    cells: dict[int, dict[bytes, bytes]] = {namespace: {} for namespace in policies}
+    merges: dict[int, Merge] = {namespace: traits_of(policy).merge for namespace, policy in policies.items()}
+    for pairs in _frames(disk, begin, end):
         for namespace, key, cell in pairs:
             held = cells.get(namespace)
             if held is not None:

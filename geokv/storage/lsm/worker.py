@@ -11,16 +11,15 @@ on the same folder: a job of the old one could otherwise still write.
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
 from geokv.errors import StorageError
+from geokv.storage.child import command, environment
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.jobs import Job
 from geokv.storage.lsm.pacing import Throttle
@@ -87,13 +86,11 @@ class Worker:
             raise StorageError("the storage worker was closed")
         if self._process is not None and self._process.poll() is None:
             return self._process
-        package = str(Path(__file__).parents[3])  # where this very package lies
-        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "geokv.storage.lsm.worker_process", str(self._root.absolute()), str(self._niceness)],
+            command("geokv.storage.lsm.worker_process", str(self._root.absolute()), str(self._niceness)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment(),
         )
         self._process = process
         self._order(process, self._throttle)

@@ -25,7 +25,7 @@ from geokv.errors import GeokvError, StorageError
 from geokv.storage.lsm.jobs import Job
 from geokv.storage.lsm.pacing import Pacer, Throttle
 from geokv.storage.lsm.shared_disk import SharedDisk
-from geokv.storage.lsm.work import run_job
+from geokv.storage.node_jobs import do
 
 
 def serve(root: Path, orders: BinaryIO, answers: BinaryIO) -> None:
@@ -43,7 +43,7 @@ def _answer(root: Path, job: Job, pacer: Pacer) -> object:
     try:
         disk = SharedDisk(root)  # for this job only: a file that stays open takes its space after the node has removed it
         try:
-            return run_job(disk, job, pacer)
+            return do(disk, job, pacer)
         finally:
             disk.close()
     except GeokvError as error:

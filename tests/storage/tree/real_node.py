@@ -1,0 +1,145 @@
+"""A node in little on real files: a log, the engine with a namespace in each kind of place, and recovery."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from geokv.core.record import DELTA, NO_OPERATION, decode_records, encode_record
+from geokv.errors import StorageError
+from geokv.storage.disk import RealDisk
+from geokv.storage.lsm.collection import CollectionRule
+from geokv.storage.node_engine import NodeEngine
+from geokv.storage.position import Position
+from geokv.storage.tree.tree import TreeOptions
+from geokv.storage.wal import Log
+from tests.storage.lsm.little_node import ORIGIN, SEGMENT_BYTES, SMALL
+
+DURABLE = ("lsm", "lmdb", "rocksdb")
+TREES = ("lmdb", "rocksdb")
+KIB = 1024
+TINY = TreeOptions(
+    cache_bytes=8 * KIB, block_cache_bytes=64 * KIB, write_buffer_bytes=64 * KIB, map_bytes_min=64 * KIB, map_bytes_max=1 << 30
+)
+DAY_MS = 86_400_000
+_copies = count()
+
+
+class RealNode:
+    """`put` returns when the log is synced. Namespaces: id -> (engine, policy)."""
+
+    def __init__(self, root: Path, namespaces: dict[int, tuple[str, str]], trees: TreeOptions = TINY, **engine: Any) -> None:
+        self.root = root
+        self.namespaces = namespaces
+        self._options = trees
+        self.disk = RealDisk(root)
+        self.engine = NodeEngine(self.disk, SMALL, trees, **engine)
+        try:
+            self._recover()
+        except BaseException:
+            self.close()
+            raise
+
+    def _recover(self) -> None:
+        position = self.engine.position
+        for namespace, (engine, policy) in self.namespaces.items():
+            self.engine.create(namespace, policy, engine)
+        if self.engine.meta:
+            self.engine.restored()
+        self.log = Log.open(self.disk, SEGMENT_BYTES, position.segment)
+        self.end = position
+        for segment, offset, payload in self.log.replay():
+            if (segment, offset) < position:
+                continue
+            self.end = Position(segment, offset + len(payload))
+            for record in decode_records(payload):
+                if record.namespace in self.namespaces:
+                    self.engine.table(record.namespace).merge_in(record.key, record.cell)
+        self.log.prepare()
+
+    def close(self) -> None:
+        """In good order, but for a last flush."""
+        self.engine.close()
+        self.disk.close()
+
+    def reopened(self) -> RealNode:
+        self.close()
+        return RealNode(self.root, self.namespaces, self._options)
+
+    def crashed(self) -> RealNode:
+        """What another process finds after this one was killed: the files as they are now, whatever is in memory."""
+        copy = self.root.with_name(f"crashed-{next(_copies)}")
+        shutil.copytree(self.root, copy)
+        self.close()
+        shutil.rmtree(self.root)
+        return RealNode(copy, self.namespaces, self._options)
+
+    # --- what it does -----------------------------------------------------------------------------------------------
+
+    def put(self, namespace: int, pairs: dict[bytes, bytes]) -> None:
+        """As a coordinator: merge these cells over what is there, log them, and put them."""
+        cells = self.engine.table(namespace)
+        self._logged(namespace, pairs)
+        held = {key: cells.get(key) for key in pairs}
+        cells.update({key: cell if (old := held[key]) is None else max(old, cell) for key, cell in pairs.items()})
+
+    def put_unread(self, namespace: int, pairs: dict[bytes, bytes]) -> None:
+        """As a replica: log the cells and merge them in without reading what is there."""
+        self._logged(namespace, pairs)
+        for key, cell in pairs.items():
+            self.engine.table(namespace).merge_in(key, cell)
+
+    def _logged(self, namespace: int, pairs: dict[bytes, bytes]) -> None:
+        raw = b"".join(encode_record(DELTA, 0, namespace, 1, 1, NO_OPERATION, ORIGIN, key, cell) for key, cell in pairs.items())
+        segment, offset = self.log.append(raw)
+        self.log.sync()
+        self.log.prepare()
+        self.end = Position(segment, offset + len(raw))
+
+    def flush(self) -> None:
+        self.build(self.engine.begin_flush(self.end, b"meta"))
+        self.log.trim(self.engine.position.segment)
+
+    def compact(self, rules: dict[int, CollectionRule] | None = None) -> bool:
+        job = self.engine.next_compaction(rules)
+        if job is None:
+            return False
+        self.build(job)
+        return True
+
+    def compact_all(self, namespace: int, rule: CollectionRule | None = None) -> None:
+        job = self.engine.full_compaction(namespace, rule)
+        if job is not None:
+            self.build(job)
+
+    def build(self, job: Any) -> None:
+        """Run a job and let what it made stand; of one that fails nothing stays."""
+        try:
+            tables = self.engine.do(job)
+        except StorageError:
+            self.engine.discard(job)
+            raise
+        self.engine.install(job, tables)
+
+    def scan(self, namespace: int) -> dict[bytes, bytes]:
+        return dict(self.engine.table(namespace).items())
+
+    def read(self, namespace: int, keys: list[bytes]) -> list[bytes | None]:
+        """As a call of a client does: what memory has not is loaded first."""
+        cells = self.engine.table(namespace)
+        found, missing = cells.look(keys)
+        if not missing:
+            return found
+        cells.load(missing)
+        return [cells.get(key) for key in keys]
+
+
+def everything_stable(since: Position, clock_ms: int = 10 * DAY_MS) -> CollectionRule:
+    return CollectionRule(4, {(ORIGIN, partition): 1 << 32 for partition in range(4)}, clock_ms, since)
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
