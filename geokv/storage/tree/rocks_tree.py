@@ -16,8 +16,8 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -90,10 +90,17 @@ class RocksTree:
     def step(self, start: bytes, stop: bytes | None, count: int) -> list[tuple[bytes, bytes]]:
         def pairs() -> list[tuple[bytes, bytes]]:
             found: list[tuple[bytes, bytes]] = []
-            for key, value in islice(self._opened().items(from_key=_CELL + start), count):
+            places = self._opened().iter()
+            places.seek(_CELL + start)
+            while len(found) < count:
+                if not places.valid():
+                    places.status()  # raises where it is not the end, but damage, that it came to
+                    break
+                key = places.key()
                 if key[:1] != _CELL or (stop is not None and key[1:] >= stop):
                     break
-                found.append((key[1:], value))
+                found.append((key[1:], places.value()))
+                places.next()
             return found
 
         return self._translated("reading", pairs)
@@ -189,4 +196,5 @@ class RocksTree:
     def close(self) -> None:
         store, self._store = self._store, None
         if store is not None:
-            self._translated("closing", store.close)
+            with suppress(StorageError):  # what it cannot flush is merged again: nothing of it was settled
+                self._translated("closing", store.close)

@@ -14,6 +14,7 @@ from geokv.storage.disk import RealDisk
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.node_engine import NodeEngine
 from geokv.storage.position import Position
+from geokv.storage.tree.rocks_tree import RocksTree
 from geokv.storage.tree.tree import TreeOptions
 from geokv.storage.wal import Log
 from tests.storage.lsm.little_node import ORIGIN, SEGMENT_BYTES, SMALL
@@ -72,6 +73,9 @@ class RealNode:
     def crashed(self) -> RealNode:
         """What another process finds after this one was killed: the files as they are now, whatever is in memory."""
         copy = self.root.with_name(f"crashed-{next(_copies)}")
+        for space in self.engine._spaces.values():
+            if isinstance(space.tree, RocksTree):
+                space.tree._store.cancel_all_background(True)  # its threads would change what is being copied
         shutil.copytree(self.root, copy)
         self.close()
         shutil.rmtree(self.root)
@@ -93,9 +97,18 @@ class RealNode:
             self.engine.table(namespace).merge_in(key, cell)
 
     def _logged(self, namespace: int, pairs: dict[bytes, bytes]) -> None:
-        raw = b"".join(encode_record(DELTA, 0, namespace, 1, 1, NO_OPERATION, ORIGIN, key, cell) for key, cell in pairs.items())
-        segment, offset = self.log.append(raw)
+        frame: list[bytes] = []
+        for key, cell in pairs.items():
+            record = encode_record(DELTA, 0, namespace, 1, 1, NO_OPERATION, ORIGIN, key, cell)
+            if sum(map(len, frame)) + len(record) > SEGMENT_BYTES // 2:
+                self._append(b"".join(frame))
+                frame = []
+            frame.append(record)
+        self._append(b"".join(frame))
         self.log.sync()
+
+    def _append(self, raw: bytes) -> None:
+        segment, offset = self.log.append(raw)
         self.log.prepare()
         self.end = Position(segment, offset + len(raw))
 
