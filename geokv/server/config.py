@@ -98,7 +98,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "block_cache_bytes",
         int,
         64 * MIB,
-        "Memory for blocks of tables that were read lately.",
+        "Memory for blocks of tables that were read lately, and as much again for what was read of trees.",
         smallest=0,
     ),
     Setting(

@@ -76,10 +76,12 @@ class NodeEngine:
         trees: TreeOptions | None = None,
         is_encrypted: bool = False,
     ) -> None:
-        self.lsm = LsmEngine(disk, options)
+        chosen = options or LsmOptions()
+        self.lsm = LsmEngine(disk, chosen)
         self._disk = disk
         self._root: Path = disk.root
-        self._options = trees or TreeOptions()
+        half = chosen.block_cache_bytes // 2
+        self._options = trees or TreeOptions(cache_bytes=half, block_cache_bytes=half)
         self._is_encrypted = is_encrypted
         self._spaces: dict[int, _Space] = {}
         self._doomed: dict[TreePlace, Tree | None] = {}  # deleted, and still there

@@ -17,6 +17,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -35,6 +36,12 @@ _FILTER_BITS: Final = 10
 _JOBS: Final = 2
 _OPEN_FILES_MAX: Final = 64
 _T = TypeVar("_T")
+
+
+@lru_cache(maxsize=1)
+def _cache_of(nbytes: int) -> Any:
+    """The one block cache of all RocksDBs of this process."""
+    return rocksdict.Cache(nbytes)
 
 
 class RocksTree:
@@ -64,7 +71,7 @@ class RocksTree:
     def _rocks_options(self) -> Any:
         blocks = rocksdict.BlockBasedOptions()
         blocks.set_bloom_filter(_FILTER_BITS, False)
-        blocks.set_block_cache(rocksdict.Cache(self._options.block_cache_bytes))
+        blocks.set_block_cache(_cache_of(self._options.block_cache_bytes))
         options = rocksdict.Options(raw_mode=True)
         options.create_if_missing(not self._is_read_only)
         options.set_block_based_table_factory(blocks)

@@ -34,12 +34,13 @@ _GONE: Final = ".gone"
 
 @dataclass(frozen=True, slots=True)
 class TreeOptions:
-    """Sizes in bytes. `cache_bytes`: rows that are kept in memory, of all trees of a node together.
+    """Sizes in bytes. `cache_bytes`: rows that are kept in memory, of all trees of a node together; `block_cache_bytes`: blocks
+    of all RocksDBs together.
 
     `map_bytes_max`: how large one LMDB may grow; its address space begins with `map_bytes_min` and doubles.
     """
 
-    cache_bytes: int = 64 * MIB
+    cache_bytes: int = 32 * MIB
     block_cache_bytes: int = 32 * MIB
     write_buffer_bytes: int = 16 * MIB
     map_bytes_min: int = 256 * MIB
