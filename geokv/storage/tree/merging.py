@@ -38,8 +38,9 @@ def merge_into(tree: Tree, cells: Mapping[bytes, bytes], policy: str, end: Posit
     version_max, dead = facts.version_max, facts.dead
     seed, name = tree.seed, tree.name
 
+    put: list[bytes] = []  # in one step, and once more where that is done again
+
     def merged(key: bytes, held: bytes | None) -> bytes | None:
-        nonlocal version_max, dead
         cell = cells[key]
         if held is not None:
             if is_sound(held, key, seed):
@@ -50,14 +51,16 @@ def merge_into(tree: Tree, cells: Mapping[bytes, bytes], policy: str, end: Posit
             elif cell <= ceiling:
                 raise damaged(name, key)
             # else it stands above whatever the damaged one was
-        version, is_dead = traits.measure(cell)
-        version_max = max(version_max, version)
-        dead += is_dead
+        put.append(cell)
         return seal(cell, key, seed)
 
     for keys, nbytes in steps(cells):
         pace(nbytes)
         tree.change(keys, merged)
+        if put:
+            _, highest, count = traits.measure(put)
+            version_max, dead = max(version_max, highest), dead + count
+            put.clear()
     tree.settle(replace(facts, position=max(end, facts.position), version_max=version_max, dead=dead))
 
 
@@ -100,12 +103,10 @@ def remove_dead(tree: Tree, rule: CollectionRule, policy: str, pace: Pace = unpa
     start = b""
     while some := tree.step(start, None, STEP_PAIRS):
         start = some[-1][0] + b"\0"
-        dead: list[bytes] = []
-        for key, value in some:
-            cell = unseal(value, key, seed, name)
-            if measure(cell)[1]:
-                dead.append(key) if rule.covers(key, cell) else None
-                left += 1
+        cells = {key: unseal(value, key, seed, name) for key, value in some}
+        count = measure(list(cells.values()))[2]
+        dead = [key for key, cell in cells.items() if rule.covers(key, cell)] if count else []
+        left += count
         pace(len(dead) * STEP_BYTES // STEP_PAIRS)
         if dead:
             tree.change(dead, without)
