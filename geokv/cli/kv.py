@@ -187,6 +187,8 @@ def _got(namespace: str, key: bytes, got: GetResult) -> dict[str, Any]:
     if got.policy != "lww":
         values = [plain(one) for one in got.siblings]
         shown |= {"policy": got.policy, "value": values[0] if len(values) == 1 else None, "siblings": values}
+        if got.policy == "counter_bounded":
+            shown["rights"] = dict(got.siblings[0].rights) if got.found else {}
     else:
         shown |= {**text_or_base64("value", got.value), "version": str(got.version) if got.found else None}
     return {**shown, "context": b64encode(got.context).decode(), **_facts(got)}

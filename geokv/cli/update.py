@@ -65,7 +65,7 @@ def _operation(policy: str, name: str, arguments: tuple[str, ...], path: tuple[s
     for index, text in enumerate(arguments):
         is_numeric = index < len(checks) and checks[index] in (is_amount, is_number)
         values.append(_number(text) if is_numeric else text.encode("utf-8", "surrogateescape"))
-    if name == "increment" and not values:
+    if name in ("increment", "decrement") and not values:
         values = [1]
     return Operation(name, tuple(values), steps)
 

@@ -7,6 +7,7 @@
     metrics                all counters
     digest namespace       per partition of this node alone: how many cells it holds and a hash over them
     conflicts [namespace] [key_base64] [limit]   the newest of the conflicts that this node has noted
+    rights_drain [scope] [begin]                give all rights of bounded counters away; or how far that is
     close_node node        close the streams of another node of this datacenter
 
 Every number in `status` is true or older than true, never newer. A figure that is not known is None.
@@ -65,6 +66,7 @@ class Admin:
             "digest": self._digest,
             "close_node": self._close_node,
             "conflicts": self._conflicts,
+            "rights_drain": self._rights_drain,
         }
 
     def asked(self, request: AdminRequest, respond: Respond) -> None:
@@ -186,7 +188,14 @@ class Admin:
             "clock_ahead_ms": max(0, hlc_ms(context.clock.last) - context.wall_ms),
             "clock_off_median_ms": machines.clock_guard.off_ms,
             "refuses_lww": machines.clock_guard.refusal or None,
+            "rights": self._rights(),
         }
+
+    def _rights(self) -> dict[str, int]:
+        """What moves of bounded counters' rights now, and what has moved in this run."""
+        counters = self._node.context.counters
+        names = ("asked", "given", "moved", "taken_over", "refused", "silent")
+        return self._node.assembly.rights.status() | {name: counters.get(f"rights.{name}", 0) for name in names}
 
     def storage(self) -> dict[str, Any]:
         """What the engine holds, and how far it is behind."""
@@ -260,6 +269,13 @@ class Admin:
                 "partitions_behind": len(link.behind),
             }
         return found
+
+    def _rights_drain(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        """Begin to give all rights away, and say how far it is."""
+        drain = self._node.assembly.rights_drain
+        if arguments.get("begin", True):
+            drain.begin(str(arguments.get("scope", "node")))
+        respond(AdminReply(Outcome.APPLIED, drain.progress()))
 
     def _log(self) -> dict[str, Any]:
         machines = self._node.assembly

@@ -30,6 +30,7 @@ from geokv.protocol.read import ReadCoordinator
 from geokv.protocol.replication import Replication
 from geokv.protocol.retention import Retention
 from geokv.protocol.rights import Rights
+from geokv.protocol.rights_drain import RightsDrain
 from geokv.protocol.statements import Statements
 from geokv.protocol.table import Cells, Table
 from geokv.protocol.write import WriteCoordinator
@@ -78,6 +79,7 @@ class Assembly:
         self.replication = Replication(self.context)
         self.read = ReadCoordinator(self.context, self.replication, self.intake, self.table_named)
         self.rights = Rights(self.context)
+        self.rights_drain = RightsDrain(self.context, self.rights)
         self.write = WriteCoordinator(self.context, self.replication, self.table_named, self.read.quorum, self.rights)
         self.sender = FeedSender(self.context)
         remote = {name: dc for name, dc in others if dc != config.dc}

@@ -166,6 +166,7 @@ class Node:
             machines.commit.wake_at_us(),
             machines.write.wake_at_us(),
             machines.rights.wake_at_us(),
+            machines.rights_drain.wake_at_us(),
             machines.read.wake_at_us(),
             machines.forwarder.wake_at_us(),
             machines.sender.wake_at_us(),
@@ -707,6 +708,7 @@ class Node:
         machines = self.assembly
         is_heartbeat = machines.statements.tick()
         machines.rights.tick()
+        machines.rights_drain.tick()
         machines.write.tick()
         machines.read.tick()
         machines.forwarder.tick()

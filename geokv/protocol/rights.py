@@ -28,7 +28,7 @@ from geokv.core.cells.state import CellState
 from geokv.core.cells.view import View
 from geokv.core.cells.wire import encode_operation
 from geokv.core.conflict import BOUNDED
-from geokv.core.origin import unpack_origin
+from geokv.core.origin import Origin, unpack_origin
 from geokv.core.quorum import Consistency, needed
 from geokv.core.ring import key_hash
 from geokv.errors import NotEnoughRights
@@ -430,6 +430,38 @@ class Rights:
             return False
         covering = 1 + sum(upto >= number for upto in stream.peers.values())
         return covering >= needed(Consistency.QUORUM, 0, table.placement.replicas)
+
+    def give_away(self, table: Table, key: bytes, receiver: Origin | None, then: Callable[[int, int], None]) -> None:
+        """Give all that this node may spend of a key; `then` is told how many were given, and how many are left."""
+        place = (table.definition.id, key)
+
+        def failed(error: str) -> None:
+            then(0, 0 if error else max(self.sheet(table, key).here, 0))
+
+        def given(reply: WriteReply, amount: int) -> None:
+            is_given = reply.outcomes[0] < Outcome.INVALID
+            self._context.note("rights.given_away", int(is_given))
+            then(amount if is_given else 0, 0 if is_given else amount)
+            if receiver is not None:
+                ask = RightsAsk(self._context.next_id(), *place, receiver.packed(), 0, 0, 0)
+                self._given(receiver.node, ask, table, is_certain=is_given)
+
+        def loaded(error: str, is_again: bool = False) -> None:
+            sheet = None if error else self.sheet(table, key)
+            if sheet is not None and sheet.left and not is_again:
+                self._inherit(table, key, sheet, lambda reply: loaded("", is_again=True))
+            elif sheet is None or sheet.here <= 0 or receiver is None or place in self._giving:
+                failed(error)
+            else:
+                amount = min(sheet.here, AMOUNT_MAX)
+                self._giving[place] = []
+                operation = Operation("give", (receiver.packed(), amount))
+                self._do(table, key, [operation], lambda reply: given(reply, amount))
+
+        if table.missing([key]):
+            self._context.loading.load(table.cells, [key], loaded)
+        else:
+            loaded("")
 
     # --- demand, and balance ----------------------------------------------------------------------------------------
 

@@ -340,3 +340,40 @@ def test_a_gift_that_has_not_arrived_yet_is_waited_for() -> None:
     cluster.release()
     cluster.run_until(lambda: cluster.reply("dc2-1", call) is not None)
     assert cluster.reply("dc2-1", call).outcomes == [Outcome.APPLIED]
+
+
+@pytest.mark.parametrize(("scope", "heirs"), [("dc", "dc2"), ("node", "dc1")])
+def test_a_node_that_drains_gives_all_its_rights_away(scope: str, heirs: str) -> None:
+    """Of a datacenter that leaves to the others, of a node that leaves to its co-owners; also what its last run had left."""
+    cluster = bounded(datacenters=2)
+    one = encode_operation(Operation("increment", (7,)))
+    keys = [b"key-%d" % number for number in range(40)]
+    for key in keys:
+        cluster.put("dc1-1", key, one, namespace=TICKETS, has_updates=True)
+    cluster.restart("dc1-1")
+    cluster.serving()
+    cluster.run_until(lambda: cluster.nodes["dc1-1"].runs[0].is_done)
+    cluster.admin("dc1-1", "rights_drain", scope=scope)
+    cluster.run_until(lambda: bool(cluster.admin("dc1-1", "rights_drain", begin=False).body["is_done"]))
+    progress = cluster.admin("dc1-1", "rights_drain", begin=False).body
+    assert (progress["keys"], progress["given"], progress["rights"]) == (40, 40, 280), progress
+    assert (progress["left"], progress["failure"]) == (0, "")
+    cluster.crash("dc1-1")
+    seven = encode_operation(Operation("decrement", (7,)))
+    for key in keys:
+        reply = cluster.put(f"{heirs}-2", key, seven, namespace=TICKETS, has_updates=True)
+        assert reply.outcomes == [Outcome.APPLIED], reply.details
+
+
+def test_a_drain_with_nobody_to_give_to_says_what_is_left() -> None:
+    """And nothing is lost: the node goes on spending it."""
+    cluster = bounded(datacenters=2)
+    update(cluster, "dc1-1", "increment", 9)
+    cut_apart(cluster)
+    cluster.run(2 * SECOND)
+    cluster.admin("dc1-1", "rights_drain", scope="dc")
+    cluster.run_until(lambda: cluster.admin("dc1-1", "rights_drain", begin=False).body["is_done"] is True)
+    progress = cluster.admin("dc1-1", "rights_drain", begin=False).body
+    assert (progress["rights"], progress["left"]) == (0, 9)
+    assert outcome(cluster, "dc1-1", "decrement", 9) is Outcome.APPLIED
+    assert "choose node" in cluster.admin("dc1-1", "rights_drain", scope="rack").message
