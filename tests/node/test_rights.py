@@ -263,7 +263,7 @@ def test_a_weaker_level_is_raised_to_a_quorum(level: Consistency) -> None:
     [
         (Operation("give", (b"dc1\0dc1-2\0" + bytes(8), 1)), "for nodes only"),
         (Operation("take_over", (b"dc1\0dc1-2\0" + bytes(8), 1)), "for nodes only"),
-        (Operation("reset"), "no operation 'reset'"),
+        (Operation("reset"), "no operation 'reset': it has decrement, increment"),
         (Operation("delete"), "cannot be deleted"),
         (Operation("decrement", (0,)), "not from 1"),
     ],

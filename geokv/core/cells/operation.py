@@ -34,11 +34,16 @@ class Operation(NamedTuple):
     context: CausalContext | None = None
 
 
-def check_arguments(type_name: str, signature: Signature, operation: Operation) -> None:
-    """Raises InvalidRequest for an operation that the type does not have, or arguments that it does not take."""
+def check_arguments(
+    type_name: str, signature: Signature, operation: Operation, for_nodes: frozenset[str] = frozenset()
+) -> None:
+    """Raises InvalidRequest for an operation that the type does not have, or arguments that it does not take.
+
+    `for_nodes`: operations that are not offered, since no client may ask for them.
+    """
     checks = signature.get(operation.name)
     if checks is None:
-        names = ", ".join(sorted(signature))
+        names = ", ".join(sorted(set(signature) - for_nodes))
         raise InvalidRequest(f"{type_name} has no operation {operation.name!r}: it has {names}")
     if len(operation.arguments) != len(checks):
         raise InvalidRequest(

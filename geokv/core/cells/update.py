@@ -36,7 +36,7 @@ def check(kind: CellType, operation: Operation) -> None:
         return
     if operation.path:
         raise InvalidRequest(f"a {kind.name} has no fields: only a map_rr has")
-    check_arguments(kind.name, kind.signature, operation)
+    check_arguments(kind.name, kind.signature, operation, kind.for_nodes)
 
 
 def is_taking(operation: Operation) -> bool:
