@@ -130,7 +130,7 @@ class BoundedCounters(_Cells):
     def rights(self, key: Key, **options: Any) -> Any:
         """How many of the value each datacenter may spend, as far as is known where it is read."""
         shape = options | {"shape": lambda shown: dict(shown.rights)}
-        return self._namespace.read_as(self.policies, key, {}, shape)
+        return self._namespace.read_as(self.policies, key, self.empty, shape)
 
     def delete(self, key: Key, **options: Any) -> Any:
         """There is none: a decrement elsewhere could spend what is gone. Raises InvalidRequest."""

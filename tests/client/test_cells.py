@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from geokv import AsyncClient, Client, Conflicting, InvalidRequest, NamespaceNotFound, Outcome
+from geokv import AsyncClient, Client, Conflicting, InvalidRequest, NamespaceNotFound, NotEnoughRights, Outcome
 from geokv.client.conflicts import restorable, what_if
 from geokv.core.conflict import POLICIES as ALL
 from geokv.testing import Cluster
@@ -292,3 +292,68 @@ def test_another_policy_is_tried_on_what_the_journal_knows() -> None:
         restorable(met)
     with pytest.raises(InvalidRequest, match="do the operation again"):
         restorable(_conflict("set_rw", ("9", "5")))
+
+
+def test_a_bounded_counter_sells_what_there_is_and_no_more(kv: Client) -> None:
+    """Many threads at three nodes: as many succeed as there are; the others are told how many there are."""
+    tickets = kv.bounded_counters("counter_bounded")
+    assert tickets.value("concert") == 0 and tickets.rights("concert") == {}
+    tickets.increment("concert", 30)
+    assert tickets.value("concert") == 30 and tickets.rights("concert") == {"dc1": 30}
+    sold: list[int] = []
+    refusals: list[NotEnoughRights] = []
+
+    def buy() -> None:
+        for _ in range(10):
+            try:
+                tickets.decrement("concert")
+            except NotEnoughRights as refused:
+                refusals.append(refused)
+            else:
+                sold.append(1)
+
+    threads = [threading.Thread(target=buy) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(sold) == 30 and tickets.value("concert") == 0
+    assert {(one.needed, one.here, one.retryable) for one in refusals} == {(1, 0, True)} and len(refusals) == 20
+    with pytest.raises(NotEnoughRights, match="5 needed, 0 here, 0 elsewhere"):
+        tickets.decrement("concert", 5)
+
+
+def test_every_update_of_a_bounded_counter_is_on_a_quorum(kv: Client) -> None:
+    """A weaker level is raised, and the result says what was reached."""
+    tickets = kv.bounded_counters("counter_bounded")
+    assert tickets.increment("level", 3, consistency="ONE").achieved.replicas >= 2
+    assert tickets.decrement("level", w=1).achieved.replicas >= 2
+    assert tickets.get("level").value == 2
+
+
+def test_a_bounded_counter_is_neither_deleted_nor_reset(kv: Client) -> None:
+    """Through its own handle, the namespace's, and another type's."""
+    tickets = kv.bounded_counters("counter_bounded")
+    tickets.increment("kept", 3)
+    with pytest.raises(InvalidRequest, match="cannot be deleted"):
+        tickets.delete("kept")
+    with pytest.raises(InvalidRequest, match="cannot be deleted"):
+        kv.namespace("counter_bounded").delete("kept")
+    with pytest.raises(InvalidRequest, match="has decrement, increment"):
+        kv.counters("counter_bounded").reset("kept")
+    with pytest.raises(InvalidRequest, match=r'use kv.bounded_counters\("counter_bounded"\)'):
+        kv.counters("counter_bounded").value("kept")
+
+
+def test_a_bounded_counter_in_asyncio(cluster: Cluster) -> None:
+    """The same handle, awaited."""
+
+    async def work() -> None:
+        async with AsyncClient(cluster.addresses) as kv:
+            tickets = kv.bounded_counters("counter_bounded")
+            await tickets.increment("async", 2)
+            results = await asyncio.gather(*(tickets.decrement("async") for _ in range(3)), return_exceptions=True)
+            assert sum(isinstance(one, NotEnoughRights) for one in results) == 1
+            assert await tickets.value("async") == 0 and await tickets.rights("async") == {}
+
+    asyncio.run(work())
