@@ -153,6 +153,15 @@ class StorageError(GeokvError):
     code = "STORAGE"
 
 
+class Damaged(StorageError):
+    """A file holds what nobody wrote there: a checksum says so. `.path`, `.offset`, `.what`. Not: a read that failed."""
+
+    code = "DAMAGED"
+    path: str = ""
+    offset: int = 0
+    what: str = ""
+
+
 class DiskFull(StorageError):
     """No room left; reads go on, writes are refused until there is room."""
 

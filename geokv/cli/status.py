@@ -88,8 +88,22 @@ def _node(node: Any, said: Any) -> dict[str, Any]:
     log, storage = said.get("log", {}), said.get("storage", {})
     refusing = said.get("refusing") or log.get("refusing_writes") or log.get("room_reason") or storage.get("refusing") or ""
     state = "refusing" if said.get("refusing") else "read-only" if refusing else "serving"
-    refusing = refusing or storage.get("failure") or storage.get("unreadable") or "; ".join(storage.get("unheld", ()))
+    refusing = refusing or _unserved(storage) or storage.get("failure") or storage.get("unreadable")
+    refusing = refusing or "; ".join(storage.get("unheld", ()))
+    state = "partly serving" if state == "serving" and _unserved(storage) else state
     return {**facts, "state": state, "reason": refusing, "status": said}
+
+
+def _unserved(storage: dict[str, Any]) -> str:
+    """Which partitions a node cannot serve, and because of which damaged tables; empty where it serves all."""
+    from geokv.protocol.claims import shown
+
+    return "; ".join(
+        f"cannot serve {shown(one['partitions'])} of namespace {one['namespace']}: {one['file']} is damaged at byte"
+        f" {one['offset']} ({one['what']}) and in quarantine; the other replicas answer"
+        for one in storage.get("quarantined") or []
+        if one["partitions"]
+    )
 
 
 def _lag(dcs: list[str], said: dict[str, Any]) -> list[dict[str, Any]]:

@@ -84,6 +84,8 @@ def inspect(directory: Path, as_json: bool) -> int:
             click.echo()
             tree_columns = ("namespace", "path", "pairs", "bytes")
             print_table(tree_columns, [tuple(one[name] for name in tree_columns) for one in tree["trees"]])
+        for one in tree["quarantined"]:
+            click.echo(f"in quarantine: {one['path']} of namespace {one['namespace']}, byte {one['offset']}: {one['what']}")
         click.echo()
         print_table(tuple(tree["segments"][0]) if tree["segments"] else (), [tuple(one.values()) for one in tree["segments"]])
     return exits.DONE

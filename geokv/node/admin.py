@@ -5,7 +5,7 @@
     namespace_list | namespace_show name | namespace_alter name … | namespace_delete name
     status                 this node: itself, its peers, lag per datacenter pair, log, closings, namespaces
     metrics                all counters
-    digest namespace       per partition of this node alone: how many cells it holds and a hash over them
+    digest namespace       per partition of this node alone that it serves: how many cells it holds and a hash over them
     conflicts [namespace] [key_base64] [limit]   the newest of the conflicts that this node has noted
     rights_drain [scope] [begin]                give all rights of bounded counters away; or how far that is
     close_node node        close the streams of another node of this datacenter
@@ -207,9 +207,33 @@ class Admin:
             "compactions": upkeep.compactions,
             "failure": upkeep.failure,
             "unreadable": self._node.context.loading.unreadable,
+            "quarantined": self.quarantined(),
+            "quarantined_tables": len(self._node.context.claims.withdrawals),
+            "partitions_unserved": sum(
+                len(partitions) for name, partitions in self._node.unserved.items() if name in self._node.context.tables
+            ),
             "refusing": upkeep.refusal(),
             "unheld": sorted(self._node.assembly.unheld.values()),
         }
+
+    def quarantined(self) -> list[dict[str, Any]]:
+        """The tables that were found damaged: where, and which partitions this node cannot serve because of each."""
+        node, found = self._node, []
+        aside = {one.facts.number for one in node.assembly.engine.quarantined()}
+        for one in node.context.claims.withdrawals.values():
+            table = node.context.tables.get(one.namespace)
+            found.append(
+                {
+                    "namespace": table.definition.name if table is not None else None,  # None: it was deleted since
+                    "file": one.path,
+                    "offset": one.offset,
+                    "what": one.what,
+                    "noted_ms": one.noted_ms,
+                    "is_set_aside": one.table in aside,
+                    "partitions": list(one.partitions) if table is not None else [],
+                }
+            )
+        return found
 
     def _peer(self, name: str) -> dict[str, Any]:
         context = self._node.context
@@ -322,6 +346,7 @@ class Admin:
             "calls.reading": machines.read.calls,
             "replication.pending_parts": len(machines.replication),
             "storage.loading_keys": context.loading.keys,
+            "storage.loads_dropped": context.loading.dropped,
             "ship.records": sender.records,
             "ship.raw_bytes": sender.raw_bytes,
             "ship.wire_bytes": sender.wire_bytes,
@@ -358,7 +383,10 @@ class Admin:
             if isinstance(found, GeokvError):
                 respond(reply_of(found))
             else:
-                respond(AdminReply(Outcome.APPLIED, {"node": self._node.config.node, "partitions": found}))
+                lost = self._node.context.claims.mine(table.definition.id)
+                held = {partition: sums for partition, sums in found.items() if int(partition) not in lost}
+                body: dict[str, object] = {"node": self._node.config.node, "partitions": held, "unserved": sorted(lost)}
+                respond(AdminReply(Outcome.APPLIED, body))
 
         self._node.assembly.digests.start(table, made)
 

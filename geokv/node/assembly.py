@@ -26,6 +26,7 @@ from geokv.protocol.forward import Forwarder
 from geokv.protocol.intake import Intake
 from geokv.protocol.peers import Peers
 from geokv.protocol.placement import Placement
+from geokv.protocol.quarantine import Quarantine
 from geokv.protocol.read import ReadCoordinator
 from geokv.protocol.replication import Replication
 from geokv.protocol.retention import Retention
@@ -85,7 +86,7 @@ class Assembly:
         remote = {name: dc for name, dc in others if dc != config.dc}
         self.receiver = FeedReceiver(self.context, self.placement, self.intake, self.replication, remote)
         self.coordinate: Callable[[Any, Callable[[Any], None]], None] = lambda batch, respond: None
-        self.forwarder = Forwarder(self.context, self.placement, self._coordinate_later)
+        self.forwarder = Forwarder(self.context, self.placement, self._coordinate_later, self.table_named)
         self.clock_guard = ClockGuard(self.context, config.drift_ms_max)
         self.digests = Digests(self.context)
         self.closings = Closings(self.context, self.placement, self.intake)
@@ -102,6 +103,8 @@ class Assembly:
             config.full_statement_us,
             config.remote_statement_us,
         )
+        neighbours = [name for name in self.members if name != config.node]
+        self.quarantine = Quarantine(self.context, self.placement, engine, neighbours)
         self.retention = Retention(self.context, self.placement, self.statements.shipped_everywhere, config.segment_bytes)
 
     def _coordinate_later(self, batch: Any, respond: Callable[[Any], None]) -> None:
@@ -168,6 +171,7 @@ class Assembly:
             "slots": self.definitions.carried_slots(),
             "seen": {node: list(what) for node, what in closings.seen.items()},
             "conflicts": context.journal.packed(),
+            "quarantine": [one.packed() for one in context.claims.withdrawals.values()],
             "streams": [
                 [s.namespace, s.partition, s.origin, s.frontier, sorted(s.synced_beyond), s.dcs, s.peers]
                 for table in context.tables.values()

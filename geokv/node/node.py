@@ -16,7 +16,7 @@ Not here: recovery (node.recovery), administration and status (node.admin).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -25,6 +25,7 @@ from geokv.core.hlc import hlc_ms
 from geokv.core.limits import HLC_BOUND_AHEAD_MS
 from geokv.core.namespace import NamespaceDefinition
 from geokv.core.origin import Origin, unpack_origin
+from geokv.core.ring import key_hash
 from geokv.errors import RecordError
 from geokv.node.admin import Admin
 from geokv.node.assembly import Assembly
@@ -68,6 +69,7 @@ from geokv.protocol.requests import (
     WriteReply,
 )
 from geokv.protocol.streams import Stream
+from geokv.protocol.table import Table
 from geokv.storage.engine import Engine
 
 Frames = Iterable[tuple[int, int, bytes]]
@@ -89,6 +91,7 @@ class Node:
         self._bound_ms = recovered.bound_ms
         assembly.context.bound_ms = recovered.bound_ms
         self._loading: dict[int, tuple[int, WriteBatch, Callable[[Any], None]]] = {}  # writes that wait for the disk
+        self._requests: dict[int, WriteBatch | ReadBatch] = {}  # of clients, not answered yet
         self._no_room = ""  # what was said of it last
         self._log_readers: dict[int, Callable[[bytes | None], None]] = {}
         self._seen_logged: dict[str, tuple[int, int]] = {}
@@ -147,6 +150,11 @@ class Node:
     @property
     def runs(self) -> list[CloseRun]:
         return self._runs
+
+    @property
+    def unserved(self) -> Mapping[int, frozenset[int]]:
+        """Namespace -> the partitions that this node owns and cannot serve: it took its claim back."""
+        return self.context.claims.all_mine()
 
     def status(self) -> dict[str, Any]:
         return self.admin.status()
@@ -215,6 +223,8 @@ class Node:
         assembly.rights.coordinate = self._coordinate
         assembly.rights.is_over = lambda origin, partition: assembly.closings.is_covered((origin, partition))
         assembly.rights.is_heir = self._is_heir
+        assembly.quarantine.on_due = self.upkeep.set_aside
+        self.upkeep.damaged = assembly.quarantine.due
         self.upkeep.meta = self._meta
         self.upkeep.on_flushed = self._flushed
 
@@ -229,6 +239,7 @@ class Node:
             m.Forward: a.forwarder.asked,
             m.Forwarded: a.forwarder.answered,
             m.Statement: self._on_statement,
+            m.TakenBack: self._on_taken_back,
             m.FeedOpen: a.sender.opened,
             m.FeedBatch: a.receiver.batch,
             m.FeedAck: a.sender.acknowledged,
@@ -287,13 +298,16 @@ class Node:
         elif kind is PersistFailed:
             self._end(f"the log failed: {event.reason}")  # type: ignore[union-attr]
         elif kind is Loaded:
-            self.context.loading.loaded(event.token, event.errors)  # type: ignore[union-attr]
+            self._loads_done(event)  # type: ignore[arg-type]
         elif kind is Built:
             self._built(event)  # type: ignore[arg-type]
         elif kind is Stopping:
             self._stopping(event)  # type: ignore[arg-type]
         else:
             assert kind is CallGone, f"unknown event {kind}"
+            gone = self._requests.pop(event.call, None)  # type: ignore[union-attr]
+            if gone is not None:
+                gone.is_gone = True
 
     def _delivered(self, peer: str, message: object) -> None:
         if not self._is_started or peer not in self.context.peers:
@@ -313,9 +327,11 @@ class Node:
             why = self.context.is_refusing or "this node is starting"
             self._answer(call, unavailable(request, why, self.config.node))
             return
+        self._requests[call] = request
         self.assembly.forwarder.start(request, lambda reply: self._answer(call, reply))
 
     def _answer(self, call: int, reply: Reply) -> None:
+        self._requests.pop(call, None)
         self._effects.append(Answer(call, reply))
 
     def _coordinate(self, batch: WriteBatch | ReadBatch, respond: Callable[[Any], None]) -> None:
@@ -324,7 +340,7 @@ class Node:
             self.assembly.read.start(batch, respond)
             return
         table = self.assembly.table_named(batch.namespace)
-        missing = table.missing(batch.keys) if table is not None else []
+        missing = table.missing(batch.keys) if table is not None and self._is_served(table, batch.keys) else []
         if table is None or not missing:
             self._start_write(batch, respond)
             return
@@ -332,7 +348,21 @@ class Node:
         until_us = self.context.now_us + batch.timeout_ms * 1000
         write = self.context.next_id()
         self._loading[write] = (until_us, batch, respond)
-        self.context.loading.load(table.cells, missing, partial(self._loaded, write))
+        is_wanted = partial(self._is_wanted, write, batch)
+        self.context.loading.load(table.cells, missing, partial(self._loaded, write), is_wanted)
+
+    def _is_served(self, table: Table, keys: list[bytes]) -> bool:
+        """False where this node coordinates none of these keys: then nothing need be read to say so."""
+        lost = self.context.claims.mine(table.definition.id)
+        return not lost or any(key_hash(key) >> table.placement.shift not in lost for key in keys)
+
+    def _is_wanted(self, write: int, batch: WriteBatch) -> bool:
+        return write in self._loading and not batch.is_gone
+
+    def _loads_done(self, event: Loaded) -> None:
+        if any(event.errors):
+            self.assembly.quarantine.look()
+        self.context.loading.loaded(event.token, event.errors)
 
     def _give_up_loading(self) -> None:
         """Writes whose cells do not come from the disk in time are told so."""
@@ -385,6 +415,8 @@ class Node:
             self._hold_back()
 
     def _built(self, event: Built) -> None:
+        if event.error:
+            self.assembly.quarantine.look()
         self.upkeep.built(event)
         self._hold_back()
 
@@ -481,6 +513,7 @@ class Node:
         self.context.is_refusing = STARTING
         self._recovered.runs.append(self.incarnation)
         self.log_control(control.RUN, [self.incarnation], self._started)
+        self.assembly.quarantine.look()
         self._keep_bound()
         self.assembly.commit.flush(self.context.now_us)
 
@@ -629,6 +662,12 @@ class Node:
         if message.log_sequence:
             self.assembly.closings.stated(peer, self.context.peers[peer].incarnation, message.log_sequence)
 
+    def _on_taken_back(self, peer: str, message: messages.TakenBack) -> None:
+        incarnation = self.context.peers[peer].incarnation
+        self.context.claims.heard(peer, incarnation, message.changes, message.partitions)
+        if peer in self.assembly.members:
+            self.assembly.receiver.stated(peer, message.logged)
+
     # --- closing ----------------------------------------------------------------------------------------------------
 
     def _on_agreement(self, peer: str, message: object) -> None:
@@ -716,6 +755,7 @@ class Node:
         machines.receiver.tick(is_heartbeat)
         machines.definitions.tick()
         machines.closings.cells.tick()
+        machines.quarantine.tick()
         if self._loading:
             self._give_up_loading()
         machines.digests.tick()
@@ -730,6 +770,7 @@ class Node:
         self._runs = self._runs[:1] + [run for run in self._runs[1:] if not run.is_done]
         self._check_standing()
         self.admin.tick()
+        machines.quarantine.look()
         self.upkeep.tick()
         self._hold_back()
         machines.retention.trim()

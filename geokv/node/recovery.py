@@ -20,9 +20,10 @@ from geokv.core.hlc import hlc_from_ms
 from geokv.core.origin import Origin
 from geokv.core.record import CELL, CONTROL, DELTA, Record, decode_records
 from geokv.errors import CorruptLog, RecordError, StorageError
-from geokv.protocol import control
+from geokv.protocol import claims, control
 from geokv.protocol.journal import unpacked
 from geokv.protocol.table import Table
+from geokv.storage.advice import WHAT_TO_DO
 from geokv.storage.position import Position
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class _Restoring:
             control.SEEN: self._seen,
             control.COVERED: self._covered,
             control.CONFLICTS: self._conflicts,
+            control.QUARANTINE: self._withdrawn,
         }
 
     def run(self, checkpoint: Checkpoint | None, frames: Iterable[tuple[int, int, bytes]]) -> Recovered:
@@ -101,6 +103,7 @@ class _Restoring:
         assembly.retention.first_segment = first_segment or 1
         assembly.retention.built_segment = self._position.segment
         self._settle_streams()
+        assembly.quarantine.recovered()
         self._context.clock.last = max(self._hlc_max, hlc_from_ms(recovered.bound_ms))
         recovered.open_origins = self._open_origins()
         return recovered
@@ -141,6 +144,8 @@ class _Restoring:
             self._forgotten([origin, self._assembly.placement.mine if partitions is None else partitions])
         self._seen(meta["seen"])
         self._conflicts(meta.get("conflicts", []))
+        for body in meta.get("quarantine", []):
+            self._withdrawn(body)
 
     def _table(self, namespace: int) -> Table | None:
         """None where it was deleted. Raises StorageError for one that was kept here, and now cannot be."""
@@ -154,7 +159,7 @@ class _Restoring:
         try:
             records = decode_records(payload, verify=False)  # the frame's own checksum covers them
         except RecordError as error:
-            raise CorruptLog(f"segment {segment}, frame at byte {offset}: {error}; restore this node or replace it") from error
+            raise CorruptLog(f"segment {segment}, frame at byte {offset}: {error}. {WHAT_TO_DO}") from error
         last = self._assembly.commit.segment_last[segment]
         is_new = (segment, offset) >= self._position
         self._recovered.replayed_bytes += len(payload) if is_new else 0
@@ -217,6 +222,9 @@ class _Restoring:
         for one in body:
             if one[1] in self._context.tables:
                 self._context.journal.keep(unpacked(one))
+
+    def _withdrawn(self, body: Any) -> None:
+        self._context.claims.withdraw(claims.unpacked(body))
 
     def _accept(self, body: Any) -> None:
         for definition in self._assembly.definitions.restore_items(body):

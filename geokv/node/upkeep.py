@@ -3,8 +3,8 @@
     log grows by a memtable ──> Build(flush) ──> Built ──> the log before it may go ──> Build(compaction) … while one is due
     fails ──> again after a pause that doubles, for each of the two its own
 
-One job at a time, a flush before any compaction; so a table that cannot be compacted does not keep others from being
-written. A flush begins from what is synced and whole in the tables, with the
+One job at a time: damaged tables are set aside before a flush, a flush goes before any compaction; so a table that cannot
+be compacted does not keep others from being written. A flush begins from what is synced and whole in the tables, with the
 node's own state of that moment; recovery begins exactly there.
 
     not flushed     unflushed_bytes_warn    clients' writes are told to wait
@@ -56,12 +56,13 @@ class Upkeep:
         self._job = ""  # what is under way
         self._begun: Any = None  # the newest flush, until it is done: one that failed is begun again as it was
         self._is_stopping = False
-        self._pauses = {"flush": _Pause(), "compaction": _Pause()}
+        self._pauses = {"flush": _Pause(), "compaction": _Pause(), "quarantine": _Pause()}
         self._pauses["compaction"].until_us = context.now_us  # an earlier run may have left something to compact
         self._debt_bytes = engine.debt_bytes()
         self.flushes = self.compactions = 0
         self.meta: Callable[[], bytes] = bytes  # the node puts itself there once it is made
         self.on_flushed: Callable[[], None] = lambda: None
+        self.damaged: Callable[[], tuple[Any, ...]] = tuple  # the tables that may be set aside now
 
     @property
     def unflushed_bytes(self) -> int:
@@ -76,7 +77,7 @@ class Upkeep:
     @property
     def failure(self) -> str:
         """Why the last flush, or else the last compaction, failed; empty where neither did."""
-        return self._pauses["flush"].failure or self._pauses["compaction"].failure
+        return next((pause.failure for pause in self._pauses.values() if pause.failure), "")
 
     def refusal(self) -> str:
         """Why clients' writes must wait (empty: they need not)."""
@@ -103,13 +104,24 @@ class Upkeep:
 
     def tick(self) -> None:
         """Try again what failed."""
-        flush, compaction = self._pauses["flush"], self._pauses["compaction"]
+        flush, compaction, quarantine = self._pauses["flush"], self._pauses["compaction"], self._pauses["quarantine"]
+        if quarantine.is_over(self._context.now_us):
+            quarantine.until_us = None
+        self.set_aside()
         if not self._job and flush.is_over(self._context.now_us):
             flush.until_us = None
             self._flush()
         if not self._job and compaction.is_over(self._context.now_us):
             compaction.until_us = None
             self._compact()
+
+    def set_aside(self) -> None:
+        """Set damaged tables aside whose claims were taken back."""
+        if self._job or self._is_stopping or self._pauses["quarantine"].until_us is not None:
+            return
+        tables = self.damaged()
+        if tables:
+            self._begin("quarantine", self._engine.begin_quarantine(tables))
 
     def _is_due(self) -> bool:
         return self._context.commit.appended_bytes - self._begun_bytes >= self._memtable_bytes
@@ -167,11 +179,12 @@ class Upkeep:
             self._begun = None
             self._flushed_bytes = self._begun_bytes
             self.on_flushed()
-        else:
+        elif what == "compaction":
             self.compactions += 1
         self._context.count(f"storage.{what}")
         if self._is_stopping:
             return
+        self.set_aside()
         self.landed()
         if not self._job and self._pauses["compaction"].until_us is None:
             self._compact()
@@ -186,4 +199,5 @@ class Upkeep:
         pause.until_us = context.now_us + pause.length_us
         context.log("error", f"{pause.failure}; the log is kept, and it is tried again in {pause.length_us / 1e6:g} s")
         pause.length_us = min(RETRY_US[1], pause.length_us * 2)
+        self.set_aside()
         self.landed()  # a flush need not wait for a compaction that failed

@@ -9,7 +9,8 @@ every owner to have what any owner has; so has a feed that finds a hole in its l
                            after the last page is synced: a note of what is covered now, then CloseFilled to the closer
 
 Invariants: a frontier is claimed only when all pages and the note are synced; it is the one that the giver had when it
-listed the keys (of several lists the lowest), so whatever it covers is in these pages or in newer cells. One page per
+listed the keys (of several lists the lowest), so whatever it covers is in these pages or in newer cells. Who took its claim
+back gives none: what it lacks, who covers it would lack for ever. One page per
 fetch is under way, at most FETCHES_MAX fetches here, and GIVES_MAX lists of keys are kept for others. What a stream's
 promise refuses is covered for a closing only.
 """
@@ -26,6 +27,7 @@ from geokv.core.record import CELL, NO_OPERATION, decode_records, encode_record
 from geokv.core.ring import key_hash
 from geokv.errors import RecordError, StorageError
 from geokv.protocol import control
+from geokv.protocol.claims import Claims
 from geokv.protocol.context import Context
 from geokv.protocol.intake import Intake
 from geokv.protocol.messages import CellsFetch, CellsPage, CellsWanted, StreamHeld
@@ -172,7 +174,7 @@ class CellsFetches:
     def _covered(self, stream: Stream, fetch: _Fetch) -> None:
         assert fetch.frontier is not None
         stream.cover(fetch.frontier)
-        fetch.then(held_of(stream))
+        fetch.then(held_of(stream, self._context.claims))
         self.on_covered(stream)
 
     # --- giving -----------------------------------------------------------------------------------------------------
@@ -182,6 +184,9 @@ class CellsFetches:
         context = self._context
         table = context.tables.get(message.namespace)
         if table is None or context.distrusted or not 0 <= message.partition < context.partitions:
+            return
+        if message.partition in context.claims.mine(message.namespace):
+            context.note("cells.unclaimed")
             return
         dc = context.peers[peer].dc
         if dc != context.dc and dc not in table.ships_to(context.dc):
@@ -260,6 +265,8 @@ class CellsFetches:
                 error = str(failure)
             self._unreadable(peer, error)
 
+        if message.partition in self._context.claims.mine(message.namespace):
+            return  # taken back while the list was made
         missing = table.cells.missing(give.keys[start:end])
         if missing:
             self._context.loading.load(table.cells, missing, loaded)
@@ -285,6 +292,8 @@ class CellsFetches:
             page.append(record)
         else:
             at = end
+        if message.partition in self._context.claims.mine(message.namespace):
+            return  # a table was set aside while the cells were loaded
         is_last = at >= len(give.keys)
         stream = (message.namespace, message.partition, message.origin)
         if is_last:
@@ -292,7 +301,8 @@ class CellsFetches:
         self._context.send(peer, CellsPage(message.close, *stream, message.after, give.frontier, b"".join(page), is_last))
 
 
-def held_of(stream: Stream) -> StreamHeld:
+def held_of(stream: Stream, claims: Claims) -> StreamHeld:
     """What this replica has of a stream, synced."""
     beyond = sorted(stream.synced_beyond)[:BEYOND_MAX]
-    return StreamHeld(stream.namespace, stream.partition, stream.origin, stream.frontier, beyond, stream.log_from())
+    is_unclaimed = stream.partition in claims.mine(stream.namespace)
+    return StreamHeld(*stream.key, stream.frontier, beyond, stream.log_from(), is_unclaimed)

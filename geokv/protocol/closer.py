@@ -275,8 +275,10 @@ class CloseRun:
 
     def _present(self, held: dict[str, StreamHeld]) -> tuple[int, set[int], int]:
         """(last number, present numbers above the highest frontier, highest frontier) over all owners."""
-        frontier = max((h.frontier for h in held.values()), default=0)
+        frontier = max((h.frontier for h in held.values() if not h.is_unclaimed), default=0)
         beyond = {n for h in held.values() for n in h.beyond if n > frontier}
+        for unclaimed in (h for h in held.values() if h.is_unclaimed):  # it has what its log holds
+            beyond.update(range(max(unclaimed.log_from, frontier + 1), unclaimed.frontier + 1))
         return max(beyond, default=frontier), beyond, frontier
 
     def _fill(self, pair: Pair, closing: _Closing) -> None:
@@ -352,7 +354,7 @@ class CloseRun:
     def _givers(self, pair: Pair, namespace: int, owner: str, number: int, held: dict[str, StreamHeld]) -> list[str]:
         """Who may give cells: owners here that cover the number; only where there are none, those of other datacenters."""
         context = self._context
-        covering = [node for node, has in held.items() if node != owner and has.frontier >= number]
+        covering = [n for n, has in held.items() if n != owner and has.frontier >= number and not has.is_unclaimed]
         near = set(self._placement.owners[pair[1]])
         if near.intersection(covering):
             covering = [node for node in covering if node in near]
@@ -488,4 +490,4 @@ def missing_of(has: StreamHeld | None, frontier: int, beyond: set[int]) -> list[
     own_frontier = has.frontier if has is not None else 0
     own_beyond = set(has.beyond) if has is not None else set()
     missing = [n for n in range(own_frontier + 1, frontier + 1) if n not in own_beyond]
-    return missing + sorted(beyond - own_beyond)
+    return missing + sorted(number for number in beyond - own_beyond if number > own_frontier)

@@ -19,7 +19,8 @@ forgotten already.
 Invariants: an answer leaves only after the promise, and everything taken before it, is synced. A closing is told only
 after it was agreed. A number is void only if no owner holds it: so nothing that any replica acknowledged can be void.
 Numbers that some owner covers but no log holds come as whole cells; where nobody who covers them is live, the closing
-waits and says so (see `CloseRun.waiting`).
+waits and says so (see `CloseRun.waiting`). An owner that took its claim back has what its log holds, and is brought what its
+log lacks; that it covers an end means that nothing more of it is to come to it: the rest comes with its re-entry.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class Closings:
                 for origin in origins:
                     stream = table.streams.get(partition, origin)
                     if stream is not None and (stream.frontier or stream.synced_beyond):
-                        held.append(held_of(stream))
+                        held.append(held_of(stream, self._context.claims))
         return held
 
     def _closings(self, origins: list[bytes], partitions: list[int]) -> list[tuple[bytes, int, bytes]]:
@@ -202,7 +203,8 @@ class Closings:
 
         def read(raw: bytes | None) -> None:
             """What the log does not hold (any more) is told, too: the closer goes to somebody else."""
-            context.send(peer, CloseFill(message.close, raw) if raw else CloseFilled(message.close, [held_of(stream)]))
+            held = [held_of(stream, context.claims)]
+            context.send(peer, CloseFill(message.close, raw) if raw else CloseFilled(message.close, held))
 
         if places:
             self.read_log(places, read)
@@ -219,7 +221,8 @@ class Closings:
 
             def synced() -> None:
                 streams = [self._context.find_stream(*key) for key in brought]
-                then(CloseFilled(message.close, [held_of(stream) for stream in streams if stream is not None]))
+                claims = self._context.claims
+                then(CloseFilled(message.close, [held_of(stream, claims) for stream in streams if stream is not None]))
 
             self._intake.take(message.records, synced, is_closing=True)
         except RecordError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from geokv.core.hlc import HybridClock
 from geokv.core.origin import Origin, is_origin
+from geokv.protocol.claims import Claims
 from geokv.protocol.decoded import Decoded
 from geokv.protocol.effects import Effect, Log, Note, Send
 from geokv.protocol.journal import Journal
@@ -62,6 +63,7 @@ class Context:
         self.deleted: set[int] = set()  # ids of namespaces that were deleted: their records are nobody's any more
         self.closed: dict[bytes, set[int]] = {}  # origin -> partitions: closed and covered everywhere, only remembered
         self.journal = Journal()
+        self.claims = Claims(origin.node)
         self.decoded = Decoded()
         self.on_refused: Callable[[str], None] = lambda reason: None
         self._next_id = rng.getrandbits(31) << 20

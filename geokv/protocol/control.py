@@ -12,6 +12,7 @@ A control record has kind CONTROL; its key names it, its cell is MessagePack. Re
     slot       [dc, slot, value]                   a definition carried from another datacenter
     conflicts  [conflict …]                        entries of the conflict journal, see `protocol.journal`
     seen       {node: [incarnation, log sequence]} the newest that peers have stated of themselves
+    quarantine [namespace, table, path, offset, what, [partitions], ms]  claims taken back, see `protocol.claims`
 
 Format page: docs/formats/record.md.
 """
@@ -35,6 +36,7 @@ ACCEPT: Final = b"accept"
 SLOT: Final = b"slot"
 SEEN: Final = b"seen"
 CONFLICTS: Final = b"conflicts"
+QUARANTINE: Final = b"quarantine"
 
 
 def control_record(name: bytes, body: object) -> bytes:

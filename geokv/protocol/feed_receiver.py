@@ -266,8 +266,18 @@ class FeedReceiver:
                 self._retry_in(link, RETRY_US)
             elif not own_only or context.now_us - since_us >= HOLE_US_MAX:
                 near = (n for node, n in stream.peers.items() if context.is_live(node))
-                if not own_only or max(near, default=0) <= stream.frontier:
-                    self.fetch_cells(CellsFetch(NO_CLOSING, *stream.key, peer))
+                giver = self._giver(stream, peer)
+                if giver and (not own_only or max(near, default=0) <= stream.frontier):
+                    self.fetch_cells(CellsFetch(NO_CLOSING, *stream.key, giver))
+
+    def _giver(self, stream: Stream, peer: str) -> str:
+        """Who gives cells: the sender of a feed, or where it took its claim back another owner of its datacenter."""
+        context = self._context
+        if context.claims.holds(peer, stream.namespace, stream.partition):
+            return peer
+        owners = self._placement.by_dc[context.peers[peer].dc][stream.partition]
+        others = context.claims.holders(owners, stream.namespace, stream.partition)
+        return next((node for node in others if node != context.node and context.is_live(node)), "")
 
     def batch(self, peer: str, message: FeedBatch) -> None:
         """One batch, or a heartbeat."""
@@ -370,9 +380,11 @@ class FeedReceiver:
 
     def dc_frontier(self, stream: Stream) -> int:
         """Up to which number a quorum of this datacenter's owners has everything, as far as this node was told."""
-        owners = self._placement.owners[stream.partition]
+        context, owners = self._context, self._placement.owners[stream.partition]
+        claimants = context.claims.holders(owners, stream.namespace, stream.partition)
         numbers = sorted(
-            (stream.frontier if node == self._context.node else stream.peers.get(node, 0) for node in owners),
+            [stream.frontier if node == context.node else stream.peers.get(node, 0) for node in claimants]
+            + [0] * (len(owners) - len(claimants)),
             reverse=True,
         )
         return numbers[len(owners) // 2]

@@ -1,7 +1,7 @@
 """Forwarding: a node that does not own a key hands the operation to the first live owner and passes the answer on.
 
-A batch is cut by owner; what this node owns itself it coordinates itself. One hop only: who gets a forwarded batch
-and does not own its keys answers WRONG_NODE.
+A batch is cut by owner; what this node owns, and has its claim for, it coordinates itself. One hop only: who gets a
+forwarded batch and does not own its keys answers WRONG_NODE.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from geokv.protocol.context import Context
 from geokv.protocol.messages import Forward, Forwarded
 from geokv.protocol.placement import Placement
 from geokv.protocol.requests import Detail, Outcome, ReadBatch, ReadReply, WriteBatch, WriteReply
+from geokv.protocol.table import Table
 
 FORWARDS_REMEMBERED_MAX: Final = 16_384
 Batch = WriteBatch | ReadBatch
@@ -84,10 +85,17 @@ class _Split:
 class Forwarder:
     """Cuts batches by owner and keeps those that others answer."""
 
-    def __init__(self, context: Context, placement: Placement, coordinate: Callable[[Batch, Respond], None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        placement: Placement,
+        coordinate: Callable[[Batch, Respond], None],
+        resolve: Callable[[str], Table | None],
+    ) -> None:
         self._context = context
         self._placement = placement
         self._coordinate = coordinate
+        self._resolve = resolve
         self._open: dict[int, tuple[_Split, list[int], str]] = {}
         self._deadlines: list[tuple[int, int]] = []
         self._taken: dict[tuple[str, int], None] = {}  # forwarded calls that others gave us, oldest first
@@ -95,12 +103,17 @@ class Forwarder:
     def start(self, batch: Batch, respond: Respond) -> None:
         """Coordinate or forward every operation of `batch`; answers through `respond`, once."""
         context = self._context
-        if self._placement.owns_all or not batch.keys:
+        if (self._placement.owns_all and context.claims.is_whole) or not batch.keys:
             self._coordinate(batch, respond)
             return
+        table = None if context.claims.is_whole else self._resolve(batch.namespace)
         by_owner: dict[str, list[int]] = {}
         for index, key in enumerate(batch.keys):
-            owners = self._placement.owners[key_hash(key) >> self._placement.shift]
+            partition = key_hash(key) >> self._placement.shift
+            owners = self._placement.owners[partition]
+            if table is not None:  # those who took their claim back come last
+                able = context.claims.holders(owners, table.definition.id, partition)
+                owners = able if any(map(context.is_live, able)) else owners
             owner = context.node if context.node in owners else self._first_live(owners)
             by_owner.setdefault(owner, []).append(index)
         if list(by_owner) == [context.node]:

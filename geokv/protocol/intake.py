@@ -18,7 +18,7 @@ from geokv.core.cells.context import Dot
 from geokv.core.cells.state import CellState
 from geokv.core.partial import Partial
 from geokv.core.record import CELL, DELTA, Record, decode_records
-from geokv.errors import RecordError
+from geokv.errors import RecordError, StorageError
 from geokv.protocol.commit import Entry
 from geokv.protocol.context import Context
 from geokv.protocol.journal import EVERYBODY
@@ -125,7 +125,7 @@ class Intake:
                 elif not stream.take(number):
                     if number <= stream.received or number in stream.beyond:
                         present.append(record)
-                        taken.contiguous &= number <= stream.received
+                        taken.contiguous &= number <= stream.received and self._is_kept(stream, number)
                         held = waiting.get(key) or flying.get(key) or peek(key)
                         if is_lww and held is not None and held > cell:  # the word of it may have been lost
                             taken.newer.append((index, int.from_bytes(held[1:9], "big")))
@@ -189,6 +189,12 @@ class Intake:
                 then()
         return taken
 
+    def _is_kept(self, stream: Stream, number: int) -> bool:
+        """Whether a number that was taken is still here: without a claim only what the log holds is sure to be."""
+        if stream.partition not in self._context.claims.mine(stream.namespace):
+            return True
+        return number > stream.frontier or stream.place(number) is not None
+
     def _note(self, table: Table, record: Record) -> None:
         """What a shipped update met in this datacenter, of types for which that decides something."""
         sort = table.policy.kind
@@ -197,7 +203,10 @@ class Intake:
             return
 
         def look(error: str = "") -> None:
-            cell = None if error else table.visible(record.key)
+            try:
+                cell = None if error else table.visible(record.key)
+            except StorageError:  # a cache has let go of it, and now it cannot be read
+                cell = None
             if cell is not None:
                 context, dot = self._context, Dot(record.origin, record.number)
                 state = context.decoded.state(sort.tag, record.namespace, record.key, cell)
@@ -254,10 +263,15 @@ class Intake:
                 then()
 
         def loaded(some: list[Doubt], error: str) -> None:
-            for table, index, key, cell in some if not error else ():
-                held = table.cells.get(key)
-                if held is not None and held > cell:
-                    newer.append((index, int.from_bytes(held[1:9], "big")))
+            try:
+                for table, index, key, cell in some if not error else ():
+                    held = table.cells.get(key)
+                    if held is not None and held > cell:
+                        newer.append((index, int.from_bytes(held[1:9], "big")))
+            except StorageError as failure:  # a cache has let go of it, and now it cannot be read
+                error = str(failure)
+            if error:
+                self._context.note("intake.doubt_not_read")  # it is synced here all the same; only the word of newer is missing
             one_less()
 
         for some in by_table.values():

@@ -2,7 +2,8 @@
 
     read or write ── load(cells, keys, then) ──> Load ──> the host reads into the caches ──> Loaded ──> then(error)
 
-While one Load is under way, what is wanted meanwhile waits and goes together in the next, as with frames of the log.
+While one Load is under way, what is wanted meanwhile waits and goes together in the next, as with frames of the log. What
+nobody waits for any more by then is dropped: a disk that is slow is not asked for what came too late.
 
 Invariants: `then` runs exactly once, unless the run ends. What was loaded is looked up again by whoever wanted it, over what
 the memtable holds by then. Not here: what needs loading (`table`), the caches (the engine).
@@ -21,6 +22,7 @@ LOADS_WAITING_MAX: Final = CALLS_MAX
 TOLD_MAX: Final = 64  # different errors that are told; all are counted
 Then = Callable[[str], None]
 """Told why the cells cannot be read; empty: they are in memory."""
+_Wish = tuple[Cells, list[bytes], Then, Callable[[], bool]]
 
 
 class Loading:
@@ -28,20 +30,23 @@ class Loading:
 
     def __init__(self, effects: list[Effect]) -> None:
         self._effects = effects
-        self._waiting: list[tuple[Cells, list[bytes], Then]] = []
-        self._under_way: list[tuple[Cells, list[bytes], Then]] = []
+        self._waiting: list[_Wish] = []
+        self._under_way: list[_Wish] = []
         self._token = 0
         self._told: set[str] = set()
-        self.keys = 0
+        self.keys = 0  # that the disk was asked for
+        self.dropped = 0  # calls whose callers were gone before the disk was asked
         self.unreadable = ""  # what could not be read last, and why
 
-    def load(self, cells: Cells, keys: list[bytes], then: Then) -> None:
-        """Have `keys` of `cells` read into memory, then run `then`."""
+    def load(self, cells: Cells, keys: list[bytes], then: Then, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Have `keys` of `cells` read into memory, then run `then`.
+
+        `is_wanted`: asked before the disk is: whether anybody still waits. If not, `then` is told so.
+        """
         if len(self._waiting) >= LOADS_WAITING_MAX:
             then(f"{len(self._waiting)} calls wait for the disk already")
             return
-        self.keys += len(keys)
-        self._waiting.append((cells, keys, then))
+        self._waiting.append((cells, keys, then, is_wanted))
         self._launch()
 
     def loaded(self, token: int, errors: list[str]) -> None:
@@ -49,7 +54,7 @@ class Loading:
         assert token == self._token, f"Loaded({token}), expected {self._token}"
         done, self._under_way = self._under_way, []
         self._launch()
-        for (_, _, then), error in zip(done, errors, strict=True):
+        for (_, _, then, _), error in zip(done, errors, strict=True):
             if error:
                 self._tell(error)
             then(error)
@@ -61,7 +66,19 @@ class Loading:
             self._effects.append(Log("error", f"cells cannot be read: {error}"))
 
     def _launch(self) -> None:
-        if self._waiting and not self._under_way:
-            self._under_way, self._waiting = self._waiting, []
+        if not self._waiting or self._under_way:
+            return
+        waiting, self._waiting = self._waiting, []
+        gone: list[Then] = []
+        for wish in waiting:
+            if wish[3]():
+                self._under_way.append(wish)
+                self.keys += len(wish[1])
+            else:
+                gone.append(wish[2])
+        if self._under_way:
             self._token += 1
-            self._effects.append(Load(self._token, [(cells, keys) for cells, keys, _ in self._under_way]))
+            self._effects.append(Load(self._token, [(cells, keys) for cells, keys, _, _ in self._under_way]))
+        self.dropped += len(gone)
+        for then in gone:
+            then("nobody waits for it any more")

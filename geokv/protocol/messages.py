@@ -112,6 +112,19 @@ class Statement:
     definitions: dict[str, int]
 
 
+@dataclass(slots=True)
+class TakenBack:
+    """ASK without an answer: all claims that the sender took back, namespace -> partitions (see protocol.claims).
+
+    `changes` counts within the sender's run, for words that come late. `logged`: up to where these streams' numbers came
+    through its log. That is no claim: it says what need not be sent again, and from whose log it can be had.
+    """
+
+    changes: int
+    partitions: dict[int, list[int]]
+    logged: list[StreamHeads]
+
+
 # --- feeds: catching up from a co-owner's log, and shipping between datacenters -------------------------------------
 
 
@@ -311,7 +324,8 @@ class CloseAsk:
 @dataclass(slots=True)
 class StreamHeld:
     """What a replica holds of one stream: all numbers up to `frontier`, and `beyond` it; `log_from`: the first that its log
-    still holds (numbers below it are covered, but in no log here)."""
+    still holds (numbers below it are covered, but in no log here). `is_unclaimed`: it took its claim back, so the numbers
+    below `log_from` are not here."""
 
     namespace: int
     partition: int
@@ -319,6 +333,7 @@ class StreamHeld:
     frontier: int
     beyond: list[int]
     log_from: int
+    is_unclaimed: bool = False
 
 
 @dataclass(slots=True)
@@ -466,6 +481,7 @@ ASKS: Final = (
     ReadCells,
     Forward,
     Statement,
+    TakenBack,
     FeedOpen,
     FeedAck,
     FeedClose,

@@ -37,6 +37,7 @@ from geokv.protocol.requests import Detail, Outcome, ReadBatch, ReadReply
 from geokv.protocol.table import Table
 
 ASK_MORE_US: Final = 150_000
+SERVE_US_MAX: Final = 10_000_000  # a co-owner's question that has waited so long for the disk is not answered any more
 UNSET: Final = 255
 NO_DIGEST: Final = bytes(8)
 Respond = Callable[[ReadReply], None]
@@ -73,6 +74,7 @@ class ReadPart:
         "call",
         "cells",
         "digests",
+        "error",
         "fetches",
         "fetching",
         "has_own",
@@ -102,6 +104,7 @@ class ReadPart:
         self.cells: list[bytes | None] | None = None  # own cells, once settled
         self.query = 0
         self.has_own = True  # the own copy can be read
+        self.error = ""  # why a replica that was asked could not answer
         self.is_done = False
         self.then: Then | None = None  # who wants the cells themselves, instead of a client its values
 
@@ -120,6 +123,7 @@ class ReadCoordinator:
         self._deadlines: list[tuple[int, int, ReadPart]] = []
         self._order = 0
         self._calls = 0
+        self._serving: set[tuple[str, int]] = set()  # (peer, query) that wait for the disk; as many as loads may wait
 
     @property
     def calls(self) -> int:
@@ -162,10 +166,13 @@ class ReadCoordinator:
         call.deadline_us, call.table, call.remaining = deadline_us, table, 1
         self._calls += 1
         peers = placement.peers_of_set[placement.set_of[key_hash(keys[0]) >> placement.shift]]
+        if not context.claims.is_whole:
+            for partition in {key_hash(key) >> placement.shift for key in keys}:
+                peers = context.claims.holders(peers, table.definition.id, partition)
         part = ReadPart(call, list(range(len(keys))), keys, placement.replicas // 2 + 1, peers)
         part.then = then
         if 1 + len(context.peers.live(peers, context.now_us)) < part.r:
-            self._expire(part, "too few replicas are live")
+            self._expire(part, f"too few replicas are live{self._lacking(table)}")
         else:
             self._gather(part, table)
 
@@ -208,15 +215,37 @@ class ReadCoordinator:
             else:
                 self._refuse(call, (index,), Outcome.WRONG_NODE, f"{context.node} does not own this key's partition")
         parts: list[ReadPart] = []
-        for owner_set, indexes in by_set.items():
-            peers = placement.peers_of_set[owner_set]
+        for peers, indexes in self._by_peers(call, table, by_set):
             live = 1 + len(context.peers.live(peers, context.now_us))
             if live < r:
-                text = f"{r} replicas needed, {live} of {placement.replicas} live"
+                text = f"{r} replicas needed, {live} of {placement.replicas} live{self._lacking(table)}"
                 self._refuse(call, indexes, Outcome.UNAVAILABLE, text, r, live)
             else:
                 parts.append(ReadPart(call, indexes, [keys[index] for index in indexes], r, peers))
         return parts
+
+    def _by_peers(
+        self, call: ReadCall, table: Table, by_set: dict[int, list[int]]
+    ) -> Iterable[tuple[tuple[str, ...], list[int]]]:
+        """The keys of each owner set with the others who may be asked for them; what this node cannot serve is refused."""
+        claims, placement, namespace = self._context.claims, table.placement, table.definition.id
+        if claims.is_whole:
+            return [(placement.peers_of_set[owner_set], indexes) for owner_set, indexes in by_set.items()]
+        found: dict[tuple[str, ...], list[int]] = {}
+        for owner_set, indexes in by_set.items():
+            for index in indexes:
+                partition = key_hash(call.batch.keys[index]) >> placement.shift
+                if partition in claims.mine(namespace):
+                    self._refuse(call, (index,), Outcome.UNAVAILABLE, claims.why(namespace, partition))
+                else:
+                    peers = claims.holders(placement.peers_of_set[owner_set], namespace, partition)
+                    found.setdefault(peers, []).append(index)
+        return found.items()
+
+    def _lacking(self, table: Table) -> str:
+        """Who does not count towards a level though it lives, in words."""
+        lacking = self._context.claims.lacking(table.definition.id)
+        return f"; {', '.join(lacking)} cannot serve some partitions (see geokv status)" if lacking else ""
 
     def _refuse(
         self, call: ReadCall, indexes: Iterable[int], outcome: Outcome, text: str, required: int = 0, achieved: int = 0
@@ -266,12 +295,12 @@ class ReadCoordinator:
             part.cells = cells
             self._progress(part, table)
 
-        self._look(table, part.keys, looked)
+        self._look(table, part.keys, looked, lambda: not part.is_done and not part.call.batch.is_gone)
 
     def _without_own(self, part: ReadPart, table: Table, error: str) -> None:
         """The own copy cannot be read: others answer in its place, where there are enough of them."""
         self._context.note("read.own_copy_unreadable")
-        part.has_own, part.cells = False, [None] * len(part.keys)
+        part.has_own, part.cells, part.error = False, [None] * len(part.keys), error
         if not part.query:
             part.query = self._context.next_id()
             self._by_query[part.query] = part
@@ -280,15 +309,21 @@ class ReadCoordinator:
         while len(part.asked) < part.r and self._ask_another(part, table):
             pass
         if len(part.asked) < part.r:
-            self._expire(part, f"{self._context.node} cannot read its own copy ({error}), and no other replica is left to ask")
+            self._expire(part, f"{self._context.node} cannot read its own copy, and no other replica is left to ask")
         else:
             self._progress(part, table)
 
-    def _look(self, table: Table, keys: list[bytes], then: Callable[[list[bytes | None], str], None]) -> None:
+    def _look(
+        self, table: Table, keys: list[bytes], then: Callable[[list[bytes | None], str], None], is_wanted: Callable[[], bool]
+    ) -> None:
         """`then` gets what a reader is shown of these keys, once it is in memory; or why it cannot be read."""
-        cells, missing = table.look(keys)
+        try:
+            cells, missing = table.look(keys)
+        except StorageError as failure:
+            then([], str(failure))
+            return
         if not missing:
-            then(cells, "")
+            then(cells, self._unserved(table, keys))
             return
         self._context.count("read.loaded", len(missing))
         get = table.visible if table.is_interval else table.cells.get
@@ -299,9 +334,16 @@ class ReadCoordinator:
                 found = [] if error else table.folded([get(key) for key in keys])
             except StorageError as failure:  # a cache has let go of it, or its namespace was deleted
                 error = str(failure)
-            then(found, error)
+            then(found, error or self._unserved(table, keys))
 
-        self._context.loading.load(table.cells, missing, loaded)
+        self._context.loading.load(table.cells, missing, loaded, is_wanted)
+
+    def _unserved(self, table: Table, keys: list[bytes]) -> str:
+        """Why what is here of these keys may not be shown: asked when it is, since a claim may be taken back meanwhile."""
+        namespace, shift = table.definition.id, table.placement.shift
+        lost = self._context.claims.mine(namespace)
+        found = next((key_hash(key) >> shift for key in keys if key_hash(key) >> shift in lost), None) if lost else None
+        return "" if found is None else self._context.claims.why(namespace, found)
 
     def answered(self, peer: str, message: CellsRead) -> None:
         """A replica answered with digests or with cells."""
@@ -310,6 +352,7 @@ class ReadCoordinator:
         if part is None or part.is_done or table is None or peer not in part.asked:
             return
         if message.error:
+            part.error = message.error
             self._drop_replica(part, peer)
             self._ask_another(part, table)
         elif message.query != part.query:
@@ -512,7 +555,17 @@ class ReadCoordinator:
         self._when_settled(table, message.keys, lambda: self._serve_settled(peer, message, table))
 
     def _serve_settled(self, peer: str, message: ReadCells, table: Table) -> None:
-        self._look(table, message.keys, lambda cells, error: self._serve_looked(peer, message, cells, error))
+        context, asked = self._context, (peer, message.query)
+        if asked in self._serving:
+            return  # it asks again since it waits; the disk has been asked
+        until_us = context.now_us + SERVE_US_MAX
+
+        def looked(cells: list[bytes | None], error: str) -> None:
+            self._serving.discard(asked)
+            self._serve_looked(peer, message, cells, error)
+
+        self._serving.add(asked)
+        self._look(table, message.keys, looked, lambda: context.now_us < until_us and context.is_live(peer))
 
     def _serve_looked(self, peer: str, message: ReadCells, found: list[bytes | None], error: str) -> None:
         if error:
@@ -596,7 +649,7 @@ class ReadCoordinator:
         if part.then is not None:
             part.then(None)
         achieved = len(part.digests) + (part.cells is not None and part.has_own)
-        text = f"{why}: {achieved} of {part.r} replicas answered"
+        text = f"{why}: {achieved} of {part.r} replicas answered" + (f"; {part.error}" if part.error else "")
         self._refuse(part.call, part.indexes, Outcome.UNAVAILABLE, text, part.r, achieved)
         part.call.remaining -= 1
         self._finish_if_complete(part.call)

@@ -5,7 +5,8 @@
 The first batch after a quiet time goes on at once; while they keep coming, each message waits RELAY_LINGER_US for more.
 The nodes of a datacenter ship at the same moments (protocol.feed_sender), so much of it comes together.
 
-Invariants: a batch is told only when a quorum of every owner set that it touches has all of it synced.
+Invariants: a batch is told only when a quorum of every owner set that it touches has all of it synced; who took its claim
+back is none of that quorum.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ class _Batch:
 class _Gathered:
     """What waits to be sent to one owner set."""
 
-    __slots__ = ("batches", "nbytes", "raws")
+    __slots__ = ("batches", "lacking", "nbytes", "raws")
 
     def __init__(self) -> None:
         self.raws: list[bytes] = []
         self.nbytes = 0
         self.batches: list[_Batch] = []
+        self.lacking: set[str] = set()  # who took back its claim, and is not one of the quorum
 
 
 class Relays:
@@ -62,11 +64,16 @@ class Relays:
 
     def add(self, records: Iterable[Record], on_quorum: Callable[[], None]) -> None:
         """Relay `records`, all of them in this node's log or on the way there; `on_quorum` runs once, or never."""
-        set_of = self._placement.set_of
+        set_of, claims = self._placement.set_of, self._context.claims
         by_set: dict[int, list[bytes]] = {}
+        lacking: dict[int, set[str]] = {}
         for record in records:
             if record.kind == DELTA:
                 by_set.setdefault(set_of[record.partition], []).append(record.raw)
+                if not claims.is_whole:
+                    owners = self._placement.owners[record.partition]
+                    lack = set(owners).difference(claims.holders(owners, record.namespace, record.partition))
+                    lacking.setdefault(set_of[record.partition], set()).update(lack)
         if not by_set:
             self._context.commit.after_pending(on_quorum)
             return
@@ -77,6 +84,7 @@ class Relays:
             gathered.raws += raws
             gathered.nbytes += sum(map(len, raws))
             gathered.batches.append(batch)
+            gathered.lacking |= lacking.get(owner_set, set())
             is_full |= gathered.nbytes >= RELAY_BYTES_MAX
         now_us = self._context.now_us
         if is_full or now_us - self._sent_us >= BUSY_US:
@@ -98,7 +106,7 @@ class Relays:
         parts: list[Part] = []
         for owner_set, waiting in gathered.items():
             peers = self._placement.peers_of_set[owner_set]
-            told = self._when_on_quorum(owner_set, waiting.batches)
+            told = self._when_on_quorum(owner_set, waiting.batches, waiting.lacking)
             parts.append(self._replication.start(peers, b"".join(waiting.raws), told, is_relay=True))
 
         def own() -> None:
@@ -107,11 +115,16 @@ class Relays:
 
         self._context.commit.after_pending(own)
 
-    def _when_on_quorum(self, owner_set: int, batches: list[_Batch]) -> Callable[[Part], None]:
+    def _when_on_quorum(self, owner_set: int, batches: list[_Batch], lacking: set[str]) -> Callable[[Part], None]:
         quorum = self._placement.replicas // 2 + 1
+        is_own_counted = self._context.node not in lacking
 
         def on_change(part: Part) -> None:
-            if part.replicas >= quorum:
+            if lacking:
+                replicas = sum(node not in lacking for node in part.acked) + (part.is_own_synced and is_own_counted)
+            else:
+                replicas = part.replicas
+            if replicas >= quorum:
                 self._replication.release(part)
                 for batch in batches:
                     batch.has(owner_set)

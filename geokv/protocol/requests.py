@@ -63,7 +63,7 @@ class WriteBatch:
     bytes per item, or empty. `contexts`: per item, or empty. `has_updates`: the values are operations of the namespace's
     type (core.cells.wire), not values to be put. `timeout_ms`: what is left of the caller's time.
     `replicated_to`: how many DCs in all (this one included) must hold the write before the answer; 0: as the level
-    says.
+    says. `is_gone`: nobody waits for the answer any more (not on the wire).
     """
 
     namespace: str
@@ -79,6 +79,7 @@ class WriteBatch:
     contexts: list[bytes] = field(default_factory=list)
     ring_version: int = 0
     has_updates: bool = False
+    is_gone: bool = field(default=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -108,7 +109,10 @@ class WriteReply:
 
 @dataclass(slots=True)
 class ReadBatch:
-    """Gets of one namespace with the same options. `repair_before`: answer only what a quorum holds."""
+    """Gets of one namespace with the same options. `repair_before`: answer only what a quorum holds.
+
+    `is_gone`: nobody waits for the answer any more (not on the wire).
+    """
 
     namespace: str
     keys: list[bytes]
@@ -118,6 +122,7 @@ class ReadBatch:
     seen_hlc: int = 0
     repair_before: bool = False
     ring_version: int = 0
+    is_gone: bool = field(default=False, compare=False)
 
 
 @dataclass(slots=True)

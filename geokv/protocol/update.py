@@ -32,7 +32,7 @@ from geokv.core.hlc import hlc_ms
 from geokv.core.limits import READ_ANSWER_BYTES_MAX, SIBLINGS_WARN
 from geokv.core.origin import unpack_origin
 from geokv.core.record import DELTA, NO_OPERATION, encode_record
-from geokv.errors import GeokvError, InvalidRequest, NotEnoughRights, RecordError, Stale
+from geokv.errors import GeokvError, InvalidRequest, NotEnoughRights, Stale, StorageError, Unavailable
 from geokv.protocol.commit import Entry
 from geokv.protocol.context import Context
 from geokv.protocol.requests import Detail, Outcome, WriteBatch
@@ -138,7 +138,10 @@ class Updater:
         operation = call.updates[index]
         assert operation is not None and operation.context is not None
         key = call.batch.keys[index]
-        return self._look(table, call.partitions[index], operation, self._state(table, key)).missing
+        try:
+            return self._look(table, call.partitions[index], operation, self._state(table, key)).missing
+        except StorageError:
+            return []  # a cache has let go of it, and now it cannot be read: `issue` says so
 
     def _state(self, table: Table, key: bytes) -> CellState:
         kind = table.policy.kind
@@ -250,14 +253,17 @@ class Updater:
         context, call = self._context, part.call
         hlc = context.clock.stamps(context.wall_ms, len(part.indexes)) - 1
         first_hlc = hlc + 1
+        lost = context.claims.mine(table.definition.id)
         made: list[Made] = []
         numbers: dict[Stream, int] = {}
         changed: dict[bytes, tuple[bytes, CellState]] = {}
         for index in part.indexes:
             hlc += 1
             try:
+                if call.partitions[index] in lost:  # taken back while this waited
+                    raise Unavailable(context.claims.why(table.definition.id, call.partitions[index]))
                 one = self._make(call, table, index, hlc, numbers, changed, (gathered or {}).get(index))
-            except (InvalidRequest, Stale, NotEnoughRights, RecordError) as error:
+            except (InvalidRequest, Stale, NotEnoughRights, StorageError, Unavailable) as error:
                 self._refuse(call, [index], *_outcome_of(error))
             else:
                 made.append(one)
@@ -449,6 +455,8 @@ def _outcome_of(error: GeokvError) -> tuple[Outcome, Detail]:
         return Outcome.NOT_ENOUGH_RIGHTS, Detail(error.message, rights=(error.needed, error.here, error.elsewhere))
     if isinstance(error, Stale):
         return Outcome.STALE, Detail(error.message)
-    if isinstance(error, RecordError):
+    if isinstance(error, Unavailable):
+        return Outcome.UNAVAILABLE, Detail(error.message)
+    if isinstance(error, StorageError):
         return Outcome.UNAVAILABLE, Detail(f"the cell of this key cannot be read: {error}")
     return Outcome.INVALID, Detail(error.message)

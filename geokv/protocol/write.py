@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
-from typing import Final, cast
+from typing import Final
 
 from geokv.core.cell import VERSION_MAX, lww_version
 from geokv.core.cells.operation import Operation
@@ -32,7 +32,7 @@ from geokv.core.partial import Partial
 from geokv.core.quorum import Consistency, needed
 from geokv.core.record import NO_OPERATION
 from geokv.core.ring import key_hash
-from geokv.errors import InvalidRequest, NamespaceNotFound
+from geokv.errors import InvalidRequest, NamespaceNotFound, StorageError
 from geokv.protocol.commit import Entry
 from geokv.protocol.context import Context
 from geokv.protocol.replication import Part, Replication
@@ -186,7 +186,7 @@ class WriteCoordinator:
             if table.policy.kind is None:
                 call.remaining, call.parts = len(parts), parts
                 for part in parts:
-                    self._write(part, table, part.indexes)
+                    self._begin(part, table)
             else:
                 shares = [share for part in parts for share in self._updater.cut(part, table)]
                 call.remaining, call.parts = len(shares), [part for part, _ in shares]
@@ -264,7 +264,11 @@ class WriteCoordinator:
                     continue
                 version = int.from_bytes(token, "big")
                 if len(token) == 8 and version > limit:
-                    stored = table.visible(batch.keys[index])  # a clock may have been far ahead when it was made
+                    try:
+                        stored = table.visible(batch.keys[index])  # a clock may have been far ahead when it was made
+                    except StorageError as error:
+                        self._refuse(call, (index,), Outcome.UNAVAILABLE, self._unreadable(error))
+                        continue
                     limit_here = lww_version(stored) if stored is not None else 0
                 else:
                     limit_here = limit
@@ -280,9 +284,12 @@ class WriteCoordinator:
         set_of, shift, is_mine = placement.set_of, placement.shift, placement.is_mine
         keys, values = call.batch.keys, call.batch.values
         call.partitions = partitions = [key_hash(key) >> shift for key in keys]
+        lost = context.claims.mine(table.definition.id)
         for index, partition in enumerate(partitions):
             if outcomes[index] == UNSET:
-                if is_mine[partition]:
+                if partition in lost:
+                    self._refuse(call, (index,), Outcome.UNAVAILABLE, context.claims.why(table.definition.id, partition))
+                elif is_mine[partition]:
                     by_set.setdefault(set_of[partition], []).append(index)
                 else:
                     self._refuse(call, (index,), Outcome.WRONG_NODE, f"{context.node} does not own this key's partition")
@@ -341,10 +348,30 @@ class WriteCoordinator:
 
     # --- numbering --------------------------------------------------------------------------------------------------
 
-    def _write(self, part: WritePart, table: Table, indexes: list[int], above: dict[int, int] | None = None) -> None:
+    def _unreadable(self, error: StorageError) -> str:
+        return f"{self._context.node} cannot read what it holds of this key ({error}); nothing was numbered"
+
+    def _begin(self, part: WritePart, table: Table) -> None:
+        """Write a part, unless what its cells build upon cannot be read."""
+        try:
+            stored = _stored(table, part)
+        except StorageError as error:  # a cache has let go of what was loaded, and now it cannot be read
+            self._refuse(part.call, part.indexes, Outcome.UNAVAILABLE, self._unreadable(error))
+            self._nothing_left(part)
+        else:
+            self._write(part, table, part.indexes, stored)
+
+    def _write(
+        self,
+        part: WritePart,
+        table: Table,
+        indexes: list[int],
+        before: list[bytes | None],
+        above: dict[int, int] | None = None,
+    ) -> None:
         """Stamp, number and encode the operations of `part`, hand them to the log and to the co-owners.
 
-        `above`: version to exceed, per position in the part (second attempt).
+        `before`: what is stored of each key. `above`: version to exceed, per position in the part (second attempt).
         """
         context = self._context
         batch = part.call.batch
@@ -355,7 +382,7 @@ class WriteCoordinator:
         context.commit.originated(hlc + 1)
         ttl_ms = batch.ttl_ms or definition.ttl_ms
         deadline_ms = hlc_ms(hlc) + ttl_ms if ttl_ms > 0 else 0
-        waiting, flying, get = table.waiting, table.flying, table.cells.get
+        waiting = table.waiting
         partitions = table.streams.partitions
         entries: list[Entry] = []
         raws: list[bytes] = []
@@ -367,10 +394,10 @@ class WriteCoordinator:
             value = values[index]
             hlc += 1
             version, replaced = hlc, 0
-            stored = waiting.get(key) or flying.get(key) or get(key)
+            stored = waiting.get(key)
+            if type(stored) is not bytes:
+                stored = before[position]
             if stored is not None:
-                if type(stored) is Partial:
-                    stored = cast("bytes", table.visible(key))
                 replaced = int.from_bytes(stored[1:9], "big")
                 if replaced >= version:
                     version = min(replaced + 1, VERSION_MAX)
@@ -447,16 +474,30 @@ class WriteCoordinator:
         batch, packed = part.call.batch, self._context.packed
         indexes = [part.indexes[position] for position in lost]
         again_bytes = records_bytes_max([batch.keys[i] for i in indexes], [batch.values[i] for i in indexes], packed)
-        if self._context.commit.reserve(again_bytes):
+        part_again = part.piece(indexes)
+        cannot = self._context.commit.reserve(again_bytes) or self._cannot_go_on(part)
+        stored: list[bytes | None] = []
+        try:
+            stored = [] if cannot else _stored(table, part_again)
+        except StorageError as error:
+            cannot = str(error)
+        if cannot:
             part.is_done = True
             again = self._share(part, lost)
             again.lost = set(range(len(lost)))
-            self._achieved(again)  # no room to try again: it lost, and the outcome says so
+            self._achieved(again)  # it cannot be tried again: it lost, and the outcome says so
             return
         self._context.note("write.stamped_again", len(lost))
         part.attempt = 2
         part.indexes = [part.indexes[position] for position in lost]
-        self._write(part, table, part.indexes, {at: sent.newer[position] for at, position in enumerate(lost)})
+        self._write(part, table, part.indexes, stored, {at: sent.newer[position] for at, position in enumerate(lost)})
+
+    def _cannot_go_on(self, part: WritePart) -> str:
+        """Why this node does not number for these partitions any more (empty: it does)."""
+        call, claims = part.call, self._context.claims
+        lost = claims.mine(call.table.definition.id) if call.table is not None else ()
+        found = next((call.partitions[i] for i in part.indexes if call.partitions[i] in lost), None) if lost else None
+        return "" if found is None or call.table is None else claims.why(call.table.definition.id, found)
 
     def _share(self, part: WritePart, positions: list[int]) -> WritePart:
         """Some operations of a part, to be settled on their own."""
@@ -626,6 +667,16 @@ class WriteCoordinator:
             if call.respond is not None:
                 self._expire(call, why)
         self._deadlines.clear()
+
+
+def _stored(table: Table, part: WritePart) -> list[bytes | None]:
+    """What is stored of each key of a part, whole. Raises StorageError; nothing was numbered before it."""
+    keys = part.call.batch.keys
+    waiting, flying, get = table.waiting, table.flying, table.cells.get
+    found = [waiting.get(keys[index]) or flying.get(keys[index]) or get(keys[index]) for index in part.indexes]
+    if Partial in map(type, found):
+        found = [table.visible(keys[i]) if type(cell) is Partial else cell for i, cell in zip(part.indexes, found, strict=True)]
+    return found
 
 
 def _covering(stream: Stream, number: int) -> int:

@@ -20,6 +20,7 @@ from geokv.runtime.machine import Opened, Opener
 from geokv.storage.checkpoint import read_checkpoint, remove_checkpoints
 from geokv.storage.disk import RealDisk
 from geokv.storage.lsm.engine import LsmOptions
+from geokv.storage.lsm.jobs import Quarantine
 from geokv.storage.lsm.worker import Worker
 from geokv.storage.node_engine import NodeEngine
 from geokv.storage.wal import Log
@@ -73,9 +74,11 @@ def opener(
 
         def build(job: Any) -> None:
             # A node that is about to stop has nobody to disturb any more, and a process takes long to start.
+            is_here = worker.is_closed or isinstance(job, Quarantine)
             try:
-                tables = engine.do(job) if worker.is_closed else worker.run(job)
-            except GeokvError:
+                tables = engine.do(job) if is_here else worker.run(job)
+            except GeokvError as error:
+                engine.noticed(error)
                 engine.discard(job)
                 raise
             engine.install(job, tables)

@@ -29,9 +29,10 @@ from typing import Final
 from geokv.core.cell import LwwCell, decode_lww, live_value, lww_version
 from geokv.core.cells.codec import decode
 from geokv.core.quorum import Consistency, needed
-from geokv.errors import StorageError
+from geokv.errors import Damaged, StorageError
 from geokv.protocol.requests import Outcome
 from geokv.sim.clocks import EPOCH_US
+from geokv.sim.held import Held
 from geokv.sim.history import Operation
 from geokv.sim.truth import Image, folded, image_of, includes, is_lww
 from geokv.sim.typed_checkers import TYPED_CHECKERS, books_survive
@@ -40,13 +41,23 @@ from geokv.sim.world import World
 OK: Final = "ok"
 
 
-def final_cells(world: World) -> dict[str, dict[bytes, bytes]]:
-    """Per node that runs and does not refuse: all its cells, read from its engine."""
-    cells: dict[str, dict[bytes, bytes]] = {}
+def final_cells(world: World) -> dict[str, Held]:
+    """Per node that runs and does not refuse: all its cells that it claims to have, read from its engine.
+
+    A node whose cells cannot be read is missing: it takes back its claim soon.
+    """
+    cells: dict[str, Held] = {}
+    namespace_of: dict[bytes, int] = {}
     for name, host in world.hosts.items():
         if host.node is not None and not host.node.is_refusing:
-            tables = host.tables()
-            cells[name] = {key: folded(cell) for table in sorted(tables) for key, cell in tables[table].items()}
+            try:
+                tables = host.tables()
+            except Damaged:
+                continue
+            held = cells[name] = Held(world.topology.partitions, getattr(host.node, "unserved", {}), namespace_of)
+            for table in sorted(tables):
+                namespace_of.update(dict.fromkeys(tables[table], table))
+                held.update((key, folded(cell)) for key, cell in tables[table].items() if held.answers(key))
     return cells
 
 
@@ -80,7 +91,8 @@ def acknowledged_survives(world: World) -> str:
             continue
         for dc in world.topology.dc_names:
             for name in world.owners(operation.key, dc):
-                if name in cells and not _is_kept(operation, cells[name].get(operation.key)):
+                is_asked = name in cells and cells[name].answers(operation.key)
+                if is_asked and not _is_kept(operation, cells[name].get(operation.key)):
                     return f"{name} lacks {operation}: it has {_shown(cells[name].get(operation.key))}"
     return OK
 
@@ -102,7 +114,7 @@ def survives_now(world: World, lost: Iterable[str]) -> str:
                 images[name] = image_of(host.storage.surviving())
             except StorageError as error:
                 return f"after a power cut the disk of {name} cannot be read: {error}"
-            if missing := _vanished(world, name, images[name]):
+            if name not in world.truth.rotten and (missing := _vanished(world, name, images[name])):
                 return missing
     for operation in _promised(world, world.history.acknowledged()):
         if operation.version and not is_excused(world, operation, lost | (set(world.hosts) - set(images))):
@@ -130,9 +142,13 @@ def converged(world: World) -> str:
     cells = final_cells(world)
     if not cells:
         return "no node runs"
+    for name, host in world.hosts.items():
+        if name not in cells and host.node is not None and not host.node.is_refusing:
+            return f"{name} has a damaged table, and its claim stands"
     keys = sorted({key for table in cells.values() for key in table})
     for key in keys:
-        holders = [name for dc in world.topology.dc_names for name in world.owners(key, dc) if name in cells]
+        owners = [name for dc in world.topology.dc_names for name in world.owners(key, dc) if name in cells]
+        holders = [name for name in owners if cells[name].answers(key)]
         for name in holders[1:]:
             one, other = cells[holders[0]].get(key), cells[name].get(key)
             if one != other:

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from geokv.errors import StorageError
+from geokv.errors import Damaged, StorageError
 from geokv.node.recovery import Checkpoint
 from geokv.storage.checkpoint import read_checkpoint, remove_checkpoints
 from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
+from geokv.storage.lsm.facts import TableFacts
+from geokv.storage.lsm.manifest import NAME as MANIFEST
+from geokv.storage.lsm.manifest import read_manifest
 from geokv.storage.lsm.strategy import Levelled
+from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import TableOptions
 from geokv.storage.lsm.work import run_job
 from geokv.storage.wal import Log
@@ -99,7 +104,8 @@ class Storage:
         """Run a job and let what it made stand. Raises StorageError."""
         try:
             tables = run_job(self.disk, job)
-        except StorageError:
+        except StorageError as error:
+            engine.noticed(error)
             engine.discard(job)
             raise
         engine.install(job, tables)
@@ -142,11 +148,45 @@ class Storage:
     def make_room(self) -> None:
         self.disk.capacity_bytes = None
 
+    def rot(self) -> str:
+        """Flip one bit of one live table; which one, empty where there is none."""
+        names = [facts.name for facts in self._live() if self.disk.exists(facts.name)]
+        if not names:
+            return ""
+        name = self._rng.choice(names)
+        offset = self._rng.randrange(self.disk.size(name))
+        (byte,) = self.disk.read_at(name, offset, 1)
+        self.disk.damage(name, offset, bytes([byte ^ 1 << self._rng.randrange(8)]))
+        return f"{name} byte {offset}"
+
     # --- what is really there ---------------------------------------------------------------------------------------
+
+    def _live(self) -> list[TableFacts]:
+        return list(read_manifest(self.disk).all_tables()) if self.disk.exists(MANIFEST) else []
+
+    def damaged_tables(self) -> list[str]:
+        """The live tables that cannot be read to their ends."""
+        return [facts.name for facts in self._live() if not _pairs(self.disk, facts)[1]]
+
+    def readable_cells(self) -> Iterator[list[tuple[bytes, bytes]]]:
+        """What can be read of each live table, the oldest first."""
+        for facts in sorted(self._live(), key=lambda facts: facts.recency, reverse=True):
+            yield _pairs(self.disk, facts)[0]
 
     def is_durable(self, segment: int, offset: int, payload: bytes) -> bool:
         """Whether the payload that the log put there would survive a power cut now, whatever that did to unsynced writes."""
         return _durable_bytes(self.disk, segment_name(segment), offset, len(payload)) == payload
+
+
+def _pairs(disk: CrashDisk, facts: TableFacts) -> tuple[list[tuple[bytes, bytes]], bool]:
+    """(what can be read of a table, whether that is all of it)."""
+    found: list[tuple[bytes, bytes]] = []
+    try:
+        for key, cell in TableReader(disk, facts.number, BlockCache(0)).all_pairs():
+            found.append((key, bytes(cell)))
+    except Damaged:
+        return found, False
+    return found, True
 
 
 def _durable_bytes(disk: CrashDisk, name: str, offset: int, length: int) -> bytes:

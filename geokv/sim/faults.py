@@ -45,6 +45,7 @@ class FaultOptions:
     failed_append: float = 0.7  # a write to the log fails (EIO)
     failed_sync: float = 0.7  # an fdatasync of the log fails; what it should have synced may be lost
     full_disk: float = 0.5  # nothing can be allocated for a while
+    bit_rot: float = 1.0  # a bit of a table flips, of one node per datacenter at most: a majority can do without it
     old_disk: float = 0.0  # a machine comes back with a copy of its disk from before (needs re-entry: scenarios only)
     wiped_disk: float = 0.0  # a machine comes back with an empty disk (needs re-entry: scenarios only)
 
@@ -88,6 +89,7 @@ class Faults:
         self._rng = rng
         self._noises = 0
         self._old_disks: dict[str, Storage] = {}
+        self._rotten: set[str] = set()  # datacenters
 
     def plan(self, from_us: int, until_us: int) -> None:
         """Schedule the drawn faults between two moments."""
@@ -230,6 +232,13 @@ class Faults:
         host = self._host()
         host.extra_sync_us = self._rng.randrange(5 * MS, 80 * MS)
         self._later(duration_us, setattr, host, "extra_sync_us", 0)
+
+    def _bit_rot(self, duration_us: int) -> None:
+        host = self._host()
+        if host.dc in self._rotten or not host.rot():
+            self.struck["bit_rot"] -= 1
+        else:
+            self._rotten.add(host.dc)
 
     def _copy_disk(self, name: str) -> None:
         self._old_disks[name] = self.world.hosts[name].storage.copied()

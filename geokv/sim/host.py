@@ -53,6 +53,7 @@ from geokv.sim.disks import Storage, StorageOptions
 from geokv.sim.schedule import MS, SECOND, Schedule, Timer
 from geokv.sim.trace import Trace, described
 from geokv.storage.lsm.engine import LsmEngine
+from geokv.storage.lsm.jobs import Quarantine
 
 INBOX_MAX: Final = 50_000  # what a paused process' sockets hold; beyond it packets are lost
 WALL_CLOCK_US: Final = 100 * MS
@@ -329,6 +330,15 @@ class Host:
         for observer in self._observers:
             observer.saw_disk(self, what)
 
+    def rot(self) -> str:
+        """A bit of one of its tables flips; which one, empty where it has none."""
+        what = self.storage.rot()
+        if what:
+            self._trace.add(self.name, "bit rot", what)
+            for observer in self._observers:
+                observer.saw_disk(self, "bit rot")
+        return what
+
     def pause(self) -> None:
         """The process stands still (SIGSTOP, a swapping machine, a long collection)."""
         if self.node is not None and not self.is_paused:
@@ -519,6 +529,9 @@ class Host:
         except (StorageError, OSError) as error:
             self.deliver(Built(effect.token, str(error) or type(error).__name__))
             return
+        if isinstance(effect.job, Quarantine):
+            for observer in self._observers:
+                observer.saw_disk(self, "quarantine")
         self.deliver(Built(effect.token))
 
     def _engine(self) -> LsmEngine:

@@ -79,11 +79,19 @@ class Image:
             known = cells.get(record.key)
             cells[record.key] = record.cell if known is None else joined(known, record.cell)
             if record.kind == DELTA:
-                stream = (record.namespace, record.partition, record.origin)
-                numbers = self.numbers.get(stream)
-                if numbers is None:
-                    numbers = self.numbers[stream] = set()
-                numbers.add(record.number)
+                self._add_number(record)
+
+    def add_numbers(self, records: Iterable[Record]) -> None:
+        for record in records:
+            if record.kind == DELTA:
+                self._add_number(record)
+
+    def _add_number(self, record: Record) -> None:
+        stream = (record.namespace, record.partition, record.origin)
+        numbers = self.numbers.get(stream)
+        if numbers is None:
+            numbers = self.numbers[stream] = set()
+        numbers.add(record.number)
 
     def add_cells(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         for key, cell in pairs:
@@ -102,8 +110,13 @@ class Image:
 
 
 def image_of(storage: Storage) -> Image:
-    """Read a disk from scratch, as recovery would: the tables, then the log. Raises StorageError."""
+    """Read a disk from scratch, as recovery would: the tables, then the log; of tables that are damaged what can be read.
+
+    Raises StorageError.
+    """
     image = Image()
+    if storage.damaged_tables():
+        return readable_image_of(storage)
     sniffed = storage.open()[1]
     policies = {namespace: _policy_of(sniffed.create(namespace, "lww").items()) for namespace in sniffed.stored_namespaces()}
     _, engine, log = storage.open()
@@ -111,6 +124,23 @@ def image_of(storage: Storage) -> Image:
         image.add_cells(engine.create(namespace, policy).items())
     for _, _, payload in log.replay():
         image.add(decode_records(payload))
+    return image
+
+
+def readable_image_of(storage: Storage) -> Image:
+    """What a node makes of a disk that lost a table: what can be read of the others, and the log behind them.
+
+    Of the log before that it has the records, to give them to others, and not their cells.
+    """
+    image = Image()
+    for cells in storage.readable_cells():
+        image.add_cells(cells)
+    _, engine, log = storage.open()
+    for segment, offset, payload in log.replay(0):
+        if (segment, offset) >= engine.position:
+            image.add(decode_records(payload))
+        else:
+            image.add_numbers(decode_records(payload))
     return image
 
 
@@ -156,6 +186,7 @@ class Truth:
         self.faults: dict[str, list[str]] = {"claims": [], "levels_honest": [], "numbers_unique": [], "hlc_rises": []}
         self.checked = {"claims": 0, "levels_honest": 0, "numbers_unique": 0, "hlc_rises": 0}
         self.losses: list[tuple[int, str]] = []
+        self.rotten: set[str] = set()  # nodes whose disk lost what nobody has found out yet
         self.unpromised: tuple[bytes, ...] = ()  # how the keys begin whose writes are acknowledged before they are synced
         self._newest: dict[str, int] = {}  # node -> HLC of its newest own record
         self._now_us = now_us
@@ -230,6 +261,16 @@ class Truth:
         if what == "power":
             self.verify(host)
             self._unverified[host.name].clear()
+            return
+        if what == "bit rot":
+            # Who has not read it cannot know: claims are judged by what was there, until the table is set aside.
+            self.losses.append((self._now_us(), host.name))
+            self.rotten.add(host.name)
+            return
+        if what == "quarantine":
+            self.verify(host)
+            self.rotten.discard(host.name)
+            self.images[host.name] = readable_image_of(host.storage.surviving())
             return
         self.losses.append((self._now_us(), host.name))
         self._newest.pop(host.name, None)

@@ -25,6 +25,7 @@ from geokv.core.conflict import BOUNDED, policy_of
 from geokv.core.origin import unpack_origin
 from geokv.core.quorum import needed
 from geokv.protocol.requests import Outcome
+from geokv.sim.held import Held
 from geokv.sim.history import Operation
 from geokv.sim.truth import is_lww
 from geokv.sim.world import World
@@ -43,7 +44,7 @@ _NOT_DONE: Final = frozenset(
     }
 )
 NEVER_US: Final = 1 << 62
-Cells = dict[str, dict[bytes, bytes]]
+Cells = dict[str, Held]
 IsExcused = Callable[[World, Operation, Iterable[str]], bool]
 
 
@@ -125,7 +126,7 @@ def _shown(world: World, cells: Cells, key: bytes) -> Iterable[tuple[str, Any]]:
     kind = type_of(policy)
     for dc in world.topology.dc_names:
         for name in world.owners(key, dc):
-            if name in cells:
+            if name in cells and cells[name].answers(key):
                 cell = cells[name].get(key)
                 yield name, None if cell is None else value(kind, decode(kind.tag, cell))
 
@@ -147,7 +148,8 @@ def updates_survive(world: World, cells: Cells, is_excused: IsExcused) -> str:
         for dc in world.topology.dc_names:
             for name in world.owners(operation.key, dc):
                 context = seen.get((name, operation.key))
-                if name in cells and not (context and any(context.contains(dot.origin, dot.number) for dot in dots)):
+                is_asked = name in cells and cells[name].answers(operation.key)
+                if is_asked and not (context and any(context.contains(dot.origin, dot.number) for dot in dots)):
                     return f"{name} lacks {operation}"
     return OK
 
@@ -208,7 +210,7 @@ def bound_kept(world: World, cells: Cells, is_excused: IsExcused) -> str:
         if removed[0] > added[1]:
             return f"{removed[0]} of {one.key!r} were sold, and only {added[1]} were ever there"
         for name in [name for dc in world.topology.dc_names for name in world.owners(one.key, dc)]:
-            cell = cells.get(name, {}).get(one.key)
+            cell = cells[name].get(one.key) if name in cells and cells[name].answers(one.key) else None
             if cell is not None and (fault := _books_of(cell, added[0] - removed[1], added[1] - removed[0])):
                 return f"{name}: {one.key!r}: {fault}"
         for read in one.reads:

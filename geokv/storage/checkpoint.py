@@ -22,7 +22,8 @@ from zlib import crc32
 import zstandard
 
 from geokv.errors import StorageError
-from geokv.storage.disk import WHAT_TO_DO, Disk
+from geokv.storage.advice import WHAT_TO_DO
+from geokv.storage.disk import Disk
 
 FOLDER: Final = "checkpoint"
 MAGIC: Final = b"geokvckp"

@@ -30,13 +30,6 @@ from geokv.errors import DiskFull, StorageError
 
 OPEN_FILES_MAX: Final = 64
 LOCK_NAME: Final = "LOCK"
-# For whoever finds what was durable damaged.
-WHAT_TO_DO: Final = (
-    "The disk lost or changed what was durable, so this node must not go on with it, and with an older copy of its "
-    "directory or an empty one it would break what it has promised: its peers refuse both. Keep the directory as it is. "
-    "The other replicas go on without this node; what they hold of it they keep, and their logs grow until it is back. "
-    "If the disk itself can be repaired or read by other means, put its newest state back."
-)
 _ALLOCATION_STEP_BYTES: Final = 1 << 20
 _ALLOCATION_SYNC_STEPS: Final = 4
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -53,6 +53,15 @@ class Engine(Protocol):
     def next_compaction(self) -> Any | None:
         """The most overdue compaction; None where none is due."""
 
+    def damaged(self) -> tuple[Any, ...]:
+        """Live tables that were found damaged, to be set aside (`protocol.quarantine.Damaged`)."""
+
+    def quarantined(self) -> tuple[Any, ...]:
+        """The tables that were set aside: kept, and neither read nor merged."""
+
+    def begin_quarantine(self, tables: Iterable[Any]) -> Any:
+        """A job that sets damaged tables aside."""
+
     def debt_bytes(self) -> int:
         """What compaction is behind by."""
 

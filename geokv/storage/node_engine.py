@@ -24,12 +24,13 @@ from typing import Any, Final
 
 from geokv.core.namespace import LSM
 from geokv.errors import StorageError
-from geokv.storage.disk import WHAT_TO_DO, RealDisk
+from geokv.storage.advice import WHAT_TO_DO
+from geokv.storage.disk import RealDisk
 from geokv.storage.engines import check_held
 from geokv.storage.lsm.cells import LsmCells
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
-from geokv.storage.lsm.facts import TableFacts
+from geokv.storage.lsm.facts import DamagedTable, TableFacts
 from geokv.storage.node_jobs import FlushedTree, NodeFlush, Removal, TreeCollection, do, do_own
 from geokv.storage.position import Position
 from geokv.storage.tree.merging import load_into
@@ -189,6 +190,21 @@ class NodeEngine:
 
     def _trees(self) -> list[Tree]:
         return [space.tree for space in self._spaces.values() if space.tree is not None]
+
+    # --- what is damaged: tables only; a damaged tree is an error for whoever reads it -------------------------------
+
+    def damaged(self) -> tuple[DamagedTable, ...]:
+        return self.lsm.damaged()
+
+    def quarantined(self) -> tuple[DamagedTable, ...]:
+        return self.lsm.quarantined()
+
+    def noticed(self, error: Exception) -> None:
+        """Something failed, on any thread: see `LsmEngine.noticed`."""
+        self.lsm.noticed(error)
+
+    def begin_quarantine(self, tables: Iterable[DamagedTable]) -> Any:
+        return self.lsm.begin_quarantine(tables)
 
     # --- planning ---------------------------------------------------------------------------------------------------
 

@@ -131,6 +131,10 @@ def inspect(disk: Disk, node: str) -> dict[str, Any]:
             for namespace, tables in sorted(state.tables.items())
         ],
         "trees": [_tree(disk, place) for place in places(_root(disk))],
+        "quarantined": [
+            {"namespace": f"{one.facts.namespace:016x}", **_facts(one.facts), "offset": one.offset, "what": one.what}
+            for one in state.quarantined
+        ],
         "segments": [segment._asdict() for segment in segments],
     }
 
@@ -168,9 +172,12 @@ def _facts(facts: TableFacts) -> dict[str, Any]:
 
 
 def dump(disk: Disk, path: str = "") -> Iterator[Pair]:
-    """Every cell of every table, newest first, of every tree, and of the log behind them; `path`: of one file only."""
+    """Every cell of every table, newest first, of every tree, and of the log behind them; `path`: of one file only.
+
+    A table in quarantine is shown only where it is named, as far as it can be read. Raises Damaged where that ends.
+    """
     state = _state(disk)
-    for facts in state.all_tables():
+    for facts in (*state.all_tables(), *(one.facts for one in state.quarantined if one.facts.name == path)):
         if path in ("", facts.name):
             for key, cell in TableReader(disk, facts.number, BlockCache(0)).all_pairs():
                 yield Pair(facts.namespace, key, bytes(cell), facts.name)

@@ -22,7 +22,8 @@ from typing import Final, NamedTuple, NoReturn
 
 from geokv.core.limits import FRAME_BYTES_MAX
 from geokv.errors import CorruptLog, StorageError
-from geokv.storage.disk import WHAT_TO_DO, Disk
+from geokv.storage.advice import WHAT_TO_DO
+from geokv.storage.disk import Disk
 from geokv.storage.wal_format import (
     FRAME_HEADER,
     SEGMENT_HEADER_BYTES,

@@ -31,7 +31,7 @@ class Hello(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., dc: _Optional[str] = ..., node: _Optional[str] = ..., incarnation: _Optional[int] = ..., format: _Optional[int] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("replicate", "replicated", "read_cells", "cells_read", "forward", "forwarded", "statement", "feed_open", "feed_batch", "feed_ack", "feed_close", "feed_refused", "prepare", "promised", "accept", "accepted", "chosen", "copy_items", "items_copied", "definitions_wanted", "definitions", "close_ask", "close_answer", "records_wanted", "close_fill", "close_filled", "close_tell", "close_told", "close_forget", "cells_fetch", "cells_wanted", "cells_page", "feed_holes", "rights_ask", "rights_given")
+    __slots__ = ("replicate", "replicated", "read_cells", "cells_read", "forward", "forwarded", "statement", "feed_open", "feed_batch", "feed_ack", "feed_close", "feed_refused", "prepare", "promised", "accept", "accepted", "chosen", "copy_items", "items_copied", "definitions_wanted", "definitions", "close_ask", "close_answer", "records_wanted", "close_fill", "close_filled", "close_tell", "close_told", "close_forget", "cells_fetch", "cells_wanted", "cells_page", "feed_holes", "rights_ask", "rights_given", "taken_back")
     REPLICATE_FIELD_NUMBER: _ClassVar[int]
     REPLICATED_FIELD_NUMBER: _ClassVar[int]
     READ_CELLS_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class PeerMessage(_message.Message):
     FEED_HOLES_FIELD_NUMBER: _ClassVar[int]
     RIGHTS_ASK_FIELD_NUMBER: _ClassVar[int]
     RIGHTS_GIVEN_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_BACK_FIELD_NUMBER: _ClassVar[int]
     replicate: Replicate
     replicated: Replicated
     read_cells: ReadCells
@@ -102,7 +103,8 @@ class PeerMessage(_message.Message):
     feed_holes: _geo_pb2.FeedHoles
     rights_ask: RightsAsk
     rights_given: RightsGiven
-    def __init__(self, replicate: _Optional[_Union[Replicate, _Mapping]] = ..., replicated: _Optional[_Union[Replicated, _Mapping]] = ..., read_cells: _Optional[_Union[ReadCells, _Mapping]] = ..., cells_read: _Optional[_Union[CellsRead, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., forwarded: _Optional[_Union[Forwarded, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., feed_open: _Optional[_Union[_geo_pb2.FeedOpen, _Mapping]] = ..., feed_batch: _Optional[_Union[_geo_pb2.FeedBatch, _Mapping]] = ..., feed_ack: _Optional[_Union[_geo_pb2.FeedAck, _Mapping]] = ..., feed_close: _Optional[_Union[_geo_pb2.FeedClose, _Mapping]] = ..., feed_refused: _Optional[_Union[_geo_pb2.FeedRefused, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., promised: _Optional[_Union[Promised, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., chosen: _Optional[_Union[Chosen, _Mapping]] = ..., copy_items: _Optional[_Union[CopyItems, _Mapping]] = ..., items_copied: _Optional[_Union[ItemsCopied, _Mapping]] = ..., definitions_wanted: _Optional[_Union[_geo_pb2.DefinitionsWanted, _Mapping]] = ..., definitions: _Optional[_Union[_geo_pb2.Definitions, _Mapping]] = ..., close_ask: _Optional[_Union[CloseAsk, _Mapping]] = ..., close_answer: _Optional[_Union[CloseAnswer, _Mapping]] = ..., records_wanted: _Optional[_Union[RecordsWanted, _Mapping]] = ..., close_fill: _Optional[_Union[CloseFill, _Mapping]] = ..., close_filled: _Optional[_Union[CloseFilled, _Mapping]] = ..., close_tell: _Optional[_Union[CloseTell, _Mapping]] = ..., close_told: _Optional[_Union[CloseTold, _Mapping]] = ..., close_forget: _Optional[_Union[CloseForget, _Mapping]] = ..., cells_fetch: _Optional[_Union[CellsFetch, _Mapping]] = ..., cells_wanted: _Optional[_Union[CellsWanted, _Mapping]] = ..., cells_page: _Optional[_Union[CellsPage, _Mapping]] = ..., feed_holes: _Optional[_Union[_geo_pb2.FeedHoles, _Mapping]] = ..., rights_ask: _Optional[_Union[RightsAsk, _Mapping]] = ..., rights_given: _Optional[_Union[RightsGiven, _Mapping]] = ...) -> None: ...
+    taken_back: TakenBack
+    def __init__(self, replicate: _Optional[_Union[Replicate, _Mapping]] = ..., replicated: _Optional[_Union[Replicated, _Mapping]] = ..., read_cells: _Optional[_Union[ReadCells, _Mapping]] = ..., cells_read: _Optional[_Union[CellsRead, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., forwarded: _Optional[_Union[Forwarded, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., feed_open: _Optional[_Union[_geo_pb2.FeedOpen, _Mapping]] = ..., feed_batch: _Optional[_Union[_geo_pb2.FeedBatch, _Mapping]] = ..., feed_ack: _Optional[_Union[_geo_pb2.FeedAck, _Mapping]] = ..., feed_close: _Optional[_Union[_geo_pb2.FeedClose, _Mapping]] = ..., feed_refused: _Optional[_Union[_geo_pb2.FeedRefused, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., promised: _Optional[_Union[Promised, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., chosen: _Optional[_Union[Chosen, _Mapping]] = ..., copy_items: _Optional[_Union[CopyItems, _Mapping]] = ..., items_copied: _Optional[_Union[ItemsCopied, _Mapping]] = ..., definitions_wanted: _Optional[_Union[_geo_pb2.DefinitionsWanted, _Mapping]] = ..., definitions: _Optional[_Union[_geo_pb2.Definitions, _Mapping]] = ..., close_ask: _Optional[_Union[CloseAsk, _Mapping]] = ..., close_answer: _Optional[_Union[CloseAnswer, _Mapping]] = ..., records_wanted: _Optional[_Union[RecordsWanted, _Mapping]] = ..., close_fill: _Optional[_Union[CloseFill, _Mapping]] = ..., close_filled: _Optional[_Union[CloseFilled, _Mapping]] = ..., close_tell: _Optional[_Union[CloseTell, _Mapping]] = ..., close_told: _Optional[_Union[CloseTold, _Mapping]] = ..., close_forget: _Optional[_Union[CloseForget, _Mapping]] = ..., cells_fetch: _Optional[_Union[CellsFetch, _Mapping]] = ..., cells_wanted: _Optional[_Union[CellsWanted, _Mapping]] = ..., cells_page: _Optional[_Union[CellsPage, _Mapping]] = ..., feed_holes: _Optional[_Union[_geo_pb2.FeedHoles, _Mapping]] = ..., rights_ask: _Optional[_Union[RightsAsk, _Mapping]] = ..., rights_given: _Optional[_Union[RightsGiven, _Mapping]] = ..., taken_back: _Optional[_Union[TakenBack, _Mapping]] = ...) -> None: ...
 
 class Replicate(_message.Message):
     __slots__ = ("batch", "records")
@@ -311,20 +313,39 @@ class CloseAsk(_message.Message):
     def __init__(self, close: _Optional[int] = ..., node: _Optional[str] = ..., current: _Optional[bytes] = ..., origins: _Optional[_Iterable[bytes]] = ..., partitions: _Optional[_Iterable[int]] = ..., runs: _Optional[_Iterable[int]] = ..., log_sequence: _Optional[int] = ...) -> None: ...
 
 class StreamHeld(_message.Message):
-    __slots__ = ("namespace", "partition", "origin", "frontier", "beyond", "log_from")
+    __slots__ = ("namespace", "partition", "origin", "frontier", "beyond", "log_from", "is_unclaimed")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     FRONTIER_FIELD_NUMBER: _ClassVar[int]
     BEYOND_FIELD_NUMBER: _ClassVar[int]
     LOG_FROM_FIELD_NUMBER: _ClassVar[int]
+    IS_UNCLAIMED_FIELD_NUMBER: _ClassVar[int]
     namespace: int
     partition: int
     origin: bytes
     frontier: int
     beyond: _containers.RepeatedScalarFieldContainer[int]
     log_from: int
-    def __init__(self, namespace: _Optional[int] = ..., partition: _Optional[int] = ..., origin: _Optional[bytes] = ..., frontier: _Optional[int] = ..., beyond: _Optional[_Iterable[int]] = ..., log_from: _Optional[int] = ...) -> None: ...
+    is_unclaimed: bool
+    def __init__(self, namespace: _Optional[int] = ..., partition: _Optional[int] = ..., origin: _Optional[bytes] = ..., frontier: _Optional[int] = ..., beyond: _Optional[_Iterable[int]] = ..., log_from: _Optional[int] = ..., is_unclaimed: bool = ...) -> None: ...
+
+class TakenBack(_message.Message):
+    __slots__ = ("changes", "namespaces", "logged")
+    class Namespace(_message.Message):
+        __slots__ = ("namespace", "partitions")
+        NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+        PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+        namespace: int
+        partitions: _containers.RepeatedScalarFieldContainer[int]
+        def __init__(self, namespace: _Optional[int] = ..., partitions: _Optional[_Iterable[int]] = ...) -> None: ...
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    LOGGED_FIELD_NUMBER: _ClassVar[int]
+    changes: int
+    namespaces: _containers.RepeatedCompositeFieldContainer[TakenBack.Namespace]
+    logged: _containers.RepeatedCompositeFieldContainer[_geo_pb2.StreamHeads]
+    def __init__(self, changes: _Optional[int] = ..., namespaces: _Optional[_Iterable[_Union[TakenBack.Namespace, _Mapping]]] = ..., logged: _Optional[_Iterable[_Union[_geo_pb2.StreamHeads, _Mapping]]] = ...) -> None: ...
 
 class Closing(_message.Message):
     __slots__ = ("origin", "partition", "value")

@@ -136,7 +136,8 @@ class Disk:
             self.folder.append(segment_name(number), self._segment_image(number))
         try:
             tables = run_job(self.folder, job)
-        except StorageError:
+        except StorageError as error:
+            engine.noticed(error)
             engine.discard(job)
             raise
         engine.install(job, tables)
@@ -351,9 +352,13 @@ class Cluster:
         """The first Load of a slow disk is done, or has failed."""
         at = next(at for at, entry in enumerate(self.loading) if entry[0] == name)
         _, effect = self.loading.pop(at)
-        for cells, keys in effect.parts if not error else ():
-            cells.load(keys)
-        self.give(name, Loaded(effect.token, [error] * len(effect.parts)))
+        errors = [error] * len(effect.parts)
+        for at, (cells, keys) in enumerate(effect.parts if not error else ()):
+            try:
+                cells.load(keys)
+            except StorageError as failure:
+                errors[at] = str(failure)
+        self.give(name, Loaded(effect.token, errors))
 
     def give_message(self, sender: str, receiver: str, message: object) -> None:
         """A message arrives that nobody has sent."""

@@ -188,7 +188,7 @@ def test_a_frame_that_is_no_record_is_refused_with_instructions() -> None:
     cluster.crash("dc1-1")
     disk = cluster.disks["dc1-1"]
     disk.frames.append((1, disk._at + FRAME_HEADER_BYTES, b"garbage" * 20))
-    with pytest.raises(CorruptLog, match=r"segment 1.*restore this node or replace it"):
+    with pytest.raises(CorruptLog, match=r"segment 1.*Keep the directory as it is"):
         cluster.start("dc1-1")
 
 

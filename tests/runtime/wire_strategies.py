@@ -40,7 +40,7 @@ heads = st.builds(
     origin,
     lists(st.tuples(partition, u64)),
 )
-held = st.builds(m.StreamHeld, u64, partition, origin, u64, lists(u64), u64)
+held = st.builds(m.StreamHeld, u64, partition, origin, u64, lists(u64), u64, st.booleans())
 closing = st.tuples(origin, partition, small)
 amount = st.integers(0, 2**130)
 rights = st.tuples(amount.filter(bool), amount, amount)
@@ -115,6 +115,7 @@ MESSAGES: dict[type, SearchStrategy] = {
     m.Statement: st.builds(
         m.Statement, u64, u64, u64, u64, u64, st.booleans(), lists(heads), lists(heads), st.dictionaries(word, u64, max_size=3)
     ),
+    m.TakenBack: st.builds(m.TakenBack, u64, st.dictionaries(u64, lists(partition), max_size=3), lists(heads)),
     m.FeedOpen: st.builds(m.FeedOpen, u64, st.booleans(), lists(partition), lists(heads)),
     m.FeedBatch: st.builds(
         m.FeedBatch,

@@ -33,6 +33,7 @@ def _fill_held(column: Any, held: list[StreamHeld]) -> None:
             frontier=stream.frontier,
             beyond=stream.beyond,
             log_from=stream.log_from,
+            is_unclaimed=stream.is_unclaimed,
         )
 
 
@@ -45,6 +46,7 @@ def _take_held(column: Iterable[Any], count: int) -> list[StreamHeld]:
             entry.frontier,
             list(entry.beyond),
             entry.log_from,
+            entry.is_unclaimed,
         )
         for entry in column
     ]

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from geokv.core.limits import MESSAGE_BYTES_MAX
 from geokv.errors import WireError
 from geokv.protocol import messages
-from geokv.protocol.messages import CellsRead, Forward, Forwarded, ReadCells, Replicate, Replicated, Statement
+from geokv.protocol.messages import CellsRead, Forward, Forwarded, ReadCells, Replicate, Replicated, Statement, TakenBack
 from geokv.protocol.requests import ReadBatch, ReadReply, WriteBatch, WriteReply
 from geokv.runtime.wire import agreement, checks, closing, feeds, kv, rights
 from geokv.v1 import peer_pb2
@@ -193,6 +193,18 @@ def take_statement(message: Any, count: int) -> Statement:
     )
 
 
+def fill_taken_back(message: Any, value: TakenBack) -> None:
+    message.changes = value.changes
+    for namespace, partitions in value.partitions.items():
+        message.namespaces.add(namespace=namespace, partitions=partitions)
+    feeds.fill_heads(message.logged, value.logged)
+
+
+def take_taken_back(message: Any, count: int) -> TakenBack:
+    partitions = {entry.namespace: checks.partitions(entry.partitions, count) for entry in message.namespaces}
+    return TakenBack(message.changes, partitions, feeds.take_heads(message.logged, count))
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +224,7 @@ FORMS: Final[dict[type, _Form]] = {
     messages.Forward: _Form("forward", fill_forward, take_forward),
     messages.Forwarded: _Form("forwarded", fill_forwarded, take_forwarded),
     messages.Statement: _Form("statement", fill_statement, take_statement),
+    messages.TakenBack: _Form("taken_back", fill_taken_back, take_taken_back),
     messages.FeedOpen: _Form("feed_open", feeds.fill_feed_open, feeds.take_feed_open),
     messages.FeedBatch: _Form("feed_batch", feeds.fill_feed_batch, feeds.take_feed_batch),
     messages.FeedAck: _Form("feed_ack", feeds.fill_feed_ack, feeds.take_feed_ack),

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Final, NamedTuple, Protocol
 
@@ -92,6 +92,7 @@ class LsmCells:
         "_lock",
         "_memtable",
         "_merge",
+        "_noticed",
         "_rows",
         "_traits",
         "_view",
@@ -100,8 +101,19 @@ class LsmCells:
         "policy",
     )
 
-    def __init__(self, namespace: int, policy: str, blocks: BlockCache, first_job: int) -> None:
-        """`first_job`: outputs of earlier jobs are of an earlier namespace with this id, and not its own."""
+    def __init__(
+        self,
+        namespace: int,
+        policy: str,
+        blocks: BlockCache,
+        first_job: int,
+        noticed: Callable[[StorageError], None] = lambda error: None,
+    ) -> None:
+        """`first_job`: outputs of earlier jobs are of an earlier namespace with this id, and not its own.
+
+        `noticed`: is told, on any thread, of a table that could not be read.
+        """
+        self._noticed = noticed
         self.namespace = namespace
         self.policy = policy
         self.first_job = first_job
@@ -215,8 +227,9 @@ class LsmCells:
             view = self._view
             try:
                 cell = self._search(view.runs, key)
-            except StorageError:
+            except StorageError as error:
                 if view.runs is self._view.runs:
+                    self._noticed(error)
                     raise
                 continue  # its tables were replaced, and their files removed
             if cell is None:
@@ -308,8 +321,9 @@ class LsmCells:
             view = self._view
             try:
                 step = list(islice(self._merged(view, start, stop), _SCAN_STEP))
-            except StorageError:
+            except StorageError as error:
                 if view.runs is self._view.runs:
+                    self._noticed(error)
                     raise
                 continue  # its tables were replaced, and their files removed
             for key, cell in step:

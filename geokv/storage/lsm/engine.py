@@ -9,7 +9,12 @@ plan the next. Reads and puts go on all the while. In the simulator all four are
     log position of the manifest        recovery merges the frames from there on into the memtables (`merge_in`)
     manifest's meta                     the node's own state at that position
 
-Invariants: a table's file is removed only when a synced manifest no longer names it. The position never moves back.
+A table that is found damaged, by a read, a job or on opening, is read once more. Where it is damaged still, it is told
+(`damaged`), and set aside by a job of its own (`begin_quarantine`) once the node has done what must be done before that. Until
+then it is not merged; a read that fails there (EIO) sets nothing aside.
+
+Invariants: a table's file is removed only when a synced manifest no longer names it, one that was set aside never. The
+position never moves back.
 After a failed install what was there stands; the files of both sides stay until the next one that succeeds.
 Not here: when to flush, and the log (the node); what to compact (`strategy`).
 """
@@ -22,15 +27,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from geokv.core.namespace import LSM
-from geokv.errors import StorageError
+from geokv.errors import Damaged, StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.engines import check_held
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.cells import LsmCells, ReaderRun
 from geokv.storage.lsm.collection import CollectionRule
-from geokv.storage.lsm.facts import JOB_SHIFT, TableFacts, table_name
-from geokv.storage.lsm.jobs import Compaction, Edit, Flush, FlushedNamespace, Job
+from geokv.storage.lsm.facts import JOB_SHIFT, DamagedTable, TableFacts, table_name
+from geokv.storage.lsm.jobs import Compaction, Edit, Flush, FlushedNamespace, Job, Quarantine
 from geokv.storage.lsm.manifest import State, open_manifest, stage_manifest, switch_manifest, table_numbers
+from geokv.storage.lsm.sealing import damaged
 from geokv.storage.lsm.strategy import Choice, Levelled, Strategy, everything, runs_of
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import TableOptions, write_tables
@@ -50,7 +56,7 @@ class LsmOptions:
 
 
 class LsmEngine:
-    """See the module. `LsmEngine(disk)` opens what is there; raises StorageError where that is damaged."""
+    """See the module. `LsmEngine(disk)` opens what is there; raises StorageError where more than a table is damaged."""
 
     def __init__(self, disk: Disk, options: LsmOptions | None = None) -> None:
         self.options = options or LsmOptions()
@@ -58,7 +64,8 @@ class LsmEngine:
         self._disk = disk
         self._state = open_manifest(disk)
         self._next_job = self._state.next_job
-        self._readers = {facts.number: self._reader(facts) for facts in self._state.all_tables()}
+        self._damaged: dict[int, DamagedTable] = {}  # live still, and to be set aside
+        self._readers = self._opened_readers()
         self._cells: dict[int, LsmCells] = {}
         self._doomed: set[int] = set()  # files that no manifest names, or none will once the next one stands
         self._is_dropped = False  # the manifest names tables of dropped namespaces
@@ -94,7 +101,7 @@ class LsmEngine:
             with self._lock:
                 is_known = namespace in self._state.tables
                 first_job = 0 if is_known else self._next_job
-                cells = LsmCells(namespace, policy, self.cache, first_job)
+                cells = LsmCells(namespace, policy, self.cache, first_job, self.noticed)
                 cells.show(self._runs(namespace), Position(), has_collected=False)
                 self._cells[namespace] = cells
                 self._share_rows()
@@ -111,7 +118,8 @@ class LsmEngine:
             self._doomed |= gone
             self._state = replace(self._state, tables=tables)
             for number in gone:
-                del self._readers[number]
+                self._readers.pop(number, None)
+                self._damaged.pop(number, None)
 
     def _share_rows(self) -> None:
         for cells in self._cells.values():
@@ -165,6 +173,35 @@ class LsmEngine:
             "cache_misses": self.cache.misses,
         }
 
+    # --- what is damaged --------------------------------------------------------------------------------------------
+
+    def damaged(self) -> tuple[DamagedTable, ...]:
+        """The live tables that were found damaged, to be set aside."""
+        return tuple(self._damaged.values()) if self._damaged else ()
+
+    def quarantined(self) -> tuple[DamagedTable, ...]:
+        """The tables that were set aside."""
+        return self._state.quarantined
+
+    def noticed(self, error: Exception) -> None:
+        """Something failed, on any thread. Damage of a live table is told where it is there when the table is read again."""
+        if not isinstance(error, Damaged):
+            return
+        facts = next((one for one in self._state.all_tables() if one.name == error.path), None)
+        if facts is None or facts.number in self._damaged:
+            return
+        try:
+            TableReader(self._disk, facts.number, BlockCache(0)).check(error.offset)
+        except Damaged as again:
+            with self._lock:
+                self._damaged[facts.number] = DamagedTable(facts, again.offset, again.what)
+        except StorageError:
+            return  # it cannot be read now, which proves nothing
+
+    def begin_quarantine(self, tables: Iterable[DamagedTable]) -> Quarantine:
+        """A job that sets these tables aside."""
+        return Quarantine(self.next_job(), tuple(tables))
+
     # --- planning ---------------------------------------------------------------------------------------------------
 
     def begin_flush(self, end: Position, meta: bytes) -> Flush:
@@ -185,6 +222,8 @@ class LsmEngine:
 
     def next_compaction(self, rules: Mapping[int, CollectionRule] | None = None) -> Compaction | None:
         """The most overdue compaction; `rules`: what may be collected, by namespace. None where nothing is due."""
+        if self._damaged:
+            return None  # soon they are out of the way
         choose = self.options.strategy.choose
         choices = [(choice, cells) for cells in self._cells.values() if (choice := choose(self.tables(cells.namespace)))]
         if self._is_dropped:  # a manifest without them, and their space comes back
@@ -197,7 +236,12 @@ class LsmEngine:
         return self._compaction(choice, cells, (rules or {}).get(cells.namespace))
 
     def full_compaction(self, namespace: int, rule: CollectionRule | None = None) -> Compaction | None:
-        """All tables of a namespace into one run. None where it has no table. KeyError where there is no namespace."""
+        """All tables of a namespace into one run. None where it has no table. KeyError where there is no namespace.
+
+        Raises Damaged where a table is.
+        """
+        for one in self.damaged():
+            raise damaged(one.facts.name, one.offset, one.what)
         choice = everything(self.tables(namespace))
         return None if choice is None else self._compaction(choice, self._cells[namespace], rule)
 
@@ -238,7 +282,8 @@ class LsmEngine:
 
     def install(self, job: Job, tables: tuple[TableFacts, ...]) -> None:
         """Let what a job made stand. Writes and syncs: for a thread. Raises StorageError; see the invariants."""
-        self._install(self._edit(job, tables), job.number, isinstance(job, Compaction) and job.rule is not None)
+        takes_away = isinstance(job, Quarantine) or (isinstance(job, Compaction) and job.rule is not None)
+        self._install(self._edit(job, tables), job.number, takes_away)
 
     def load(self, pairs: Iterable[tuple[int, Iterable[tuple[bytes, bytes]]]], position: Position, meta: bytes) -> None:
         """Begin with these cells, namespace by namespace in key order, and the log from `position` on.
@@ -255,6 +300,8 @@ class LsmEngine:
     def _edit(self, job: Job, tables: tuple[TableFacts, ...]) -> Edit:
         if isinstance(job, Flush):
             return Edit(tables, frozenset(), job.end, job.meta)
+        if isinstance(job, Quarantine):
+            return Edit(quarantined=job.tables)
         removed = job.input_numbers
         if job.is_move:
             tables = tuple(facts.at(job.level, job.run) for facts in self.tables(job.namespace) if facts.number in removed)
@@ -285,6 +332,7 @@ class LsmEngine:
                 self._state = state = self._edited(edit, job)  # a namespace may have been dropped meanwhile
                 live = {facts.number for facts in state.all_tables()}
                 self._readers = {number: one for number, one in (self._readers | readers).items() if number in live}
+                self._damaged = {number: one for number, one in self._damaged.items() if number in live}
                 self._doomed |= (edit.removed | readers.keys()) - live
                 removable = self._doomed - named
                 self._is_dropped = bool(self._doomed & named)
@@ -295,8 +343,11 @@ class LsmEngine:
 
     def _edited(self, edit: Edit, job: int) -> State:
         """The state after `edit`, without what belongs to dropped namespaces."""
+        live = {facts.number for facts in self._state.all_tables()}
+        aside = tuple(one for one in edit.quarantined if one.facts.number in live)
+        removed = edit.removed | {one.facts.number for one in aside}
         tables = {
-            namespace: tuple(facts for facts in held if facts.number not in edit.removed)
+            namespace: tuple(facts for facts in held if facts.number not in removed)
             for namespace, held in self._state.tables.items()
         }
         for facts in edit.added:
@@ -307,20 +358,30 @@ class LsmEngine:
         tables = {namespace: held for namespace, held in tables.items() if held}
         moved = edit.position is not None
         position = edit.position if edit.position is not None else self._state.position
-        return State(self._next_job, position, edit.meta if moved else self._state.meta, tables)
+        quarantined = (*self._state.quarantined, *aside)
+        return State(self._next_job, position, edit.meta if moved else self._state.meta, tables, quarantined)
 
     def _runs(self, namespace: int) -> tuple[ReaderRun, ...]:
         return tuple(
             ReaderRun([facts.last_key for facts in run], [self._readers[facts.number] for facts in run])
-            for run in runs_of(self._state.tables.get(namespace, ()))
+            for run in runs_of(one for one in self._state.tables.get(namespace, ()) if one.number in self._readers)
         )
+
+    def _opened_readers(self) -> dict[int, TableReader]:
+        """Readers of the live tables; those that cannot be opened are noted as damaged."""
+        readers: dict[int, TableReader] = {}
+        for facts in self._state.all_tables():
+            try:
+                readers[facts.number] = self._reader(facts)
+            except Damaged as error:
+                self._damaged[facts.number] = DamagedTable(facts, error.offset, error.what)
+        return readers
 
     def _reader(self, facts: TableFacts) -> TableReader:
         reader = TableReader(self._disk, facts.number, self.cache)
         if reader.facts != facts.at(0, 0):
-            raise StorageError(
-                f"{reader.name} is not the table that the manifest means: it states other facts", path=reader.name, offset=0
-            )
+            what = "it is not the table that the manifest means: it states other facts"
+            raise damaged(reader.name, reader.facts.nbytes, what)
         return reader
 
     def _remove(self, numbers: set[int]) -> None:

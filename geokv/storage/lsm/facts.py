@@ -83,6 +83,15 @@ class TableFacts:
         return _PLACE.pack(self.level, self.run) + self.encode()
 
 
+@dataclass(frozen=True, slots=True)
+class DamagedTable:
+    """A table that cannot be read any more: which, from which byte on as far as that is known, and why."""
+
+    facts: TableFacts
+    offset: int
+    what: str
+
+
 def table_name(number: int) -> str:
     return f"{FOLDER}/{number:016x}.sst"
 

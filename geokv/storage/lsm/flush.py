@@ -22,6 +22,7 @@ from geokv.core.conflict import Merge
 from geokv.core.partial import Partial
 from geokv.core.record import decode_pairs
 from geokv.errors import CorruptLog, RecordError, StorageError
+from geokv.storage.advice import WHAT_TO_DO
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.jobs import Flush
@@ -86,4 +87,4 @@ def _frames(disk: Disk, begin: Position, end: Position) -> Iterator[list[tuple[i
                 if (segment, start) >= begin:
                     yield decode_pairs(image[start:stop])  # the frame's own checksum covers them
         except RecordError as error:
-            raise CorruptLog(f"{name}: {error}; restore this node or replace it", path=name) from error
+            raise CorruptLog(f"{name}: {error}. {WHAT_TO_DO}", path=name) from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from geokv.storage.lsm.collection import CollectionRule
-from geokv.storage.lsm.facts import TableFacts
+from geokv.storage.lsm.facts import DamagedTable, TableFacts
 from geokv.storage.lsm.table_writer import TableOptions
 from geokv.storage.position import Position
 
@@ -62,14 +62,26 @@ class Compaction:
         return frozenset(number for run in self.inputs for number in run)
 
 
-Job = Flush | Compaction
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Set these tables aside. There is nothing for a worker to do: installing it is all."""
+
+    number: int
+    tables: tuple[DamagedTable, ...]
+
+
+Job = Flush | Compaction | Quarantine
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What changes in the manifest: `added` replace the tables `removed`. `position` and `meta` move with a flush."""
+    """What changes in the manifest: `added` replace the tables `removed`, `quarantined` are set aside where they are live.
+
+    `position` and `meta` move with a flush.
+    """
 
     added: tuple[TableFacts, ...] = ()
     removed: frozenset[int] = frozenset()
     position: Position | None = None
     meta: bytes = field(default=b"", repr=False)
+    quarantined: tuple[DamagedTable, ...] = ()

@@ -7,6 +7,8 @@ synced. Only then may a file that it no longer names be removed; only then may t
     lsm/MANIFEST.tmp              an interrupted switch: removed on opening
     lsm/0000000000030001.sst      table 1 of job 3: live where the manifest names it, else an orphan: removed on opening
 
+A table that was found damaged is named as quarantined: its file is kept, and is nobody's any more.
+
 The position names a frame by segment and offset of its payload. Frames before it are in tables, so recovery merges
 from there on. It is exact on purpose: what is merged again could bring back what was collected meanwhile.
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Final
 from zlib import crc32
@@ -28,7 +30,7 @@ import zstandard
 
 from geokv.errors import StorageError
 from geokv.storage.disk import Disk
-from geokv.storage.lsm.facts import FOLDER, JOB_SHIFT, TableFacts, decode_placed
+from geokv.storage.lsm.facts import FOLDER, JOB_SHIFT, DamagedTable, TableFacts, decode_placed
 from geokv.storage.lsm.sealing import Kind, damaged, seal, unseal
 from geokv.storage.position import Position
 
@@ -40,6 +42,9 @@ _HEADER = Struct("<8sIHH")
 _HEADER_BODY = Struct("<HH")
 _STATE = Struct("<QQQII")
 _NAMESPACE = Struct("<QI")
+_COUNT = Struct("<I")
+_DAMAGED = Struct("<QH")
+_HAS_QUARANTINED: Final = 1  # a flag of the header
 _TABLE_NAME = re.compile(r"([0-9a-f]{16})\.sst")
 
 
@@ -52,6 +57,8 @@ class State:
     meta: bytes = b""
     tables: Mapping[int, tuple[TableFacts, ...]] = field(default_factory=dict)
     """By namespace, newest first (`TableFacts.recency`)."""
+    quarantined: tuple[DamagedTable, ...] = ()
+    """Set aside: kept, and neither read nor merged. Their files may be gone."""
 
     def all_tables(self) -> Iterable[TableFacts]:
         for tables in self.tables.values():
@@ -100,6 +107,7 @@ def open_manifest(disk: Disk) -> State:
         return State()
     state = read_manifest(disk)
     named = {facts.number for facts in state.all_tables()}
+    kept = {one.facts.number for one in state.quarantined}
     if missing := sorted(named - numbers):
         raise damaged(NAME, 0, f"it names table {missing[0]:016x}, which is not there")
     # A process that was killed may have renamed this one into place without syncing the folder: before that is made
@@ -107,10 +115,10 @@ def open_manifest(disk: Disk) -> State:
     disk.sync_dir(FOLDER)
     if TEMPORARY.rpartition("/")[2] in names:
         disk.remove(TEMPORARY)
-    for orphan in sorted(numbers - named):
+    for orphan in sorted(numbers - named - kept):
         disk.remove(f"{FOLDER}/{orphan:016x}.sst")
     newest_job = max([state.next_job - 1, *(number >> JOB_SHIFT for number in numbers)])
-    return State(newest_job + 1, state.position, state.meta, state.tables)
+    return replace(state, next_job=newest_job + 1)
 
 
 def table_numbers(disk: Disk) -> set[int]:
@@ -131,7 +139,12 @@ def encode_manifest(state: State) -> bytes:
     for namespace, tables in sorted(state.tables.items()):
         pieces.append(_NAMESPACE.pack(namespace, len(tables)))
         pieces += [facts.encode_placed() for facts in tables]
-    body = _HEADER_BODY.pack(FORMAT, 0)
+    if state.quarantined:
+        pieces.append(_COUNT.pack(len(state.quarantined)))
+        for one in state.quarantined:
+            what = one.what.encode()[:1024]
+            pieces += [_DAMAGED.pack(one.offset, len(what)), what, one.facts.encode_placed()]
+    body = _HEADER_BODY.pack(FORMAT, _HAS_QUARANTINED if state.quarantined else 0)
     header = MAGIC + crc32(body).to_bytes(4, "little") + body
     compressor = zstandard.ZstdCompressor(level=1, write_content_size=True)
     return header + seal(b"".join(pieces), 0, _HEADER.size, Kind.MANIFEST, compressor)
@@ -141,22 +154,22 @@ def decode_manifest(raw: bytes) -> State:
     """Inverse of `encode_manifest`. Raises StorageError."""
     if len(raw) < _HEADER.size:
         raise damaged(NAME, 0, "it has no whole header")
-    magic, crc, form, reserved = _HEADER.unpack_from(raw)
+    magic, crc, form, flags = _HEADER.unpack_from(raw)
     if magic != MAGIC or crc != crc32(raw[12 : _HEADER.size]):
         raise damaged(NAME, 0, "the header's checksum does not match")
-    if form != FORMAT or reserved:
+    if form != FORMAT or flags & ~_HAS_QUARANTINED:
         raise StorageError(
             f"{NAME} was written by a newer version (format {form}, this one reads {FORMAT}): start the version that wrote it",
             path=NAME,
         )
     body = unseal(raw[_HEADER.size :], 0, _HEADER.size, Kind.MANIFEST, NAME)
     try:
-        return _decode_state(body)
+        return _decode_state(body, bool(flags & _HAS_QUARANTINED))
     except (ValueError, struct.error) as error:
         raise damaged(NAME, _HEADER.size, f"it cannot be read ({error})") from error
 
 
-def _decode_state(body: bytes) -> State:
+def _decode_state(body: bytes, has_quarantined: bool) -> State:
     next_job, segment, offset, meta_length, namespaces = _STATE.unpack_from(body)
     at = _STATE.size + meta_length
     meta = body[_STATE.size : at]
@@ -169,6 +182,16 @@ def _decode_state(body: bytes) -> State:
             facts, at = decode_placed(body, at)
             held.append(facts)
         tables[namespace] = tuple(held)
+    quarantined: list[DamagedTable] = []
+    if has_quarantined:
+        (count,) = _COUNT.unpack_from(body, at)
+        at += _COUNT.size
+        for _ in range(count):
+            damaged_at, length = _DAMAGED.unpack_from(body, at)
+            at += _DAMAGED.size + length
+            what = body[at - length : at].decode(errors="replace")
+            facts, at = decode_placed(body, at)
+            quarantined.append(DamagedTable(facts, damaged_at, what))
     if at != len(body) or len(meta) != meta_length:
         raise ValueError("its lengths do not fit together")
-    return State(next_job, Position(segment, offset), meta, tables)
+    return State(next_job, Position(segment, offset), meta, tables, tuple(quarantined))

@@ -11,7 +11,7 @@ The seed means that a whole and healthy block of another file, or of another pla
 flipped bit: a disk that answers from the wrong sector is found out.
 
 Invariants: `unseal` looks at the checksum before it believes anything, and at the stated sizes before it allocates.
-Damage is a StorageError that names file and offset.
+Damage is a `Damaged` error that names file and offset.
 """
 
 from __future__ import annotations
@@ -23,13 +23,18 @@ from zlib import crc32
 
 import zstandard
 
-from geokv.errors import StorageError
-from geokv.storage.disk import WHAT_TO_DO
+from geokv.errors import Damaged, StorageError
+from geokv.storage.advice import WHAT_TO_DO
 
 SEAL_BYTES: Final = 12
 RAW_BYTES_MAX: Final = 64 * 1024 * 1024
 AS_IT_IS: Final = 0
 ZSTD: Final = 1
+# For whoever reads that a table is damaged: its node sees to it by itself.
+TABLE_TO_DO: Final = (
+    "A node that runs sets the table aside, keeps its file, and answers no more for the partitions that it may have held "
+    "keys of; the other replicas do. See geokv status."
+)
 _BODY = Struct("<IB3x")
 _HEADER = Struct("<IIB3s")
 _SEED = Struct("<QQB")
@@ -78,9 +83,10 @@ def unseal(block: bytes, number: int, offset: int, kind: int, name: str) -> byte
     raise damaged(name, offset, f"the block's size is not what it states ({raw_length}), or too large, or codec {codec}")
 
 
-def damaged(name: str, offset: int, what: str) -> StorageError:
+def damaged(name: str, offset: int, what: str) -> Damaged:
     """The error for what cannot be right."""
-    return StorageError(f"{name}: damaged at byte {offset}: {what}. {WHAT_TO_DO}", path=name, offset=offset)
+    advice = TABLE_TO_DO if name.endswith(".sst") else WHAT_TO_DO
+    return Damaged(f"{name}: damaged at byte {offset}: {what}. {advice}", path=name, offset=offset, what=what)
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:

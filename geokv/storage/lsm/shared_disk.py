@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from geokv.storage.disk import RealDisk, storage_error
@@ -16,7 +17,9 @@ from geokv.storage.disk import RealDisk, storage_error
 class SharedDisk(RealDisk):
     """A RealDisk on a root that another process holds. Raises StorageError where it is not there."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, progress: Callable[[], None] = lambda: None) -> None:
+        """`progress`: called whenever the disk has answered."""
+        self._progress = progress
         self.root = root
         self._handles = OrderedDict()
         self._lock = threading.Lock()
@@ -24,3 +27,16 @@ class SharedDisk(RealDisk):
             self._root_lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise storage_error(error, "opening", root) from error
+
+    def read_at(self, name: str, offset: int, length: int) -> bytes:
+        payload = super().read_at(name, offset, length)
+        self._progress()
+        return payload
+
+    def append(self, name: str, payload: bytes) -> None:
+        super().append(name, payload)
+        self._progress()
+
+    def sync(self, name: str) -> None:
+        super().sync(name)
+        self._progress()

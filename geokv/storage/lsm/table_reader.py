@@ -182,6 +182,15 @@ class TableReader:
     def _start(self, index: int) -> int:
         return self._ends[index - 1] if index else 0
 
+    def check(self, offset: int) -> None:
+        """Read the block that begins at that byte once more, past the cache. Raises Damaged, or StorageError."""
+        for index in range(len(self._ends)):
+            if self._start(index) == offset:
+                try:
+                    decode_block(self._read_block(index))
+                except ValueError as error:
+                    raise self._unreadable(index, error) from error
+
     def _unreadable(self, index: int, error: ValueError) -> StorageError:
         return damaged(self.name, self._start(index), f"the block cannot be read ({error})")
 

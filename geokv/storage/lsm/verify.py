@@ -35,6 +35,8 @@ def verify(disk: Disk) -> Iterator[Damage]:
         for run in runs_of(tables):
             if not are_disjoint(run):
                 yield Damage(NAME, 0, f"tables of run {run[0].run} at level {run[0].level} overlap")
+    for one in state.quarantined:
+        yield Damage(one.facts.name, one.offset, f"{one.facts.name}: in quarantine, damaged at byte {one.offset}: {one.what}")
     for facts in state.all_tables():
         try:
             _verify_table(disk, facts)

@@ -4,14 +4,18 @@ The process is spawned anew, as a program of its own, never forked: what threads
 survive a fork. It shares nothing with the node but the folder and two pipes, and costs neither its event loop nor its
 interpreter lock. `run` waits, so it is called on a thread.
 
-Invariants: at most one process. A process that ended in the midst of a job makes that job fail; the next job starts
-another. Only jobs, throttles and facts of tables cross, no cells. The worker is closed before an engine is opened anew
-on the same folder: a job of the old one could otherwise still write.
+A process that works says so, at least each second: whenever a call of the disk returns or it is about to write, and while it is paused. One that says
+nothing for STALLED_S hangs (a disk that never answers, a bug): it is killed.
+
+Invariants: at most one process. A process that ended or was killed in the midst of a job makes that job fail, and the node
+runs it again; the next job starts another. Only jobs, throttles and facts of tables cross, no cells. The worker is closed
+before an engine is opened anew on the same folder: a job of the old one could otherwise still write.
 """
 
 from __future__ import annotations
 
 import pickle
+import queue
 import subprocess
 import threading
 from contextlib import suppress
@@ -25,14 +29,23 @@ from geokv.storage.lsm.jobs import Job
 from geokv.storage.lsm.pacing import Throttle
 
 NICENESS: Final = 10
+STALLED_S: Final = 120.0
 _END_S_MAX: Final = 5.0
+
+
+_ENDED: Final = object()
 
 
 class Worker:
     """See the module. Any thread may call anything."""
 
-    def __init__(self, root: Path, niceness: int = NICENESS) -> None:
-        """`niceness`: how much less the process is than the node when both want the processor (`os.nice`)."""
+    def __init__(self, root: Path, niceness: int = NICENESS, stalled_s: float = STALLED_S) -> None:
+        """`niceness`: how much less the process is than the node when both want the processor (`os.nice`).
+
+        `stalled_s`: a process that makes no progress for so long is killed.
+        """
+        self._stalled_s = stalled_s
+        self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()  # what the process answers; _ENDED when it is no more
         self._root = root
         self._niceness = niceness
         self._process: subprocess.Popen[bytes] | None = None
@@ -47,14 +60,28 @@ class Worker:
             process = self._started()
             try:
                 self._order(process, job)
-                answer: Any = pickle.load(_pipe(process.stdout))
-            except (OSError, EOFError, pickle.UnpicklingError) as error:
+                answer = self._answer()
+            except (OSError, EOFError) as error:
                 self._end(process)
                 raise StorageError(f"the storage worker ended during job {job.number}; it is tried again") from error
+            except queue.Empty:
+                self._end(process)
+                raise StorageError(
+                    f"the storage worker made no progress for {self._stalled_s:g} s during job {job.number}: it was killed, and"
+                    " the job is tried again"
+                ) from None
         if isinstance(answer, Exception):
             raise answer
         tables: tuple[TableFacts, ...] = answer
         return tables
+
+    def _answer(self) -> Any:
+        """What the process answers in the end. Raises EOFError where it ends before, queue.Empty where it hangs."""
+        while (said := self._said.get(timeout=self._stalled_s)) is None:
+            pass  # it works
+        if said is _ENDED:
+            raise EOFError
+        return said
 
     def throttle(self, bytes_per_s: int = 0, is_paused: bool = False) -> None:
         """From now on, also for the job that runs: write at most so fast (0: no limit), or wait."""
@@ -93,6 +120,9 @@ class Worker:
             env=environment(),
         )
         self._process = process
+        said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._said = said
+        threading.Thread(target=_listen, args=(process, said), name="geokv-worker-answers", daemon=True).start()
         self._order(process, self._throttle)
         return process
 
@@ -107,13 +137,20 @@ class Worker:
         process.kill()  # as the end of its pipe would; but somebody may be stuck in writing to that
         with suppress(OSError):
             _pipe(process.stdin).close()
-        try:
-            process.wait(_END_S_MAX)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        with suppress(OSError):
-            _pipe(process.stdout).close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S_MAX)  # one that is stuck in the kernel ends when that lets go of it, and writes no more
+
+
+def _listen(process: subprocess.Popen[bytes], said: queue.SimpleQueue[Any]) -> None:
+    """Hand on what a process says until it ends."""
+    pipe = _pipe(process.stdout)
+    try:
+        while True:
+            said.put(pickle.load(pipe))
+    except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+        said.put(_ENDED)
+    finally:
+        pipe.close()
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

@@ -1,6 +1,6 @@
 """The worker process: runs jobs that come through a pipe, at low priority, and ends with the node.
 
-    stdin    pickled orders: Job, Throttle      stdout   pickled answers: tables, or the error
+    stdin    pickled orders: Job, Throttle      stdout   pickled answers: tables, or the error; None: it goes on
 
 A thread reads the orders, so that pausing and a new rate count at once, in the midst of a job. When the pipe ends,
 because the node closed it or is no more, the process ends on the spot, whatever it is doing: what it had written is
@@ -18,30 +18,38 @@ import queue
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from geokv.errors import GeokvError, StorageError
 from geokv.storage.lsm.jobs import Job
-from geokv.storage.lsm.pacing import Pacer, Throttle
+from geokv.storage.lsm.pacing import Pacer, Progress, Throttle
 from geokv.storage.lsm.shared_disk import SharedDisk
 from geokv.storage.node_jobs import do
 
 
 def serve(root: Path, orders: BinaryIO, answers: BinaryIO) -> None:
     """Run jobs until `orders` ends, which ends the process."""
-    pacer = Pacer()
+    lock = threading.Lock()
+
+    def say(answer: object) -> None:
+        with lock:
+            pickle.dump(answer, answers)
+            answers.flush()
+
+    progress = Progress(partial(say, None))
+    pacer = Pacer(progress)
     jobs: queue.Queue[Job] = queue.Queue()
     threading.Thread(target=_read_orders, args=(orders, jobs, pacer), daemon=True).start()
     while True:
-        answer = _answer(root, jobs.get(), pacer)
-        pickle.dump(answer, answers)
-        answers.flush()
+        say(_answer(root, jobs.get(), pacer, progress))
 
 
-def _answer(root: Path, job: Job, pacer: Pacer) -> object:
+def _answer(root: Path, job: Job, pacer: Pacer, progress: Progress) -> object:
     try:
-        disk = SharedDisk(root)  # for this job only: a file that stays open takes its space after the node has removed it
+        # For this job only: a file that stays open takes its space after the node has removed it.
+        disk = SharedDisk(root, progress)
         try:
             return do(disk, job, pacer)
         finally:

@@ -24,7 +24,8 @@ from typing import Any, Final, TypeVar
 
 from geokv.core.limits import MIB
 from geokv.errors import DiskFull, StorageError
-from geokv.storage.disk import WHAT_TO_DO, storage_error
+from geokv.storage.advice import WHAT_TO_DO
+from geokv.storage.disk import storage_error
 from geokv.storage.tree.tree import Change, TreeOptions, TreePlace, make_folder, sync_files
 from geokv.storage.tree.values import TreeFacts, decode_facts, encode_facts, seed_of
 

@@ -18,7 +18,7 @@ from typing import Final
 from zlib import crc32
 
 from geokv.errors import StorageError
-from geokv.storage.disk import WHAT_TO_DO
+from geokv.storage.advice import WHAT_TO_DO
 from geokv.storage.position import Position
 
 CHECKSUM_BYTES: Final = 4

@@ -92,7 +92,7 @@ def test_the_error_of_a_job_comes_back_as_it_was(disk: RealDisk, worker: Worker)
     disk.write_at(name, 30, bytes([byte[0] ^ 1]))
     with pytest.raises(StorageError, match=f"{name}: damaged at byte 0") as caught:
         worker.run(job)
-    assert caught.value.details == {"path": name, "offset": 0}
+    assert (caught.value.details["path"], caught.value.details["offset"]) == (name, 0)
     disk.write_at(name, 30, byte)
     node.engine.install(job, worker.run(job))
     assert dict(node.engine.scan(1)) == model
@@ -294,3 +294,41 @@ def test_the_pacer_holds_to_its_rate() -> None:
     begun = time.monotonic()
     pacer(20_000)
     assert time.monotonic() - begun > 0.018
+
+
+def test_a_process_that_hangs_is_found_out_killed_and_replaced(disk: RealDisk) -> None:
+    """It was stopped in the midst of its work: its job fails after the time stated, and the same job is run by another.
+
+    Takes some seconds: it starts two interpreters, and waits for one that hangs.
+    """
+    worker = Worker(disk.root, stalled_s=3.0)
+    node = LittleNode(disk)
+    worker.run(node.engine.begin_flush(node.end, b""))  # the interpreter is there
+    model = _put(node, 1)
+    job = node.engine.begin_flush(node.end, b"")
+    worker.throttle(is_paused=True)
+    failures: list[StorageError] = []
+
+    def run() -> None:
+        try:
+            worker.run(job)
+        except StorageError as error:
+            failures.append(error)
+
+    running = threading.Thread(target=run, daemon=True)
+    running.start()
+    _wait(lambda: worker.process_id)
+    hanging = worker.process_id
+    assert hanging is not None
+    threading.Event().wait(4.0)  # a job that is held up goes on saying so
+    assert running.is_alive() and not failures
+    os.kill(hanging, signal.SIGSTOP)
+    running.join(20)
+    assert len(failures) == 1 and "made no progress for 3 s" in str(failures[0])
+    _wait(lambda: not _is_running(hanging))
+    worker.throttle()
+    again = node.engine.flush_again(job)
+    node.engine.install(again, worker.run(again))
+    assert worker.process_id not in (None, hanging)
+    assert {key: node.engine.get(1, key) for key in model} == model
+    worker.close()
