@@ -4,8 +4,8 @@ The process is spawned anew, as a program of its own, never forked: what threads
 survive a fork. It shares nothing with the node but the folder and two pipes, and costs neither its event loop nor its
 interpreter lock. `run` waits, so it is called on a thread.
 
-A process that works says so, at least each second: whenever a call of the disk returns or it is about to write, and while it is paused. One that says
-nothing for STALLED_S hangs (a disk that never answers, a bug): it is killed.
+A process that works says so, at least each second: whenever a call of the disk returns or it is about to write, and while it
+is paused. One that says nothing for STALLED_S hangs (a disk that never answers, a bug): it is killed.
 
 Invariants: at most one process. A process that ended or was killed in the midst of a job makes that job fail, and the node
 runs it again; the next job starts another. Only jobs, throttles and facts of tables cross, no cells. The worker is closed
