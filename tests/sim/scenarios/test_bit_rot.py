@@ -7,6 +7,8 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
+import pytest
+
 from geokv.core.quorum import Consistency
 from geokv.core.topology import Topology
 from geokv.errors import Damaged
@@ -21,6 +23,7 @@ from geokv.sim.world import World
 from geokv.storage.lsm.manifest import read_manifest
 from tests.sim.scenes import SECOND, demand, is_restarted, is_serving, key_led_by, serving_world, settle
 
+pytestmark = pytest.mark.timeout(300)  # worlds of nine nodes, hundreds of calls each
 NODE = "dc1-n1"
 OTHERS = ("dc1-n2", "dc1-n3")
 
@@ -119,12 +122,12 @@ def test_after_a_restart_with_a_table_that_cannot_be_opened_every_read_and_write
     settle(world)
 
 
-def test_every_crash_between_the_finding_and_the_setting_aside_is_harmless() -> None:
-    """Killed, or without power, at each of the first effects after the damage was found: the claim is taken back in the end.
+def test_a_crash_soon_after_the_finding_is_harmless() -> None:
+    """Killed, or without power, soon after the damage was found: the claim is taken back in the end.
 
-    Takes some seconds: a world of nine nodes, crashed a dozen times.
+    Takes some seconds: two worlds of nine nodes.
     """
-    for skip in range(0, 12, 3):
+    for skip in (0, 3):
         world = flushed_world(200)
         host = world.hosts[NODE]
         assert host.rot()
