@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from geokv.core.namespace import LSM
-from geokv.errors import StorageError
+from geokv.errors import InvalidRequest, StorageError
 from geokv.storage.advice import WHAT_TO_DO
 from geokv.storage.disk import RealDisk
 from geokv.storage.engines import check_held
@@ -136,8 +136,13 @@ class NodeEngine:
         space = self._spaces.get(namespace)
         if space is not None:
             return space.cells
-        self.check_holds(engine)
         place = TreePlace(engine, namespace)
+        try:
+            self.check_holds(engine)
+        except InvalidRequest as error:
+            if is_there(self._root, place):  # what it holds was acknowledged: nobody goes on without it
+                raise StorageError(f"{place.path} is there and cannot be used: {error}", path=place.path) from error
+            raise
         space = _Space(place, LsmCells(namespace, policy, self.lsm.cache, 0))
         with self._lock:
             space.tree = self._doomed.pop(place, None)

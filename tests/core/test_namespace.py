@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geokv.core import namespace
+from geokv.core.limits import LMDB_KEY_BYTES_MAX
 from geokv.core.namespace import BORN, Catalog, NamespaceDefinition, decode, define
 from geokv.core.quorum import Consistency
 from geokv.errors import InvalidRequest, RecordError
@@ -216,6 +217,8 @@ def test_definitions_without_an_engine_of_their_own_are_encoded_as_before() -> N
     """What version 0.1 encoded is equal to what is encoded now, so that the two never seem to differ."""
     tree = msgpack.unpackb(made(5).encode())
     assert "engine" not in tree and "memory_bytes_max" not in tree
+    assert made(6, engine="lmdb").key_bytes_max == LMDB_KEY_BYTES_MAX
+    assert decode(made(6, engine="rocksdb").encode()).engine == "rocksdb"
     cache = made(5, engine="memory")
     assert decode(cache.encode()) == cache and cache.memory_bytes_max == namespace.CACHE_BYTES_DEFAULT
     assert decode(made(5).encode()).engine == "lsm"

@@ -92,7 +92,10 @@ class RocksTree:
 
     def peek(self, key: bytes) -> tuple[bool, bytes | None]:
         """From the filters, the block cache and the memtables of RocksDB."""
-        may_exist, value = self._translated("reading", lambda: self._opened().key_may_exist(_CELL + key, fetch=True))
+        try:
+            may_exist, value = self._translated("reading", lambda: self._opened().key_may_exist(_CELL + key, fetch=True))
+        except StorageError:
+            return False, None  # whoever loads it hears why
         return not may_exist or value is not None, value
 
     def step(self, start: bytes, stop: bytes | None, count: int) -> list[tuple[bytes, bytes]]:
@@ -128,7 +131,10 @@ class RocksTree:
         return self._property("rocksdb.estimate-pending-compaction-bytes")
 
     def _property(self, name: str) -> int:
-        return self._translated("reading", lambda: self._opened().property_int_value(name) or 0)
+        try:
+            return self._translated("reading", lambda: self._opened().property_int_value(name) or 0)
+        except StorageError:
+            return 0  # while it is opened anew
 
     # --- writing ----------------------------------------------------------------------------------------------------
 

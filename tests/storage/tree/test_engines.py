@@ -19,7 +19,7 @@ from geokv.core.conflict import merge_of
 from geokv.storage.memory import MemoryCells
 from tests.core.cells.harness import play, tape_of_seed
 from tests.storage.lsm.little_node import cell_of
-from tests.storage.tree.real_node import DURABLE, RealNode, everything_stable
+from tests.storage.tree.real_node import DURABLE, RealNode, everything_stable, with_rocksdb
 
 _KEYS = st.builds(lambda group, index: b"%c/%02d" % (group, index), st.integers(97, 99), st.integers(0, 15))
 _CELLS = st.builds(
@@ -167,7 +167,7 @@ for _machine in (EngineAgainstModel, LmdbAgainstModel, RocksDbAgainstModel, Memo
     _machine.TestCase.settings = _STEPS
 TestLsm = EngineAgainstModel.TestCase
 TestLmdb = LmdbAgainstModel.TestCase
-TestRocksDb = RocksDbAgainstModel.TestCase
+TestRocksDb = with_rocksdb(RocksDbAgainstModel.TestCase)
 TestMemory = MemoryAgainstModel.TestCase
 
 _RUNS = st.lists(

@@ -24,7 +24,7 @@ from geokv.storage.tree.merging import merge_into, remove_dead
 from geokv.storage.tree.tree import TreePlace, open_tree
 from geokv.storage.tree.values import TreeFacts, decode_facts, encode_facts, is_sound, seal, seed_of
 from tests.storage.lsm.little_node import cell_of
-from tests.storage.tree.real_node import DAY_MS, KIB, TINY, TREES, RealNode, everything_stable, files_of
+from tests.storage.tree.real_node import DAY_MS, KIB, TINY, TREES, RealNode, everything_stable, files_of, with_rocksdb
 
 DAY = DAY_MS << 16
 every_tree = pytest.mark.parametrize("engine", TREES)
@@ -67,6 +67,29 @@ def test_a_crash_between_a_tree_and_the_manifest_is_merged_once_more(engine: str
 
 def _power_cut(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@with_rocksdb
+def test_a_rocksdb_that_refuses_a_write_is_opened_anew_and_merged_again(tmp_path: Path) -> None:
+    """Nothing in the midst of it is an error to those who ask what is in memory; the flush that is done again has all."""
+    node = node_at(tmp_path, "rocksdb")
+    node.put_unread(1, many(10))
+    node.flush()
+    node.put_unread(1, many(10, version=2))
+    tree = node.engine._spaces[1].tree
+    assert tree is not None
+    tree._store, store = None, tree._store  # type: ignore[attr-defined]  # as in the moment between closing and opening
+    assert tree.peek(b"absent") == (False, None) and node.engine.figures()["debt_bytes"] == 0
+    tree._store = store  # type: ignore[attr-defined]
+    job = node.engine.begin_flush(node.end, b"meta")
+    tree._unlogged, options = object(), tree._unlogged  # type: ignore[attr-defined]  # which no write takes
+    with pytest.raises(StorageError, match=r"writing .* failed"):
+        node.build(job)
+    assert tree._store is not store  # type: ignore[attr-defined]
+    tree._unlogged = options  # type: ignore[attr-defined]
+    assert node.scan(1) == many(10, version=2)
+    node.build(node.engine.flush_again(job))
+    assert node.engine.figures()["memtable_pairs"] == 0 and node.reopened().scan(1) == many(10, version=2)
 
 
 @every_tree
@@ -175,6 +198,18 @@ def test_an_encrypted_node_and_one_without_files_refuse_trees(engine: str, tmp_p
     disk.close()
 
 
+@every_tree
+def test_a_tree_that_is_there_and_can_no_longer_be_used_is_refused_and_stays(engine: str, tmp_path: Path) -> None:
+    """Its library is gone, or the node encrypts now: the node does not start, and nobody takes the folder for a stray."""
+    node = node_at(tmp_path, engine)
+    node.put_unread(1, many(10))
+    node.flush()
+    node.close()
+    with pytest.raises(StorageError, match=f"{engine}/{1:016x} is there and cannot be used: .*encrypts its disk"):
+        RealNode(node.root, node.namespaces, is_encrypted=True)
+    assert node.reopened().scan(1) == many(10)
+
+
 def test_what_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the name of the extra."""
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
@@ -262,6 +297,7 @@ def test_a_damaged_page_of_lmdb_is_told_by_verify_whatever_it_does_to_its_reader
         assert not offline.verify(disk, "n").damage
 
 
+@with_rocksdb
 def test_a_flipped_bit_in_rocksdb_is_named_by_reads_and_by_verify(tmp_path: Path) -> None:
     """RocksDB's own checksum finds it; verify tells file and offset."""
     node = node_at(tmp_path, "rocksdb")
@@ -586,6 +622,7 @@ def test_compacting_offline_makes_it_smaller_and_keeps_every_cell(engine: str, t
     node.close()
 
 
+@with_rocksdb
 def test_rocksdb_keeps_no_log_of_its_own(tmp_path: Path) -> None:
     """The node's log is the log: what RocksDB would log stays empty."""
     node = node_at(tmp_path, "rocksdb")
