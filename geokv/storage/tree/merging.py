@@ -25,8 +25,8 @@ from geokv.storage.position import Position
 from geokv.storage.tree.tree import Tree
 from geokv.storage.tree.values import CHECKSUM_BYTES, damaged, is_sound, seal, unseal
 
-STEP_PAIRS: Final = 2048
-STEP_BYTES: Final = MIB
+STEP_PAIRS: Final = 8192  # each step of LMDB is a sync; it keeps the pages that it changes in memory
+STEP_BYTES: Final = 4 * MIB
 REMOVED: Final = b""
 
 

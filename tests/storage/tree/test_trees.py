@@ -20,6 +20,7 @@ from geokv.storage.lsm.worker import Worker
 from geokv.storage.node_engine import WALK_MS_MIN, NodeEngine
 from geokv.storage.node_jobs import Removal, TreeCollection
 from geokv.storage.position import Position
+from geokv.storage.tree import merging
 from geokv.storage.tree.merging import merge_into, remove_dead
 from geokv.storage.tree.tree import TreePlace, open_tree
 from geokv.storage.tree.values import TreeFacts, decode_facts, encode_facts, is_sound, seal, seed_of
@@ -93,8 +94,11 @@ def test_a_rocksdb_that_refuses_a_write_is_opened_anew_and_merged_again(tmp_path
 
 
 @every_tree
-def test_a_flush_that_dies_between_two_steps_is_merged_once_more(engine: str, tmp_path: Path) -> None:
+def test_a_flush_that_dies_between_two_steps_is_merged_once_more(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some keys are in the tree, its position is the old one: the next life finds all, each with its newest cell."""
+    monkeypatch.setattr(merging, "STEP_PAIRS", 1000)
     node = node_at(tmp_path, engine)
     node.put_unread(1, many(3000))
     node.flush()
