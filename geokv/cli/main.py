@@ -27,6 +27,7 @@ COMMANDS = {
     "update": Lazy("geokv.cli.update", "update", "Count, add, remove: one operation on a key."),
     "explain": Lazy("geokv.cli.conflicts", "explain", "Tell what concurrent writes did to a key."),
     "conflicts": Lazy("geokv.cli.conflicts", "conflicts", "Show the conflicts that were noted, and bring losers back."),
+    "gc": Lazy("geokv.cli.gc", "gc", "Show what waits to be collected, and who holds it up."),
     "namespace": Lazy("geokv.cli.namespace", "namespace", "Create, list, show, alter and delete namespaces."),
     "status": Lazy("geokv.cli.status", "status", "Show the nodes, the ring and the lag between datacenters."),
     "storage": Lazy("geokv.cli.storage", "storage", "Verify, inspect and compact the folder of a node that is stopped."),

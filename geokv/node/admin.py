@@ -8,6 +8,7 @@
     digest namespace       per partition of this node alone that it serves: how many cells it holds and a hash over them
     conflicts [namespace] [key_base64] [limit]   the newest of the conflicts that this node has noted
     rights_drain [scope] [begin]                give all rights of bounded counters away; or how far that is
+    gc [namespace]         what waits to be collected, what of it is stable, and who holds that up
     close_node node        close the streams of another node of this datacenter
 
 Every number in `status` is true or older than true, never newer. A figure that is not known is None.
@@ -67,6 +68,7 @@ class Admin:
             "close_node": self._close_node,
             "conflicts": self._conflicts,
             "rights_drain": self._rights_drain,
+            "gc": self._gc,
         }
 
     def asked(self, request: AdminRequest, respond: Respond) -> None:
@@ -362,6 +364,7 @@ class Admin:
         found["cache.bytes"] = sum(cells.nbytes for cells in caches)
         found["cache.evicted"] = sum(cells.evicted for cells in caches)
         found |= {f"storage.{name}": value for name, value in self.storage().items() if isinstance(value, int)}
+        found |= self._node.collector.metrics()
         for at, count in enumerate(receiver.lag_counts):
             limit = str(LAG_BUCKETS_MS[at]) if at < len(LAG_BUCKETS_MS) else "more"
             found[f"ship.lag_ms_bucket.{limit}"] = count
@@ -411,6 +414,18 @@ class Admin:
             "conflicts": [conflict_tree(tables[one.namespace].definition.name, one) for one in found[-limit:]],
             "dropped": journal.dropped,
         }
+        respond(AdminReply(Outcome.APPLIED, body))
+
+    def _gc(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        """What waits to be collected on this node."""
+        node, name, number = self._node, arguments.get("namespace"), None
+        if name is not None:
+            table = node.assembly.table_named(text_of(arguments, "namespace"))
+            if table is None:
+                raise NamespaceNotFound(f"no namespace {name!r} here", namespace=str(name))
+            number = table.definition.id
+        namespaces = node.collector.status(number)
+        body: dict[str, object] = {"node": node.config.node, "dc": node.config.dc, "namespaces": namespaces}
         respond(AdminReply(Outcome.APPLIED, body))
 
     def _close_node(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:

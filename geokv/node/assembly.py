@@ -32,7 +32,9 @@ from geokv.protocol.replication import Replication
 from geokv.protocol.retention import Retention
 from geokv.protocol.rights import Rights
 from geokv.protocol.rights_drain import RightsDrain
+from geokv.protocol.stability import Stability
 from geokv.protocol.statements import Statements
+from geokv.protocol.sweeper import Sweeper
 from geokv.protocol.table import Cells, Table
 from geokv.protocol.write import WriteCoordinator
 from geokv.storage.engine import Engine
@@ -105,6 +107,8 @@ class Assembly:
         )
         neighbours = [name for name in self.members if name != config.node]
         self.quarantine = Quarantine(self.context, self.placement, engine, neighbours)
+        self.sweeper = Sweeper(self.context, self.placement, self.replication)
+        self.stability = Stability(self.context, self.placement, self.closings, config.stability_us)
         self.retention = Retention(self.context, self.placement, self.statements.shipped_everywhere, config.segment_bytes)
 
     def _coordinate_later(self, batch: Any, respond: Callable[[Any], None]) -> None:
@@ -172,6 +176,7 @@ class Assembly:
             "seen": {node: list(what) for node, what in closings.seen.items()},
             "conflicts": context.journal.packed(),
             "quarantine": [one.packed() for one in context.claims.withdrawals.values()],
+            "collections": {number: table.collections for number, table in context.tables.items() if table.collections},
             "streams": [
                 [s.namespace, s.partition, s.origin, s.frontier, sorted(s.synced_beyond), s.dcs, s.peers]
                 for table in context.tables.values()

@@ -30,6 +30,8 @@ class NodeConfig:
     frontiers_us: int = 1_000_000  # how often statements carry the frontiers that have moved
     full_statement_us: int = 5_000_000
     remote_statement_us: int = 1_000_000
+    stability_us: int = 2_000_000  # between two questions to all owners of a namespace that holds something to collect
+    collect_us: int = 10_000_000  # at least so long between two moments from which on it is collected
     segment_bytes: int = SEGMENT_BYTES
     memtable_bytes: int = MEMTABLE_BYTES  # records logged between two flushes
     unflushed_bytes_warn: int = UNFLUSHED_BYTES_WARN

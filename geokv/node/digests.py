@@ -1,4 +1,5 @@
-"""Digests: order-free sums over a node's own synced cells, per partition. Equal replicas that are at rest answer equally.
+"""Digests: order-free sums over what lives in a node's own synced cells, per partition. Equal replicas at rest answer equally,
+whichever of them have collected what was deleted.
 
 A large namespace is walked in steps, with other work between them: what is written meanwhile is counted or not.
 
@@ -70,10 +71,12 @@ class Digests:
     def _step(self, walk: _Walk) -> bool:
         now_ms, count = self._context.wall_ms, 0
         for key, stored in islice(walk.cells, STEP_CELLS):
-            cell = walk.policy.fold(stored)
             count += 1
+            cell = walk.policy.living(stored, now_ms)
             entry = walk.sums.setdefault(key_hash(key) >> walk.shift, [0, 0, 0])
             entry[0] += 1
+            if cell is None:
+                continue
             entry[1] = (entry[1] + mmh3.hash64(key + b"\0" + cell, 0, x64arch=True, signed=False)[0]) & ((1 << 64) - 1)
-            entry[2] += walk.policy.is_shown(cell, now_ms)
+            entry[2] += walk.policy.is_shown(stored, now_ms)
         return count < STEP_CELLS

@@ -29,6 +29,7 @@ from geokv.core.ring import key_hash
 from geokv.errors import RecordError
 from geokv.node.admin import Admin
 from geokv.node.assembly import Assembly
+from geokv.node.collector import Collector
 from geokv.node.config import NodeConfig
 from geokv.node.recovery import Checkpoint, Recovered, restore
 from geokv.node.upkeep import Upkeep
@@ -101,6 +102,15 @@ class Node:
         self.assembly = assembly
         self.upkeep = Upkeep(assembly.context, assembly.engine, config, recovered.replayed_bytes)
         self._wire(assembly)
+        self.collector = Collector(
+            assembly.context,
+            assembly.engine,
+            assembly.stability,
+            assembly.sweeper,
+            self.upkeep,
+            self.log_control,
+            config.collect_us,
+        )
         self.admin = Admin(self)
         self._handlers: dict[type, Callable[[str, Any], None]] = self._message_handlers()
 
@@ -225,6 +235,7 @@ class Node:
         assembly.rights.is_heir = self._is_heir
         assembly.quarantine.on_due = self.upkeep.set_aside
         self.upkeep.damaged = assembly.quarantine.due
+        assembly.stability.unclosed = self._unclosed
         self.upkeep.meta = self._meta
         self.upkeep.on_flushed = self._flushed
 
@@ -268,6 +279,8 @@ class Node:
             m.CloseForget: lambda peer, message: a.closings.forget(message.closings),
             m.RightsAsk: a.rights.asked,
             m.RightsGiven: a.rights.answered,
+            m.StabilityAsk: a.stability.asked,
+            m.StabilityAnswer: a.stability.answered,
         }
 
     def _sender_to(self, peer: str) -> Callable[[object], None]:
@@ -405,6 +418,10 @@ class Node:
         else:
             self.context.note("write.waited_for_bound")
             self.assembly.commit.after_pending(lambda: self._write_later(batch, respond, until_us))
+
+    def _unclosed(self, partitions: list[int]) -> list[int]:
+        """Of these partitions, those where what this node ran before is not at its end."""
+        return self._runs[0].unclosed(partitions) if self._runs else partitions
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
@@ -728,7 +745,7 @@ class Node:
         is_new = table is None and not definition.is_deleted
         self.assembly.define(definition)
         if definition.is_deleted:
-            self.upkeep.dropped()
+            self.upkeep.look_again()
         if table is not None and definition.is_deleted:
             for stream in table.streams:
                 self._forgotten(stream)
@@ -772,6 +789,7 @@ class Node:
         self.admin.tick()
         machines.quarantine.look()
         self.upkeep.tick()
+        self.collector.tick()
         self._hold_back()
         machines.retention.trim()
         refusal = machines.retention.refusal(self.config.log_bytes_max)

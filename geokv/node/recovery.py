@@ -74,6 +74,7 @@ class _Restoring:
             control.COVERED: self._covered,
             control.CONFLICTS: self._conflicts,
             control.QUARANTINE: self._withdrawn,
+            control.COLLECTED: self._collected,
         }
 
     def run(self, checkpoint: Checkpoint | None, frames: Iterable[tuple[int, int, bytes]]) -> Recovered:
@@ -146,6 +147,8 @@ class _Restoring:
         self._conflicts(meta.get("conflicts", []))
         for body in meta.get("quarantine", []):
             self._withdrawn(body)
+        for collected in meta.get("collections", {}).items():
+            self._collected(collected)
 
     def _table(self, namespace: int) -> Table | None:
         """None where it was deleted. Raises StorageError for one that was kept here, and now cannot be."""
@@ -217,6 +220,12 @@ class _Restoring:
         table = self._context.tables.get(namespace)
         if table is not None and partition not in self._context.closed.get(origin, ()):
             table.streams.make(partition, origin).cover(number)
+
+    def _collected(self, body: Any) -> None:
+        namespace, count = body
+        table = self._context.tables.get(namespace)
+        if table is not None:
+            table.collections = max(count, table.collections)
 
     def _conflicts(self, body: Any) -> None:
         for one in body:

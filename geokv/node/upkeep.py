@@ -16,7 +16,7 @@ Invariants: what is in memory only is bounded. Not here: what a job does (the en
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from geokv.node.config import NodeConfig
 from geokv.protocol.context import Context
 from geokv.protocol.effects import Build, Built, Stopping
 from geokv.storage.engine import Engine
+from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.position import Position
 
 RETRY_US: Final = (1_000_000, 60_000_000)
@@ -60,6 +61,7 @@ class Upkeep:
         self._pauses["compaction"].until_us = context.now_us  # an earlier run may have left something to compact
         self._debt_bytes = engine.debt_bytes()
         self.flushes = self.compactions = 0
+        self.rules: Mapping[int, CollectionRule] = {}  # what compactions may collect, by namespace
         self.meta: Callable[[], bytes] = bytes  # the node puts itself there once it is made
         self.on_flushed: Callable[[], None] = lambda: None
         self.damaged: Callable[[], tuple[Any, ...]] = tuple  # the tables that may be set aside now
@@ -128,13 +130,13 @@ class Upkeep:
 
     def flush(self) -> bool:
         """Flush what there is now; False where a job is under way or a batch is half on the disk."""
-        if self._job:
+        if self._job or self._is_stopping:
             return False
         self._flush()
         return bool(self._job)
 
-    def dropped(self) -> None:
-        """A namespace was deleted: its space shall come back soon."""
+    def look_again(self) -> None:
+        """Something may be due for compaction: a namespace was deleted, or tombstones may be collected."""
         if self._pauses["compaction"].until_us is None:
             self._pauses["compaction"].until_us = self._context.now_us
 
@@ -156,7 +158,7 @@ class Upkeep:
         self._begin("flush", self._begun)
 
     def _compact(self) -> None:
-        job = self._engine.next_compaction()
+        job = self._engine.next_compaction(self.rules)
         if job is not None:
             self._begin("compaction", job)
 

@@ -12,7 +12,7 @@ Invariants: a frontier is claimed only when all pages and the note are synced; i
 listed the keys (of several lists the lowest), so whatever it covers is in these pages or in newer cells. Who took its claim
 back gives none: what it lacks, who covers it would lack for ever. One page per
 fetch is under way, at most FETCHES_MAX fetches here, and GIVES_MAX lists of keys are kept for others. What a stream's
-promise refuses is covered for a closing only.
+promise refuses is covered for a closing only. A fetch over whose time tombstones were collected here begins anew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Final
 
 from geokv.core.limits import LOG_READ_BYTES_MAX
-from geokv.core.record import CELL, NO_OPERATION, decode_records, encode_record
+from geokv.core.record import CELL, NO_OPERATION, Record, decode_records, encode_record
 from geokv.core.ring import key_hash
 from geokv.errors import RecordError, StorageError
 from geokv.protocol import control
@@ -49,13 +49,14 @@ NO_CLOSING: Final = 0  # a fetch because of a hole in a log
 class _Fetch:
     """One stream's cells on their way here."""
 
-    __slots__ = ("after", "asked_us", "close", "frontier", "holder", "is_taking", "moved_us", "then")
+    __slots__ = ("after", "asked_us", "close", "collections", "frontier", "holder", "is_taking", "moved_us", "then")
 
-    def __init__(self, message: CellsFetch, then: Callable[[StreamHeld], None], now_us: int) -> None:
+    def __init__(self, message: CellsFetch, then: Callable[[StreamHeld], None], collections: int, now_us: int) -> None:
         self.close = message.close
         self.holder = message.holder
         self.then = then
         self.after = b""
+        self.collections = collections  # here, when it began
         self.frontier: int | None = None
         self.is_taking = False  # a page is on its way to the disk
         self.asked_us = now_us
@@ -107,7 +108,7 @@ class CellsFetches:
         if message.holder not in context.peers or not context.is_live(message.holder) or len(self._open) >= FETCHES_MAX:
             return
         if message.namespace in context.tables:
-            self._open[key] = fetch = _Fetch(message, then, context.now_us)
+            self._open[key] = fetch = _Fetch(message, then, context.tables[message.namespace].collections, context.now_us)
             self._ask(key, fetch)
 
     def _is_wanted(self, known: _Fetch, message: CellsFetch) -> bool:
@@ -119,7 +120,7 @@ class CellsFetches:
 
     def _ask(self, key: Key, fetch: _Fetch) -> None:
         fetch.asked_us = self._context.now_us
-        self._context.send(fetch.holder, CellsWanted(fetch.close, *key, fetch.after))
+        self._context.send(fetch.holder, CellsWanted(fetch.close, *key, fetch.after, fetch.collections))
 
     def page(self, peer: str, message: CellsPage) -> None:
         """One page of cells came."""
@@ -134,6 +135,8 @@ class CellsFetches:
             return
         try:
             records = decode_records(message.records)
+            if self._is_outdated(key, fetch, records):
+                return
             if any(r.kind != CELL or (r.namespace, r.partition) != key[:2] for r in records):
                 raise RecordError("a page of cells holds something else")
             last_key = records[-1].key if records else message.after
@@ -148,6 +151,17 @@ class CellsFetches:
             return
         if taken.reason:
             fetch.is_taking = False  # no room: it is asked for again
+
+    def _is_outdated(self, key: Key, fetch: _Fetch, records: list[Record]) -> bool:
+        """Whether tombstones were collected here since the fetch began: then it begins anew, or it could bring back what they
+        deleted."""
+        collections = self._context.tables[key[0]].collections
+        if fetch.collections == collections and all(record.number == collections for record in records):
+            return False
+        self._context.note("cells.collected_since")
+        fetch.collections, fetch.after, fetch.frontier = collections, b"", None
+        self._ask(key, fetch)
+        return True
 
     def _took(self, key: Key, fetch: _Fetch, last_key: bytes, is_last: bool) -> None:
         if self._open.get(key) is not fetch:
@@ -237,7 +251,8 @@ class CellsFetches:
         give.moved_us = self._context.now_us
         if give.unseen:
             shift, partition = table.placement.shift, message.partition
-            # Keys do not go, so whatever was there when the list was begun is found, however long it takes.
+            # Keys go only when they are collected, so whatever else was there when the list was begun is found, however long
+            # it takes; and what was collected, who asks has too.
             try:
                 keys = list(islice(give.unseen, SCAN_KEYS_MAX))
             except StorageError as error:
@@ -277,6 +292,10 @@ class CellsFetches:
         self._context.note("cells.unreadable")
         self._context.log("error", f"cells that {peer} wants cannot be read: {error}")
 
+    def _record(self, message: CellsWanted, key: bytes, cell: bytes) -> bytes:
+        namespace, partition, count = message.namespace, message.partition, message.collections
+        return encode_record(CELL, partition, namespace, count, 0, NO_OPERATION, b"", key, cell)
+
     def _send_page(self, peer: str, message: CellsWanted, give: _Give, table: Table, start: int, end: int) -> None:
         page: list[bytes] = []
         nbytes, at = 0, start
@@ -285,7 +304,7 @@ class CellsFetches:
             cell = table.cells.get(key)
             if cell is None:
                 continue
-            record = encode_record(CELL, message.partition, message.namespace, 0, 0, NO_OPERATION, b"", key, cell)
+            record = self._record(message, key, cell)
             nbytes += len(record)
             if page and nbytes > LOG_READ_BYTES_MAX:
                 break

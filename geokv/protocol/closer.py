@@ -137,6 +137,13 @@ class CloseRun:
     def open_pairs(self) -> int:
         return sum(1 for closing in self._pairs.values() if closing.phase != "done")
 
+    def unclosed(self, partitions: list[int]) -> list[int]:
+        """Of these partitions, those where what the node ran before may not have come to its end yet."""
+        if len(self.answered) < len(self._owners):
+            return partitions
+        still = {pair[1] for pair, closing in self._pairs.items() if closing.phase not in ("telling", "done")}
+        return [partition for partition in partitions if partition in still] if still else []
+
     def tick(self) -> None:
         """Ask, fill and tell again whom it may not have reached."""
         context = self._context

@@ -11,6 +11,7 @@ A control record has kind CONTROL; its key names it, its cell is MessagePack. Re
     accept     [[item, promised, accepted, chosen]…]   states of the agreement
     slot       [dc, slot, value]                   a definition carried from another datacenter
     conflicts  [conflict …]                        entries of the conflict journal, see `protocol.journal`
+    collected  [namespace, count]                  tombstones of it may be collected from here on: its count of collections
     seen       {node: [incarnation, log sequence]} the newest that peers have stated of themselves
     quarantine [namespace, table, path, offset, what, [partitions], ms]  claims taken back, see `protocol.claims`
 
@@ -37,6 +38,7 @@ SLOT: Final = b"slot"
 SEEN: Final = b"seen"
 CONFLICTS: Final = b"conflicts"
 QUARANTINE: Final = b"quarantine"
+COLLECTED: Final = b"collected"
 
 
 def control_record(name: bytes, body: object) -> bytes:

@@ -5,6 +5,11 @@
 What is dropped, and why it is safe: a number that is here already (its delta is merged), one of an origin that this
 replica promised to refuse or that is closed for good (it comes with the closing, or exists nowhere), one whose
 namespace is not defined here yet (it stays in the sender's log and comes again).
+
+A whole cell (of a repair, or in the place of records) names in its number this replica's count of collections of the
+namespace, as it was known before any of the cells was read that it was merged from. Where the count has moved since, the cell
+is dropped: it could hold what the collected tombstone had deleted, and nobody here would know. Deltas need none: those that a
+tombstone deleted are covered by the frontier, and are dropped for that.
 """
 
 from __future__ import annotations
@@ -136,6 +141,10 @@ class Intake:
                     continue
                 elif stream.received < number:
                     taken.contiguous = False
+            elif number != table.collections:  # it may bring back what was collected since its exchange began
+                context.note("repair.collected_since")
+                taken.contiguous = False
+                continue
             stored = waiting.get(key) or flying.get(key) or peek(key)
             if stored is None:
                 if cell <= table.cells.ceiling:

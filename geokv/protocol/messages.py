@@ -98,7 +98,8 @@ class Statement:
     `log_sequence`: frames synced by this run of this disk. `sent_us`: the sender's monotonic clock; `echo_us`: the
     newest `sent_us` that it had of the receiver (0: none), so that each end measures with its own clock. `hlc`:
     sender's clock. `frontiers`: changed ones, or all when `is_full`. `shipped`: of own streams, what every other DC's
-    frontier covers. `definitions`: per DC, how many definition slots the sender knows without a gap.
+    frontier covers. `definitions`: per DC, how many definition slots the sender knows without a gap. `collections`: per
+    namespace, the sender's count of collections.
     """
 
     sent_us: int
@@ -110,6 +111,7 @@ class Statement:
     frontiers: list[StreamHeads]
     shipped: list[StreamHeads]
     definitions: dict[str, int]
+    collections: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -393,13 +395,17 @@ class CellsFetch:
 
 @dataclass(slots=True)
 class CellsWanted:
-    """ASK (owner to owner): your cells of this partition, in key order, those after a key."""
+    """ASK (owner to owner): your cells of this partition, in key order, those after a key.
+
+    `collections`: the sender's count of collections when it began to fetch; the cells come with it as their number.
+    """
 
     close: int
     namespace: int
     partition: int
     origin: bytes
     after: bytes = b""
+    collections: int = 0
 
 
 @dataclass(slots=True)
@@ -475,6 +481,38 @@ class RightsGiven:
     left: int
 
 
+# --- stability ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class StabilityAsk:
+    """ASK, in a DC or across: what have you synced in these partitions of a namespace, and what may you still number?"""
+
+    round: int
+    namespace: int
+    partitions: list[int]
+
+
+@dataclass(slots=True)
+class StabilityAnswer:
+    """ANSWER: one moment of the sender. `origin`: its present run. `partitions`: those that it owns and speaks of.
+
+    `unclaimed`: of these, those whose claim was taken back; `closing`: those in which one of its earlier runs is not closed.
+    `clock_ms`: it will stamp nothing at or below it. `frontiers`: of all streams that it knows as open, 0 where it has none of
+    one; `heads`: the highest numbers of its present run, synced or not.
+    """
+
+    round: int
+    namespace: int
+    origin: bytes
+    partitions: list[int]
+    unclaimed: list[int]
+    closing: list[int]
+    clock_ms: int
+    frontiers: list[StreamHeads]
+    heads: list[StreamHeads]
+
+
 ASKS: Final = (
     RightsAsk,
     Replicate,
@@ -496,6 +534,7 @@ ASKS: Final = (
     CellsWanted,
     CloseTell,
     CloseForget,
+    StabilityAsk,
 )
 ANSWERS: Final = (
     RightsGiven,
@@ -513,5 +552,6 @@ ANSWERS: Final = (
     CloseFilled,
     CellsPage,
     CloseTold,
+    StabilityAnswer,
 )
 EITHER: Final = (CloseFill,)

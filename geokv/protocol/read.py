@@ -9,7 +9,8 @@ A key whose own cell is on its way to the disk waits for that sync: a replica ne
 owner that stays silent is replaced by another one after `ASK_MORE_US`.
 
 Invariants: with R+W>N the answer merges at least one replica of every write acknowledged before the read began.
-Repair carries cells as they are; it makes no dots.
+Repair carries cells as they are; it makes no dots. It names the receiver's count of collections, as it was known before any
+cell was read: who has collected since takes nothing of it.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class ReadPart:
         "asked",
         "call",
         "cells",
+        "collections",
         "digests",
         "error",
         "fetches",
@@ -80,6 +82,7 @@ class ReadPart:
         "has_own",
         "indexes",
         "is_done",
+        "is_outdated",
         "keys",
         "peers",
         "query",
@@ -105,6 +108,8 @@ class ReadPart:
         self.query = 0
         self.has_own = True  # the own copy can be read
         self.error = ""  # why a replica that was asked could not answer
+        self.collections: dict[str, int] = {}  # replica -> its count of collections, known before any cell was read
+        self.is_outdated = False  # somebody has collected since: what was read must not repair it
         self.is_done = False
         self.then: Then | None = None  # who wants the cells themselves, instead of a client its values
 
@@ -259,6 +264,7 @@ class ReadCoordinator:
 
     def _gather(self, part: ReadPart, table: Table) -> None:
         context = self._context
+        part.collections = {**table.collections_of, context.node: table.collections}
         if part.r > 1:
             part.query = context.next_id()
             self._by_query[part.query] = part
@@ -433,18 +439,20 @@ class ReadCoordinator:
         context = self._context
         shift = table.placement.shift
         lacks: dict[str, list[bytes]] = {}
+        count_of = part.collections
         for at in {at for cells in part.theirs.values() for at in cells}:
             cell = merged[at]
             if cell is None:
                 continue
             key = part.keys[at]
-            record = encode_record(CELL, key_hash(key) >> shift, table.definition.id, 0, 0, NO_OPERATION, b"", key, cell)
-            if own[at] != cell:
-                lacks.setdefault(context.node, []).append(record)
-            for peer in part.digests:
-                theirs = part.theirs.get(peer, {}).get(at, own[at])
-                if theirs != cell:
-                    lacks.setdefault(peer, []).append(record)
+            names = [context.node] if own[at] != cell else []
+            names += [peer for peer in part.digests if part.theirs.get(peer, {}).get(at, own[at]) != cell]
+            for name in names:
+                count = count_of.get(name, 0)
+                record = encode_record(
+                    CELL, key_hash(key) >> shift, table.definition.id, count, 0, NO_OPERATION, b"", key, cell
+                )
+                lacks.setdefault(name, []).append(record)
         return {peer: b"".join(records) for peer, records in sorted(lacks.items())}
 
     def _repair(self, peer: str, records: bytes) -> None:
@@ -459,10 +467,14 @@ class ReadCoordinator:
     def _repair_before(self, part: ReadPart, merged: list[bytes | None], replicas: int, repairs: dict[str, bytes]) -> None:
         """Answer only when all who were asked hold what the answer says."""
         waits = set(repairs)
+        table = part.call.table
+        if table is not None and part.collections[self._context.node] != table.collections:
+            part.is_outdated = True
+            return
 
         def repaired(replica: str) -> None:
             waits.discard(replica)
-            if not waits:
+            if not waits and not part.is_outdated:
                 self._settle(part, merged, replicas)
 
         for replica, records in repairs.items():
@@ -470,9 +482,11 @@ class ReadCoordinator:
             if replica == self._context.node:
                 self._intake.take(records, lambda: repaired(self._context.node))
             else:
-                part.repairs.append(
-                    self._replication.start((replica,), records, lambda sent: repaired(sent.peers[0]) if sent.acked else None)
+                sent = self._replication.start(
+                    (replica,), records, lambda sent: repaired(sent.peers[0]) if sent.acked else None
                 )
+                sent.on_refused = lambda: setattr(part, "is_outdated", True)
+                part.repairs.append(sent)
 
     # --- answering --------------------------------------------------------------------------------------------------
 
@@ -609,10 +623,22 @@ class ReadCoordinator:
                 continue
             if now_us >= part.call.deadline_us:
                 self._expire(part, "the deadline has passed")
+            elif part.is_outdated:
+                self._read_again(part)
             else:
                 self._ask_more(part)
                 self._order += 1
                 heappush(self._deadlines, (min(part.call.deadline_us, now_us + ASK_MORE_US), self._order, part))
+
+    def _read_again(self, part: ReadPart) -> None:
+        """Somebody has collected tombstones since this read began, and takes no repair that could hold what they deleted."""
+        table = part.call.table
+        assert table is not None
+        self._context.note("read.again_after_collection")
+        again = ReadPart(part.call, part.indexes, part.keys, part.r, part.peers)
+        again.then = part.then
+        self._close(part)
+        self._gather(again, table)
 
     def _ask_more(self, part: ReadPart) -> None:
         """Some replica stays silent: ask the live ones that were not asked, or ask again who lost the question."""

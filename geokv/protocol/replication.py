@@ -34,6 +34,7 @@ class Part:
         "is_relay",
         "newer",
         "on_change",
+        "on_refused",
         "peers",
         "records",
         "sent_us",
@@ -49,6 +50,7 @@ class Part:
         self.is_own_synced = False
         self.is_relay = False
         self.on_change: Callable[[Part], None] | None = None
+        self.on_refused: Callable[[], None] | None = None  # some of it was not taken, and will not be
         self.started_us = now_us
         self.sent_us = now_us
 
@@ -105,6 +107,8 @@ class Replication:
             return None
         for index, version in message.newer:
             part.newer[index] = max(version, part.newer.get(index, 0))
+        if not message.contiguous and part.on_refused is not None:
+            part.on_refused()
         if message.contiguous and not message.refused and not message.unknown and peer not in part.acked:
             part.acked.append(peer)
             if len(part.acked) == len(part.peers):

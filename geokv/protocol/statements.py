@@ -114,7 +114,11 @@ class Statements:
             frontiers,
             shipped,
             self._definitions(),
+            self._collections() if peer in self._neighbours else {},
         )
+
+    def _collections(self) -> dict[int, int]:
+        return {number: table.collections for number, table in self._context.tables.items() if table.collections}
 
     def _frontiers(self, is_full: bool) -> list[StreamHeads]:
         touched, self._touched = self._touched, set()
@@ -154,5 +158,8 @@ class Statements:
                 if stream is not None:
                     stream.shipped = max(stream.shipped, number)
         if peer in self._neighbours:
+            for namespace, count in message.collections.items():
+                if namespace in context.tables:
+                    context.tables[namespace].collections_of[peer] = count
             self._receiver.stated(peer, message.frontiers)
         self._heard_definitions(peer, message.definitions)

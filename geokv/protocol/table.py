@@ -69,6 +69,8 @@ class Table:
 
     __slots__ = (
         "cells",
+        "collections",
+        "collections_of",
         "definition",
         "flying",
         "is_interval",
@@ -91,6 +93,8 @@ class Table:
         self.waiting: dict[bytes, bytes] = {}
         self.flying: dict[bytes, bytes] = {}
         self.streams = StreamTable(definition.id, partitions)
+        self.collections = 0  # how often tombstones were about to be collected here: see `protocol.intake`
+        self.collections_of: dict[str, int] = {}  # the same of co-owners, as they have stated it
         self.define(definition)
 
     def define(self, definition: NamespaceDefinition) -> None:

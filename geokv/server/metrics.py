@@ -53,6 +53,9 @@ _GAUGES: Final = {
     "storage.unflushed_bytes": "Bytes of records that are in memtables, and in the log, only.",
     "storage.debt_bytes": "Bytes that compaction is behind by.",
     "storage.cache_bytes": "Memory that cached blocks take, in bytes.",
+    "collection.held": "Tombstones and expired cells that wait to be collected, about.",
+    "collection.tombstones": "Tombstones in sorted tables.",
+    "collection.blockers": "Who, and for which reasons, holds up what waits to be collected.",
     "cache.bytes": "Memory that namespaces of the engine memory take, in bytes.",
     "loop.stall_ms_max": "Longest time for which the event loop stood still, in milliseconds.",
 }
@@ -71,6 +74,7 @@ _COUNTERS: Final = {
     "storage.compactions": "Compactions in this run.",
     "storage.loads_dropped": "Loads that were given up since nobody waited for them any more, in this run.",
     "storage.loading_keys": "Keys that reads and writes waited for while they were read from disk, in this run.",
+    "collection.collected": "Tombstones and expired cells that were collected in this run, about.",
     "cache.evicted": "Keys that namespaces of the engine memory have let go, in this run.",
     "clock.refused": "Stamps refused because their clock was too far ahead.",
     "peers.lost": "How often a peer went silent.",

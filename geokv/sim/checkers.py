@@ -34,7 +34,7 @@ from geokv.protocol.requests import Outcome
 from geokv.sim.clocks import EPOCH_US
 from geokv.sim.held import Held
 from geokv.sim.history import Operation
-from geokv.sim.truth import Image, folded, image_of, includes, is_lww
+from geokv.sim.truth import Image, folded, image_of, includes, is_lww, is_over, is_same
 from geokv.sim.typed_checkers import TYPED_CHECKERS, books_survive
 from geokv.sim.world import World
 
@@ -61,10 +61,22 @@ def final_cells(world: World) -> dict[str, Held]:
     return cells
 
 
-def _is_kept(operation: Operation, cell: bytes | None) -> bool:
-    """Whether `cell` is what the write made, or ordered after it."""
+def latest_ms(world: World) -> int:
+    """No clock of the world shows more."""
+    return (EPOCH_US + world.now_us + world.clock_error_us()) // 1_000
+
+
+def _may_be_collected(world: World, operation: Operation) -> bool:
+    """Whether what deleted the key, or a value that has expired, may have been collected: then nothing tells of the write."""
+    ends = world.truth.registry.ends.get(operation.key, {})
+    now_ms = latest_ms(world)
+    return any(version >= operation.version and since_ms <= now_ms for version, since_ms in ends.items())
+
+
+def _is_kept(world: World, operation: Operation, cell: bytes | None) -> bool:
+    """Whether `cell` is what the write made, or ordered after it; or is gone, as it may be."""
     if cell is None:
-        return False
+        return _may_be_collected(world, operation)
     version = lww_version(cell)
     if version != operation.version:
         return version > operation.version
@@ -92,7 +104,7 @@ def acknowledged_survives(world: World) -> str:
         for dc in world.topology.dc_names:
             for name in world.owners(operation.key, dc):
                 is_asked = name in cells and cells[name].answers(operation.key)
-                if is_asked and not _is_kept(operation, cells[name].get(operation.key)):
+                if is_asked and not _is_kept(world, operation, cells[name].get(operation.key)):
                     return f"{name} lacks {operation}: it has {_shown(cells[name].get(operation.key))}"
     return OK
 
@@ -119,7 +131,7 @@ def survives_now(world: World, lost: Iterable[str]) -> str:
     for operation in _promised(world, world.history.acknowledged()):
         if operation.version and not is_excused(world, operation, lost | (set(world.hosts) - set(images))):
             owners = world.owners(operation.key, operation.coordinator_dc)
-            if not any(_is_kept(operation, images[name].cells.get(operation.key)) for name in owners if name in images):
+            if not any(_is_kept(world, operation, images[name].cells.get(operation.key)) for name in owners if name in images):
                 return f"after a power cut, without the disks of {sorted(lost)}, nobody has {operation}"
     gone = set(world.hosts) - set(images) | {name for _, name in world.truth.losses}
     spare = world.options.replicas // 2
@@ -132,13 +144,25 @@ def survives_now(world: World, lost: Iterable[str]) -> str:
 def _vanished(world: World, name: str, image: Image) -> str:
     """What the disk was seen to hold durably and no longer does."""
     for key, cell in world.truth.images[name].cells.items():
-        if not includes(image.cells.get(key), cell):
+        if not includes(image.cells.get(key), cell) and not _may_be_gone_from_disk(world, image.cells.get(key), cell):
             return f"the disk of {name} held {key!r} {_shown(cell)}, synced, and has {_shown(image.cells.get(key))} now"
     return ""
 
 
+def _may_be_gone_from_disk(world: World, now: bytes | None, before: bytes) -> bool:
+    """Whether a collection, and what was written after it, explain that a disk does not hold all that it held."""
+    if is_lww(before):
+        return now is None and is_over(before, latest_ms(world))
+    seen = decode(before[0], now) if now is not None else None
+    for origin, dots in decode(before[0], before).items.items():
+        for number in dots:
+            if seen is None or not seen.context.contains(origin, number):
+                return False
+    return True
+
+
 def converged(world: World) -> str:
-    """Every owner of every partition, in all datacenters, holds the same cells, byte for byte."""
+    """Every owner of every partition, in all datacenters, holds the same: byte for byte, but for what a collection may take."""
     cells = final_cells(world)
     if not cells:
         return "no node runs"
@@ -146,12 +170,13 @@ def converged(world: World) -> str:
         if name not in cells and host.node is not None and not host.node.is_refusing:
             return f"{name} has a damaged table, and its claim stands"
     keys = sorted({key for table in cells.values() for key in table})
+    now_ms = latest_ms(world)
     for key in keys:
         owners = [name for dc in world.topology.dc_names for name in world.owners(key, dc) if name in cells]
         holders = [name for name in owners if cells[name].answers(key)]
         for name in holders[1:]:
             one, other = cells[holders[0]].get(key), cells[name].get(key)
-            if one != other:
+            if not is_same(one, other, now_ms):
                 return f"key {key!r}: {holders[0]} has {_shown(one)}, {name} has {_shown(other)}"
     return OK
 

@@ -16,6 +16,9 @@ from geokv.storage.lsm.engine import LsmEngine
 # Small, so that a short run flushes and compacts, trims its log and recovers from both.
 MEMTABLE_BYTES: Final = 48 << 10
 CONTROL_ROOM_BYTES: Final = 8 << 10  # in proportion to the small segments here
+# Short, so that what was deleted is collected while faults still strike.
+STABILITY_US: Final = 200_000
+COLLECT_US: Final = 500_000
 
 
 def real_node(topology: Topology) -> Recover:
@@ -34,7 +37,14 @@ def real_node(topology: Topology) -> Recover:
     ) -> Machine:
         dc = topology.node(name).dc
         config = NodeConfig(
-            topology.cluster, dc, name, topology, memtable_bytes=MEMTABLE_BYTES, control_room_bytes=CONTROL_ROOM_BYTES
+            topology.cluster,
+            dc,
+            name,
+            topology,
+            memtable_bytes=MEMTABLE_BYTES,
+            control_room_bytes=CONTROL_ROOM_BYTES,
+            stability_us=STABILITY_US,
+            collect_us=COLLECT_US,
         )
         return Node.recover(config, rng, now_us, wall_us, checkpoint, frames, room_bytes, log_sequence, engine)
 

@@ -21,12 +21,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from geokv.core.cell import TAG, lww_version
+from geokv.core.cell import TAG, decode_lww, lww_version
 from geokv.core.cells.codec import append, decode, fold
 from geokv.core.cells.context import Dot
 from geokv.core.cells.policies import CELL_TYPES
 from geokv.core.origin import unpack_origin
-from geokv.core.record import CONTROL, DELTA, Record, decode_records
+from geokv.core.record import CELL, CONTROL, DELTA, Record, decode_records
 from geokv.errors import RecordError
 from geokv.protocol.effects import Answer, Asked, Delivered, Effect, Event, Persist, Send
 from geokv.protocol.messages import Replicate, Replicated, Statement, StreamKey
@@ -52,6 +52,26 @@ def joined(known: bytes, cell: bytes) -> bytes:
 def folded(cell: bytes) -> bytes:
     """The one form of a cell that equal replicas share."""
     return cell if is_lww(cell) else fold(cell[0], cell)
+
+
+def is_over(cell: bytes | None, now_ms: int) -> bool:
+    """Whether a cell shows nothing any more, so that one replica may have collected it and another not yet."""
+    if cell is None:
+        return True
+    if not is_lww(cell):
+        return not decode(cell[0], cell).items
+    decoded = decode_lww(cell)
+    return decoded.is_tombstone or 0 < decoded.deadline_ms <= now_ms
+
+
+def is_same(one: bytes | None, other: bytes | None, now_ms: int) -> bool:
+    """Whether two replicas agree. Collections leave their mark: what is over may be gone, and of a key that is written anew one
+    replica has still seen what the other has forgotten; what lives is the same, dot for dot."""
+    if one == other or (is_over(one, now_ms) and is_over(other, now_ms)):
+        return True
+    if one is None or other is None or is_lww(one):
+        return False
+    return decode(one[0], one).items == decode(other[0], other).items
 
 
 def includes(held: bytes | None, cell: bytes) -> bool:
@@ -157,6 +177,7 @@ class Registry:
         self.records: dict[StreamKey, dict[int, Record]] = {}
         self.cells: dict[tuple[bytes, int], list[bytes]] = {}
         self.dots: dict[tuple[bytes, int], list[Dot]] = {}
+        self.ends: dict[bytes, dict[int, int]] = {}  # lww key -> version -> since when it shows nothing (0: a delete)
 
     def add(self, record: Record) -> Record | None:
         """Note a record; returns a different one of the same stream and number where there is one."""
@@ -165,6 +186,10 @@ class Registry:
         if known is record:
             if is_lww(record.cell):
                 self.cells.setdefault((record.key, lww_version(record.cell)), []).append(record.cell)
+                decoded = decode_lww(record.cell)
+                if decoded.is_tombstone or decoded.deadline_ms:
+                    ends = self.ends.setdefault(record.key, {})
+                    ends[decoded.version] = min(decoded.deadline_ms, ends.get(decoded.version, decoded.deadline_ms))
             else:
                 self.dots.setdefault((record.key, record.hlc), []).append(Dot(record.origin, record.number))
             return None
@@ -309,6 +334,8 @@ class Truth:
             stream = (record.namespace, record.partition, record.origin)
             if record.key.startswith(self.unpromised):
                 continue
+            if record.kind == CELL and not message.contiguous:
+                continue  # it says so: a repair that a collection has overtaken is not taken
             if not self._is_held(image, stream, record):
                 self._fault(
                     "claims",

@@ -139,7 +139,11 @@ def updates_survive(world: World, cells: Cells, is_excused: IsExcused) -> str:
         for key, cell in table.items()
         if not is_lww(cell)
     }
+    has_collected = "collection.armed" in world.notes
+    taken = {o.key for o in world.history.operations if o.is_write and _Key._takes(o)} if has_collected else set()
     for operation in world.history.operations:
+        if operation.key in taken:
+            continue  # the cell may have been collected, and with it what it had seen: the models tell of its values
         if operation.policy == "lww" or not operation.is_write or not operation.is_acknowledged:
             continue
         dots = world.truth.registry.dots.get((operation.key, operation.version), [])

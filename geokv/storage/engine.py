@@ -12,10 +12,33 @@ Not here: how two cells merge (`core.conflict`), when to flush (`node.upkeep`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.position import Position
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a namespace holds that waits to be collected.
+
+    `tombstones` and `deadlines` (cells that expire, or have) in tables; `in_memory`: of both in memtables, an estimate where
+    these are large. `oldest`: the least version of a tombstone in tables, 0 where there is none or cells carry no version.
+    """
+
+    tombstones: int = 0
+    deadlines: int = 0
+    first_deadline_ms: int = 0
+    in_memory: int = 0
+    is_estimate: bool = False
+    oldest: int = 0
+
+    def count(self, clock_ms: int) -> int:
+        """How many may be collected once they are stable, about."""
+        has_expired = 0 < self.first_deadline_ms < clock_ms
+        return self.tombstones + self.in_memory + (self.deadlines if has_expired else 0)
 
 
 class Engine(Protocol):
@@ -50,8 +73,18 @@ class Engine(Protocol):
     def flush_again(self, failed: Any) -> Any:
         """The same job once more."""
 
-    def next_compaction(self) -> Any | None:
-        """The most overdue compaction; None where none is due."""
+    def next_compaction(self, rules: Mapping[int, CollectionRule] | None = None) -> Any | None:
+        """The most overdue compaction; `rules`: what may be collected, by namespace. None where none is due."""
+
+    def held(self, namespace: int) -> Held:
+        """What waits to be collected."""
+
+    def is_worth_shedding(self, namespace: int, clock_ms: int) -> bool:
+        """Whether a compaction would be made for the sake of what may be collected, were all of it stable."""
+
+    @property
+    def collected(self) -> Mapping[int, int]:
+        """By namespace: about how many tombstones and expired cells were collected since the engine was opened."""
 
     def damaged(self) -> tuple[Any, ...]:
         """Live tables that were found damaged, to be set aside (`protocol.quarantine.Damaged`)."""

@@ -26,6 +26,7 @@ from geokv.core.namespace import LSM
 from geokv.errors import InvalidRequest, StorageError
 from geokv.storage.advice import WHAT_TO_DO
 from geokv.storage.disk import RealDisk
+from geokv.storage.engine import Held
 from geokv.storage.engines import check_held
 from geokv.storage.lsm.cells import LsmCells
 from geokv.storage.lsm.collection import CollectionRule
@@ -243,6 +244,25 @@ class NodeEngine:
                 return TreeCollection(self.lsm.next_job(), space.flushed, rule, self._options)
         return self.lsm.next_compaction(rules)
 
+    def held(self, namespace: int) -> Held:
+        """What waits to be collected. A tree does not tell tombstones from what will expire, nor how old they are."""
+        space = self._spaces.get(namespace)
+        if space is None:
+            return self.lsm.held(namespace)
+        in_memory, is_estimate = space.cells.dead_in_memory()
+        dead = 0 if space.reader is None else space.reader.own.dead
+        return Held(tombstones=dead, in_memory=in_memory, is_estimate=is_estimate)
+
+    def is_worth_shedding(self, namespace: int, clock_ms: int) -> bool:
+        space = self._spaces.get(namespace)
+        if space is None:
+            return self.lsm.is_worth_shedding(namespace, clock_ms)
+        return space.reader is not None and space.reader.own.dead * WALK_SHARE >= max(1, space.reader.facts.pairs)
+
+    @property
+    def collected(self) -> Mapping[int, int]:
+        return self.lsm.collected
+
     def full_compaction(self, namespace: int, rule: CollectionRule | None = None) -> Any | None:
         """What a job can do for a whole namespace: one run of tables, or a walk over its tree. KeyError where there is none."""
         space = self._spaces.get(namespace)
@@ -283,10 +303,14 @@ class NodeEngine:
         if isinstance(job, NodeFlush):
             self._install_flush(job, tables)
         elif isinstance(job, TreeCollection):
+            namespace = job.tree.place.namespace
+            space = self._spaces.get(namespace)
+            before = 0 if space is None or space.reader is None else space.reader.own.dead
             do_own(self._disk, job, self._opened)
-            space = self._spaces.get(job.tree.place.namespace)
             if space is not None:
                 self._show(space, has_collected=True)
+                gone = before - (0 if space.reader is None else space.reader.own.dead)
+                self.lsm.collected[namespace] = self.lsm.collected.get(namespace, 0) + max(0, gone)
         elif isinstance(job, Removal):
             self._remove(job)
         else:

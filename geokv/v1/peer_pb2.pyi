@@ -31,7 +31,7 @@ class Hello(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., dc: _Optional[str] = ..., node: _Optional[str] = ..., incarnation: _Optional[int] = ..., format: _Optional[int] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("replicate", "replicated", "read_cells", "cells_read", "forward", "forwarded", "statement", "feed_open", "feed_batch", "feed_ack", "feed_close", "feed_refused", "prepare", "promised", "accept", "accepted", "chosen", "copy_items", "items_copied", "definitions_wanted", "definitions", "close_ask", "close_answer", "records_wanted", "close_fill", "close_filled", "close_tell", "close_told", "close_forget", "cells_fetch", "cells_wanted", "cells_page", "feed_holes", "rights_ask", "rights_given", "taken_back")
+    __slots__ = ("replicate", "replicated", "read_cells", "cells_read", "forward", "forwarded", "statement", "feed_open", "feed_batch", "feed_ack", "feed_close", "feed_refused", "prepare", "promised", "accept", "accepted", "chosen", "copy_items", "items_copied", "definitions_wanted", "definitions", "close_ask", "close_answer", "records_wanted", "close_fill", "close_filled", "close_tell", "close_told", "close_forget", "cells_fetch", "cells_wanted", "cells_page", "feed_holes", "stability_ask", "stability_answer", "rights_ask", "rights_given", "taken_back")
     REPLICATE_FIELD_NUMBER: _ClassVar[int]
     REPLICATED_FIELD_NUMBER: _ClassVar[int]
     READ_CELLS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,8 @@ class PeerMessage(_message.Message):
     CELLS_WANTED_FIELD_NUMBER: _ClassVar[int]
     CELLS_PAGE_FIELD_NUMBER: _ClassVar[int]
     FEED_HOLES_FIELD_NUMBER: _ClassVar[int]
+    STABILITY_ASK_FIELD_NUMBER: _ClassVar[int]
+    STABILITY_ANSWER_FIELD_NUMBER: _ClassVar[int]
     RIGHTS_ASK_FIELD_NUMBER: _ClassVar[int]
     RIGHTS_GIVEN_FIELD_NUMBER: _ClassVar[int]
     TAKEN_BACK_FIELD_NUMBER: _ClassVar[int]
@@ -101,10 +103,12 @@ class PeerMessage(_message.Message):
     cells_wanted: CellsWanted
     cells_page: CellsPage
     feed_holes: _geo_pb2.FeedHoles
+    stability_ask: StabilityAsk
+    stability_answer: StabilityAnswer
     rights_ask: RightsAsk
     rights_given: RightsGiven
     taken_back: TakenBack
-    def __init__(self, replicate: _Optional[_Union[Replicate, _Mapping]] = ..., replicated: _Optional[_Union[Replicated, _Mapping]] = ..., read_cells: _Optional[_Union[ReadCells, _Mapping]] = ..., cells_read: _Optional[_Union[CellsRead, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., forwarded: _Optional[_Union[Forwarded, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., feed_open: _Optional[_Union[_geo_pb2.FeedOpen, _Mapping]] = ..., feed_batch: _Optional[_Union[_geo_pb2.FeedBatch, _Mapping]] = ..., feed_ack: _Optional[_Union[_geo_pb2.FeedAck, _Mapping]] = ..., feed_close: _Optional[_Union[_geo_pb2.FeedClose, _Mapping]] = ..., feed_refused: _Optional[_Union[_geo_pb2.FeedRefused, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., promised: _Optional[_Union[Promised, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., chosen: _Optional[_Union[Chosen, _Mapping]] = ..., copy_items: _Optional[_Union[CopyItems, _Mapping]] = ..., items_copied: _Optional[_Union[ItemsCopied, _Mapping]] = ..., definitions_wanted: _Optional[_Union[_geo_pb2.DefinitionsWanted, _Mapping]] = ..., definitions: _Optional[_Union[_geo_pb2.Definitions, _Mapping]] = ..., close_ask: _Optional[_Union[CloseAsk, _Mapping]] = ..., close_answer: _Optional[_Union[CloseAnswer, _Mapping]] = ..., records_wanted: _Optional[_Union[RecordsWanted, _Mapping]] = ..., close_fill: _Optional[_Union[CloseFill, _Mapping]] = ..., close_filled: _Optional[_Union[CloseFilled, _Mapping]] = ..., close_tell: _Optional[_Union[CloseTell, _Mapping]] = ..., close_told: _Optional[_Union[CloseTold, _Mapping]] = ..., close_forget: _Optional[_Union[CloseForget, _Mapping]] = ..., cells_fetch: _Optional[_Union[CellsFetch, _Mapping]] = ..., cells_wanted: _Optional[_Union[CellsWanted, _Mapping]] = ..., cells_page: _Optional[_Union[CellsPage, _Mapping]] = ..., feed_holes: _Optional[_Union[_geo_pb2.FeedHoles, _Mapping]] = ..., rights_ask: _Optional[_Union[RightsAsk, _Mapping]] = ..., rights_given: _Optional[_Union[RightsGiven, _Mapping]] = ..., taken_back: _Optional[_Union[TakenBack, _Mapping]] = ...) -> None: ...
+    def __init__(self, replicate: _Optional[_Union[Replicate, _Mapping]] = ..., replicated: _Optional[_Union[Replicated, _Mapping]] = ..., read_cells: _Optional[_Union[ReadCells, _Mapping]] = ..., cells_read: _Optional[_Union[CellsRead, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., forwarded: _Optional[_Union[Forwarded, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., feed_open: _Optional[_Union[_geo_pb2.FeedOpen, _Mapping]] = ..., feed_batch: _Optional[_Union[_geo_pb2.FeedBatch, _Mapping]] = ..., feed_ack: _Optional[_Union[_geo_pb2.FeedAck, _Mapping]] = ..., feed_close: _Optional[_Union[_geo_pb2.FeedClose, _Mapping]] = ..., feed_refused: _Optional[_Union[_geo_pb2.FeedRefused, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., promised: _Optional[_Union[Promised, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., chosen: _Optional[_Union[Chosen, _Mapping]] = ..., copy_items: _Optional[_Union[CopyItems, _Mapping]] = ..., items_copied: _Optional[_Union[ItemsCopied, _Mapping]] = ..., definitions_wanted: _Optional[_Union[_geo_pb2.DefinitionsWanted, _Mapping]] = ..., definitions: _Optional[_Union[_geo_pb2.Definitions, _Mapping]] = ..., close_ask: _Optional[_Union[CloseAsk, _Mapping]] = ..., close_answer: _Optional[_Union[CloseAnswer, _Mapping]] = ..., records_wanted: _Optional[_Union[RecordsWanted, _Mapping]] = ..., close_fill: _Optional[_Union[CloseFill, _Mapping]] = ..., close_filled: _Optional[_Union[CloseFilled, _Mapping]] = ..., close_tell: _Optional[_Union[CloseTell, _Mapping]] = ..., close_told: _Optional[_Union[CloseTold, _Mapping]] = ..., close_forget: _Optional[_Union[CloseForget, _Mapping]] = ..., cells_fetch: _Optional[_Union[CellsFetch, _Mapping]] = ..., cells_wanted: _Optional[_Union[CellsWanted, _Mapping]] = ..., cells_page: _Optional[_Union[CellsPage, _Mapping]] = ..., feed_holes: _Optional[_Union[_geo_pb2.FeedHoles, _Mapping]] = ..., stability_ask: _Optional[_Union[StabilityAsk, _Mapping]] = ..., stability_answer: _Optional[_Union[StabilityAnswer, _Mapping]] = ..., rights_ask: _Optional[_Union[RightsAsk, _Mapping]] = ..., rights_given: _Optional[_Union[RightsGiven, _Mapping]] = ..., taken_back: _Optional[_Union[TakenBack, _Mapping]] = ...) -> None: ...
 
 class Replicate(_message.Message):
     __slots__ = ("batch", "records")
@@ -175,7 +179,7 @@ class Forwarded(_message.Message):
     def __init__(self, call: _Optional[int] = ..., write: _Optional[_Union[_kv_pb2.WriteReply, _Mapping]] = ..., read: _Optional[_Union[_kv_pb2.ReadReply, _Mapping]] = ...) -> None: ...
 
 class Statement(_message.Message):
-    __slots__ = ("sent_us", "echo_us", "wall_ms", "hlc", "log_sequence", "is_full", "frontiers", "shipped", "definition_dcs", "definition_counts")
+    __slots__ = ("sent_us", "echo_us", "wall_ms", "hlc", "log_sequence", "is_full", "frontiers", "shipped", "definition_dcs", "definition_counts", "collected_namespaces", "collection_counts")
     SENT_US_FIELD_NUMBER: _ClassVar[int]
     ECHO_US_FIELD_NUMBER: _ClassVar[int]
     WALL_MS_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +190,8 @@ class Statement(_message.Message):
     SHIPPED_FIELD_NUMBER: _ClassVar[int]
     DEFINITION_DCS_FIELD_NUMBER: _ClassVar[int]
     DEFINITION_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    COLLECTED_NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_COUNTS_FIELD_NUMBER: _ClassVar[int]
     sent_us: int
     echo_us: int
     wall_ms: int
@@ -196,7 +202,9 @@ class Statement(_message.Message):
     shipped: _containers.RepeatedCompositeFieldContainer[_geo_pb2.StreamHeads]
     definition_dcs: _containers.RepeatedScalarFieldContainer[str]
     definition_counts: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sent_us: _Optional[int] = ..., echo_us: _Optional[int] = ..., wall_ms: _Optional[int] = ..., hlc: _Optional[int] = ..., log_sequence: _Optional[int] = ..., is_full: bool = ..., frontiers: _Optional[_Iterable[_Union[_geo_pb2.StreamHeads, _Mapping]]] = ..., shipped: _Optional[_Iterable[_Union[_geo_pb2.StreamHeads, _Mapping]]] = ..., definition_dcs: _Optional[_Iterable[str]] = ..., definition_counts: _Optional[_Iterable[int]] = ...) -> None: ...
+    collected_namespaces: _containers.RepeatedScalarFieldContainer[int]
+    collection_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sent_us: _Optional[int] = ..., echo_us: _Optional[int] = ..., wall_ms: _Optional[int] = ..., hlc: _Optional[int] = ..., log_sequence: _Optional[int] = ..., is_full: bool = ..., frontiers: _Optional[_Iterable[_Union[_geo_pb2.StreamHeads, _Mapping]]] = ..., shipped: _Optional[_Iterable[_Union[_geo_pb2.StreamHeads, _Mapping]]] = ..., definition_dcs: _Optional[_Iterable[str]] = ..., definition_counts: _Optional[_Iterable[int]] = ..., collected_namespaces: _Optional[_Iterable[int]] = ..., collection_counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Ballot(_message.Message):
     __slots__ = ("round", "node")
@@ -444,18 +452,20 @@ class CellsFetch(_message.Message):
     def __init__(self, close: _Optional[int] = ..., namespace: _Optional[int] = ..., partition: _Optional[int] = ..., origin: _Optional[bytes] = ..., holder: _Optional[str] = ...) -> None: ...
 
 class CellsWanted(_message.Message):
-    __slots__ = ("close", "namespace", "partition", "origin", "after")
+    __slots__ = ("close", "namespace", "partition", "origin", "after", "collections")
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
     close: int
     namespace: int
     partition: int
     origin: bytes
     after: bytes
-    def __init__(self, close: _Optional[int] = ..., namespace: _Optional[int] = ..., partition: _Optional[int] = ..., origin: _Optional[bytes] = ..., after: _Optional[bytes] = ...) -> None: ...
+    collections: int
+    def __init__(self, close: _Optional[int] = ..., namespace: _Optional[int] = ..., partition: _Optional[int] = ..., origin: _Optional[bytes] = ..., after: _Optional[bytes] = ..., collections: _Optional[int] = ...) -> None: ...
 
 class CellsPage(_message.Message):
     __slots__ = ("close", "namespace", "partition", "origin", "after", "frontier", "records", "is_last")
@@ -512,3 +522,35 @@ class RightsGiven(_message.Message):
     totals: _containers.RepeatedScalarFieldContainer[bytes]
     left: bytes
     def __init__(self, ask: _Optional[int] = ..., namespace: _Optional[int] = ..., key: _Optional[bytes] = ..., origin: _Optional[bytes] = ..., receivers: _Optional[_Iterable[bytes]] = ..., totals: _Optional[_Iterable[bytes]] = ..., left: _Optional[bytes] = ...) -> None: ...
+
+class StabilityAsk(_message.Message):
+    __slots__ = ("round", "namespace", "partitions")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    namespace: int
+    partitions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[int] = ..., namespace: _Optional[int] = ..., partitions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class StabilityAnswer(_message.Message):
+    __slots__ = ("round", "namespace", "origin", "partitions", "unclaimed", "closing", "clock_ms", "frontiers", "heads")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    UNCLAIMED_FIELD_NUMBER: _ClassVar[int]
+    CLOSING_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
+    FRONTIERS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    namespace: int
+    origin: bytes
+    partitions: _containers.RepeatedScalarFieldContainer[int]
+    unclaimed: _containers.RepeatedScalarFieldContainer[int]
+    closing: _containers.RepeatedScalarFieldContainer[int]
+    clock_ms: int
+    frontiers: _containers.RepeatedCompositeFieldContainer[_geo_pb2.StreamHeads]
+    heads: _containers.RepeatedCompositeFieldContainer[_geo_pb2.StreamHeads]
+    def __init__(self, round: _Optional[int] = ..., namespace: _Optional[int] = ..., origin: _Optional[bytes] = ..., partitions: _Optional[_Iterable[int]] = ..., unclaimed: _Optional[_Iterable[int]] = ..., closing: _Optional[_Iterable[int]] = ..., clock_ms: _Optional[int] = ..., frontiers: _Optional[_Iterable[_Union[_geo_pb2.StreamHeads, _Mapping]]] = ..., heads: _Optional[_Iterable[_Union[_geo_pb2.StreamHeads, _Mapping]]] = ...) -> None: ...

@@ -47,7 +47,13 @@ class Mischief:
     def __init__(self, seed: int, datacenters: int, nodes: int) -> None:
         rng = self.rng = random.Random(seed)
         cluster = self.cluster = Cluster(
-            datacenters, nodes, min(3, nodes), partitions=4, seed=seed, memtable_bytes=rng.choice((1 << 40, 3_000, 20_000))
+            datacenters,
+            nodes,
+            min(3, nodes),
+            partitions=4,
+            seed=seed,
+            memtable_bytes=rng.choice((1 << 40, 3_000, 20_000)),
+            stability_us=1 << 60,
         )
         for name, disk in cluster.disks.items():
             disk.segment_bytes = rng.choice((6_000, 50_000, 1 << 20))

@@ -55,7 +55,7 @@ def busy(cluster: Cluster, rng: random.Random, steps: int) -> None:
 @pytest.mark.parametrize("memtable_bytes", [1 << 40, 3_000, 1])
 def test_a_restart_gives_back_the_state_that_was_synced(seed: int, memtable_bytes: int) -> None:
     """With no flush, some or one at every frame: what was there before the crash is there after it."""
-    cluster = Cluster(seed=seed, memtable_bytes=memtable_bytes).start().serving()
+    cluster = Cluster(seed=seed, memtable_bytes=memtable_bytes, stability_us=1 << 60).start().serving()
     for disk in cluster.disks.values():
         disk.segment_bytes = 8_000
     cluster.admin("dc1-1", "namespace_create", name=f"ns-{seed}")

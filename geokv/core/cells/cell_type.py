@@ -24,6 +24,8 @@ class CellType(ABC):
     is_deletable: ClassVar[bool] = True
     is_contested: ClassVar[bool] = False
     """Whether concurrent updates can meet so that a rule hides one of them, or several are shown: what the journal notes."""
+    leaves_traces: ClassVar[bool] = False
+    """Whether an item may outlive all that it hid, or shows for a time only: what a sweep takes."""
     takes_unseen: ClassVar[bool] = False
     """Whether an operation takes what its context names and the coordinator has not got yet: only where what is taken need not
     be known, because the operation replaces all that was seen."""
@@ -61,6 +63,10 @@ class CellType(ABC):
     def clear(self, view: View, draft: Draft) -> None:
         """Take everything here: a delete of the key or of the field."""
         draft.take(view.entries())
+
+    def ends_ms(self, view: View) -> int:
+        """From when on nothing is shown any more, because all of it has expired; 0 where that is not so."""
+        return 0
 
     def hidden(self, view: View) -> list[Entry]:
         """Items that only hide others that are not there any more: they may go once all is stable."""

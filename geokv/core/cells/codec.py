@@ -109,6 +109,15 @@ def has_outgrown(tag: int, cell: bytes) -> bool:
     return len(cell) - end > max(end, APPENDED_BYTES_MIN)
 
 
+def is_empty(tag: int, cell: bytes) -> bool:
+    """Whether it holds no item: all that was seen is gone. A folded cell is not decoded for it. Raises RecordError."""
+    first, end = _frame(tag, cell, 0)
+    if end < len(cell):
+        return not decode(tag, cell).items
+    _, counts = _read_context(cell[first:end], 0, {}, has_items=True)
+    return not counts
+
+
 def _frame(tag: int, cell: bytes, offset: int) -> tuple[int, int]:
     """(where the body begins, where it ends) of the frame at `offset`."""
     if len(cell) - offset < 3:

@@ -42,6 +42,7 @@ class FlagDw(CellType):
     name = "flag_dw"
     tag = 6
     is_contested = True
+    leaves_traces = True
     signature: ClassVar[Signature] = {"enable": (), "disable": (), DELETE: ()}
     takes_unseen = True
 

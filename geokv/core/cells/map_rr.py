@@ -28,6 +28,7 @@ class MapRr(CellType):
     name = "map_rr"
     tag = 15
     is_contested = True
+    leaves_traces = True
     signature: ClassVar[Signature] = {"remove": (is_element,), DELETE: ()}
 
     def __init__(self, fields: Mapping[str, CellType]) -> None:

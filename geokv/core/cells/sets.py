@@ -58,6 +58,7 @@ class SetRw(CellType):
     name = "set_rw"
     tag = 9
     is_contested = True
+    leaves_traces = True
     signature: ClassVar[Signature] = {"add": (is_element,), "remove": (is_element,), DELETE: ()}
 
     def prefers(self, one: Entry, other: Entry) -> bool | None:

@@ -27,6 +27,7 @@ class Siblings(CellType):
 
     name = "siblings"
     tag = 2
+    leaves_traces = True
     signature: ClassVar[Signature] = {"put": (is_value, is_deadline), DELETE: ()}
     takes_unseen = True
     is_contested = True
@@ -54,6 +55,10 @@ class Siblings(CellType):
 
     def is_present(self, view: View) -> bool:
         return bool(self.value(view))
+
+    def ends_ms(self, view: View) -> int:
+        deadlines = [read_varint(payload, 0)[0] for payload in view.payloads()]
+        return max(deadlines) if deadlines and min(deadlines) > 0 else 0
 
 
 class RegisterMv(CellType):

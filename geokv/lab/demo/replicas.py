@@ -93,7 +93,7 @@ def are_equal(digests: Mapping[str, Mapping[str, Any] | None], owners: Mapping[i
 
 def _digest(held: Mapping[str, Any] | None, partition: int) -> tuple[object, object]:
     entry = (held or {}).get(str(partition), {})
-    return entry.get("cells", 0), entry.get("hash", "0" * 16)
+    return entry.get("live", 0), entry.get("hash", "0" * 16)
 
 
 def _read(node: NodeConnection, namespace: str, keys: list[bytes], timeout_s: float) -> list[Found]:

@@ -29,7 +29,7 @@ from geokv.protocol.requests import Detail, Outcome
 
 FIRST_ERROR: Final = int(Outcome.INVALID)
 NOT_NUMBERED: Final = frozenset({Outcome.UNAVAILABLE, Outcome.OVERLOADED, Outcome.WRONG_NODE})
-ADMIN_READS: Final = frozenset({"namespace_list", "namespace_show", "status", "ring", "metrics", "digest", "conflicts"})
+ADMIN_READS: Final = frozenset({"namespace_list", "namespace_show", "status", "ring", "metrics", "digest", "conflicts", "gc"})
 _NOTHING: Final = Detail()
 
 Build = Callable[[Operation, Detail], GeokvError]

@@ -160,10 +160,11 @@ def take_cells_fetch(message: Any, count: int) -> CellsFetch:
 def fill_cells_wanted(message: Any, value: CellsWanted) -> None:
     _fill_stream(message, value)
     message.after = value.after
+    message.collections = value.collections
 
 
 def take_cells_wanted(message: Any, count: int) -> CellsWanted:
-    return CellsWanted(*_take_stream(message, count), message.after)
+    return CellsWanted(*_take_stream(message, count), message.after, message.collections)
 
 
 def fill_cells_page(message: Any, value: CellsPage) -> None:

@@ -23,7 +23,7 @@ from geokv.errors import WireError
 from geokv.protocol import messages
 from geokv.protocol.messages import CellsRead, Forward, Forwarded, ReadCells, Replicate, Replicated, Statement, TakenBack
 from geokv.protocol.requests import ReadBatch, ReadReply, WriteBatch, WriteReply
-from geokv.runtime.wire import agreement, checks, closing, feeds, kv, rights
+from geokv.runtime.wire import agreement, checks, closing, feeds, kv, rights, stability
 from geokv.v1 import peer_pb2
 
 FORMAT: Final = 1
@@ -177,6 +177,8 @@ def fill_statement(message: Any, value: Statement) -> None:
     feeds.fill_heads(message.shipped, value.shipped)
     message.definition_dcs.extend(value.definitions)
     message.definition_counts.extend(value.definitions.values())
+    message.collected_namespaces.extend(value.collections)
+    message.collection_counts.extend(value.collections.values())
 
 
 def take_statement(message: Any, count: int) -> Statement:
@@ -190,6 +192,7 @@ def take_statement(message: Any, count: int) -> Statement:
         frontiers=feeds.take_heads(message.frontiers, count),
         shipped=feeds.take_heads(message.shipped, count),
         definitions=checks.pairs_to_dict(message.definition_dcs, message.definition_counts, "definitions"),
+        collections=checks.pairs_to_dict(message.collected_namespaces, message.collection_counts, "collections"),
     )
 
 
@@ -250,6 +253,8 @@ FORMS: Final[dict[type, _Form]] = {
     messages.CellsPage: _Form("cells_page", closing.fill_cells_page, closing.take_cells_page),
     messages.CloseTell: _Form("close_tell", closing.fill_close_tell, closing.take_close_tell),
     messages.CloseTold: _Form("close_told", closing.fill_close_told, closing.take_close_told),
+    messages.StabilityAsk: _Form("stability_ask", stability.fill_stability_ask, stability.take_stability_ask),
+    messages.StabilityAnswer: _Form("stability_answer", stability.fill_stability_answer, stability.take_stability_answer),
     messages.CloseForget: _Form("close_forget", closing.fill_close_forget, closing.take_close_forget),
     messages.RightsAsk: _Form("rights_ask", rights.fill_rights_ask, rights.take_rights_ask),
     messages.RightsGiven: _Form("rights_given", rights.fill_rights_given, rights.take_rights_given),

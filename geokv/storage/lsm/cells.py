@@ -35,6 +35,7 @@ from geokv.storage.position import Position
 _SCAN_STEP: Final = 256
 # Of cells whose blocks were cached one in so many enters the row cache: hot keys soon do, a wide spread costs little.
 _ADMIT_EVERY: Final = 4
+_SAMPLED_CELLS: Final = 2_000
 
 
 class Facts(Protocol):
@@ -374,6 +375,21 @@ class LsmCells:
     @property
     def memtable_pairs(self) -> int:
         return len(self._hot) + sum(len(memtable.cells) for memtable in self._view.frozen)
+
+    def dead_in_memory(self) -> tuple[int, bool]:
+        """(tombstones and expiring cells in memtables, whether that is only an estimate). Looks at some of the newest."""
+        dead, is_estimate = 0, False
+        measure = self._traits.measure
+        for cells in (self._hot, *(memtable.cells for memtable in self._view.frozen)):
+            newest = [cells[key] for key in islice(reversed(cells), _SAMPLED_CELLS)]
+            if not newest:
+                continue
+            measured = measure(newest)
+            found = measured.tombstones + measured.deadlines
+            if len(cells) > len(newest):
+                found, is_estimate = found * len(cells) // len(newest), True
+            dead += found
+        return dead, is_estimate
 
     @property
     def frozen(self) -> int:

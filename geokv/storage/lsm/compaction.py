@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
+from geokv.core.conflict import Policy, policy_of
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.collection import CollectionRule
@@ -37,13 +38,13 @@ def compact(disk: Disk, job: Compaction, pace: Pace = unpaced) -> tuple[TableFac
         pairs = whole(pairs)
     if job.rule is not None:
         others = [TableReader(disk, number, uncached) for number in job.others]
-        pairs = _kept(pairs, job.rule, others)
+        pairs = _kept(pairs, job.rule, policy_of(job.policy), others)
     written = write_tables(disk, job.number, job.namespace, job.policy, pairs, job.options, pace)
     return tuple(facts.at(job.level, job.run) for facts in written)
 
 
-def _kept(pairs: Iterator[Pair], rule: CollectionRule, others: list[TableReader]) -> Iterator[Pair]:
+def _kept(pairs: Iterator[Pair], rule: CollectionRule, policy: Policy, others: list[TableReader]) -> Iterator[Pair]:
     """The pairs without what may be collected."""
     for key, cell in pairs:
-        if not rule.covers(key, cell) or any(other.may_contain(key) for other in others):
+        if not rule.covers(policy, key, cell) or any(other.may_contain(key) for other in others):
             yield key, cell

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from geokv.core.namespace import LSM
 from geokv.errors import Damaged, StorageError
 from geokv.storage.disk import Disk
+from geokv.storage.engine import Held
 from geokv.storage.engines import check_held
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.cells import LsmCells, ReaderRun
@@ -37,7 +38,7 @@ from geokv.storage.lsm.facts import JOB_SHIFT, DamagedTable, TableFacts, table_n
 from geokv.storage.lsm.jobs import Compaction, Edit, Flush, FlushedNamespace, Job, Quarantine
 from geokv.storage.lsm.manifest import State, open_manifest, stage_manifest, switch_manifest, table_numbers
 from geokv.storage.lsm.sealing import damaged
-from geokv.storage.lsm.strategy import Choice, Levelled, Strategy, everything, runs_of
+from geokv.storage.lsm.strategy import Choice, Levelled, Strategy, everything, runs_of, shed
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import TableOptions, write_tables
 from geokv.storage.position import Position
@@ -67,6 +68,8 @@ class LsmEngine:
         self._damaged: dict[int, DamagedTable] = {}  # live still, and to be set aside
         self._readers = self._opened_readers()
         self._cells: dict[int, LsmCells] = {}
+        self._shedding: dict[int, tuple[CollectionRule, int]] = {}  # the rule that counts, and the first job under it
+        self.collected: dict[int, int] = {}  # by namespace: tombstones and expired cells that are no more, since this start
         self._doomed: set[int] = set()  # files that no manifest names, or none will once the next one stands
         self._is_dropped = False  # the manifest names tables of dropped namespaces
         self._lock = threading.Lock()  # state, readers, cells and doomed, for moments
@@ -111,6 +114,8 @@ class LsmEngine:
         """Forget a namespace. Its tables go with the next install; until then a restart brings them back."""
         with self._lock:
             self._cells.pop(namespace, None)
+            self._shedding.pop(namespace, None)
+            self.collected.pop(namespace, None)
             self._share_rows()
             tables = dict(self._state.tables)
             self._is_dropped |= namespace in tables
@@ -231,9 +236,40 @@ class LsmEngine:
                 self.next_job(), 0, "lww", (), (), 0, 0, is_bottom=False, is_move=True, options=self.options.tables
             )
         if not choices:
-            return None
+            return self._next_shedding(rules or {})
         choice, cells = max(choices, key=lambda one: one[0].score)
         return self._compaction(choice, cells, (rules or {}).get(cells.namespace))
+
+    def _next_shedding(self, rules: Mapping[int, CollectionRule]) -> Compaction | None:
+        """A compaction for the sake of what may be collected."""
+        for namespace, rule in rules.items():
+            cells = self._cells.get(namespace)
+            if cells is None or rule.since > self._state.position:
+                continue
+            known = self._shedding.get(namespace)
+            if known is None or known[0] is not rule:
+                known = self._shedding[namespace] = (rule, self._next_job)
+            choice = shed(self.tables(namespace), rule.clock_ms, known[1])
+            if choice is not None:
+                return self._compaction(choice, cells, rule)
+        return None
+
+    def held(self, namespace: int) -> Held:
+        """What waits to be collected: of tables as their facts say, of memtables as a look at some thousand cells tells."""
+        tables, cells = self.tables(namespace), self._cells.get(namespace)
+        in_memory, is_estimate = (0, False) if cells is None else cells.dead_in_memory()
+        return Held(
+            sum(one.tombstones for one in tables),
+            sum(one.deadlines for one in tables),
+            min((one.first_deadline_ms for one in tables if one.deadlines), default=0),
+            in_memory,
+            is_estimate,
+            min((one.oldest for one in tables if one.oldest), default=0),
+        )
+
+    def is_worth_shedding(self, namespace: int, clock_ms: int) -> bool:
+        """Whether a compaction for the sake of what may be collected would be made, were all of it stable."""
+        return shed(self.tables(namespace), clock_ms, self._next_job) is not None
 
     def full_compaction(self, namespace: int, rule: CollectionRule | None = None) -> Compaction | None:
         """All tables of a namespace into one run. None where it has no table. KeyError where there is no namespace.
@@ -282,8 +318,14 @@ class LsmEngine:
 
     def install(self, job: Job, tables: tuple[TableFacts, ...]) -> None:
         """Let what a job made stand. Writes and syncs: for a thread. Raises StorageError; see the invariants."""
-        takes_away = isinstance(job, Quarantine) or (isinstance(job, Compaction) and job.rule is not None)
-        self._install(self._edit(job, tables), job.number, takes_away)
+        rule = job.rule if isinstance(job, Compaction) and not job.is_move else None
+        before = self.tables(job.namespace) if isinstance(job, Compaction) else ()
+        self._install(self._edit(job, tables), job.number, isinstance(job, Quarantine) or rule is not None)
+        if isinstance(job, Compaction) and rule is not None:
+            # About: what was only replaced counts too, where it had been a tombstone.
+            inside = [facts for facts in before if facts.number in job.input_numbers]
+            gone = sum(one.collectable(rule.clock_ms) for one in inside) - sum(one.collectable(rule.clock_ms) for one in tables)
+            self.collected[job.namespace] = self.collected.get(job.namespace, 0) + max(0, gone)
 
     def load(self, pairs: Iterable[tuple[int, Iterable[tuple[bytes, bytes]]]], position: Position, meta: bytes) -> None:
         """Begin with these cells, namespace by namespace in key order, and the log from `position` on.

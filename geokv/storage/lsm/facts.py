@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final
 
-_FIXED = Struct("<QQQQQQQQHHB")
+_FIXED = Struct("<QQQQQQQQQQQHHB")
+_FIXED_1 = Struct("<QQQQQQQQHHB")  # of format 1: no deadlines by themselves, no oldest
 _PLACE = Struct("<HQ")
 FOLDER: Final = "lsm"
 JOB_SHIFT: Final = 16  # a table's number: its job's, and which of the job's outputs it is
@@ -26,7 +27,11 @@ OUTPUTS_MAX: Final = (1 << JOB_SHIFT) - 1
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
-    """One table. `nbytes`: up to its facts. `version_*`: of its cells. `tombstones`: deletes, and cells with a deadline."""
+    """One table. `nbytes`: up to its facts. `version_*`: of its cells.
+
+    `tombstones`: cells that wait to be collected (or for a sweep), `deadlines`: cells that will be (of a table of format 1 they
+    count as tombstones). `oldest`: the least version of a tombstone, `first_deadline_ms`: 0: none, or not known.
+    """
 
     number: int
     namespace: int
@@ -41,6 +46,9 @@ class TableFacts:
     last_key: bytes
     level: int = 0
     run: int = 0
+    deadlines: int = 0
+    oldest: int = 0
+    first_deadline_ms: int = 0
 
     @property
     def recency(self) -> tuple[int, int, bytes]:
@@ -53,6 +61,10 @@ class TableFacts:
 
     def at(self, level: int, run: int) -> TableFacts:
         return replace(self, level=level, run=run)
+
+    def collectable(self, clock_ms: int) -> int:
+        """How many of its cells may be collected once they are stable: about, where deadlines have passed for some."""
+        return self.tombstones + (self.deadlines if 0 < self.first_deadline_ms < clock_ms else 0)
 
     def overlaps(self, first: bytes, last: bytes) -> bool:
         return self.first_key <= last and first <= self.last_key
@@ -70,6 +82,9 @@ class TableFacts:
                 self.tombstones,
                 self.version_min,
                 self.version_max,
+                self.deadlines,
+                self.oldest,
+                self.first_deadline_ms,
                 len(self.first_key),
                 len(self.last_key),
                 len(policy),
@@ -96,31 +111,33 @@ def table_name(number: int) -> str:
     return f"{FOLDER}/{number:016x}.sst"
 
 
-def decode_facts(raw: bytes, offset: int = 0) -> tuple[TableFacts, int]:
+def decode_facts(raw: bytes, offset: int = 0, form: int = 2) -> tuple[TableFacts, int]:
     """(the facts, where they end). Raises ValueError."""
+    fixed = _FIXED if form > 1 else _FIXED_1
     try:
-        *numbers, first_length, last_length, policy_length = _FIXED.unpack_from(raw, offset)
+        *numbers, first_length, last_length, policy_length = fixed.unpack_from(raw, offset)
     except struct.error as error:
         raise ValueError("the facts of a table are cut off") from error
-    number, namespace, size, pairs, partials, tombstones, version_min, version_max = numbers
-    first = offset + _FIXED.size + policy_length
+    if form == 1:
+        numbers += (0, 0, 0)
+    first = offset + fixed.size + policy_length
     last = first + first_length
     end = last + last_length
     if end > len(raw):
         raise ValueError("the facts of a table are cut off")
     policy = raw[first - policy_length : first].decode()
     keys = raw[first:last], raw[last:end]
-    return (
-        TableFacts(number, namespace, policy, size, pairs, partials, tombstones, version_min, version_max, *keys),
-        end,
-    )
+    number, namespace, *counts, deadlines, oldest, first_deadline_ms = numbers
+    size, pairs, partials, tombstones, version_min, version_max = counts
+    facts = TableFacts(number, namespace, policy, size, pairs, partials, tombstones, version_min, version_max, *keys)
+    return replace(facts, deadlines=deadlines, oldest=oldest, first_deadline_ms=first_deadline_ms), end
 
 
-def decode_placed(raw: bytes, offset: int) -> tuple[TableFacts, int]:
+def decode_placed(raw: bytes, offset: int, form: int = 2) -> tuple[TableFacts, int]:
     """Inverse of `encode_placed`. Raises ValueError."""
     try:
         level, run = _PLACE.unpack_from(raw, offset)
     except struct.error as error:
         raise ValueError("the place of a table is cut off") from error
-    facts, end = decode_facts(raw, offset + _PLACE.size)
+    facts, end = decode_facts(raw, offset + _PLACE.size, form)
     return facts.at(level, run), end

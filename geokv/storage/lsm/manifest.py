@@ -37,7 +37,7 @@ from geokv.storage.position import Position
 NAME: Final = f"{FOLDER}/MANIFEST"
 TEMPORARY: Final = f"{FOLDER}/MANIFEST.tmp"
 MAGIC: Final = b"geokvman"
-FORMAT: Final = 1
+FORMAT: Final = 2
 _HEADER = Struct("<8sIHH")
 _HEADER_BODY = Struct("<HH")
 _STATE = Struct("<QQQII")
@@ -157,19 +157,20 @@ def decode_manifest(raw: bytes) -> State:
     magic, crc, form, flags = _HEADER.unpack_from(raw)
     if magic != MAGIC or crc != crc32(raw[12 : _HEADER.size]):
         raise damaged(NAME, 0, "the header's checksum does not match")
-    if form != FORMAT or flags & ~_HAS_QUARANTINED:
+    if not 1 <= form <= FORMAT or flags & ~_HAS_QUARANTINED:
         raise StorageError(
-            f"{NAME} was written by a newer version (format {form}, this one reads {FORMAT}): start the version that wrote it",
+            f"{NAME} was written by a newer version (format {form}, this one reads up to {FORMAT}): "
+            "start the version that wrote it",
             path=NAME,
         )
     body = unseal(raw[_HEADER.size :], 0, _HEADER.size, Kind.MANIFEST, NAME)
     try:
-        return _decode_state(body, bool(flags & _HAS_QUARANTINED))
+        return _decode_state(body, form, bool(flags & _HAS_QUARANTINED))
     except (ValueError, struct.error) as error:
         raise damaged(NAME, _HEADER.size, f"it cannot be read ({error})") from error
 
 
-def _decode_state(body: bytes, has_quarantined: bool) -> State:
+def _decode_state(body: bytes, form: int, has_quarantined: bool) -> State:
     next_job, segment, offset, meta_length, namespaces = _STATE.unpack_from(body)
     at = _STATE.size + meta_length
     meta = body[_STATE.size : at]
@@ -179,7 +180,7 @@ def _decode_state(body: bytes, has_quarantined: bool) -> State:
         at += _NAMESPACE.size
         held: list[TableFacts] = []
         for _ in range(count):
-            facts, at = decode_placed(body, at)
+            facts, at = decode_placed(body, at, form)
             held.append(facts)
         tables[namespace] = tuple(held)
     quarantined: list[DamagedTable] = []
@@ -190,7 +191,7 @@ def _decode_state(body: bytes, has_quarantined: bool) -> State:
             damaged_at, length = _DAMAGED.unpack_from(body, at)
             at += _DAMAGED.size + length
             what = body[at - length : at].decode(errors="replace")
-            facts, at = decode_placed(body, at)
+            facts, at = decode_placed(body, at, form)
             quarantined.append(DamagedTable(facts, damaged_at, what))
     if at != len(body) or len(meta) != meta_length:
         raise ValueError("its lengths do not fit together")

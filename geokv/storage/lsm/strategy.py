@@ -17,11 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Protocol
+from typing import Final, Protocol
 
-from geokv.storage.lsm.facts import TableFacts
+from geokv.storage.lsm.facts import JOB_SHIFT, TableFacts
 
 MIB = 1024 * 1024
+SHED_SMALL_BYTES: Final = 4 * MIB  # a namespace of so much is compacted as a whole for a single tombstone
+SHED_SHARE: Final = 8
 Run = tuple[TableFacts, ...]
 
 
@@ -126,6 +128,35 @@ def everything(tables: Sequence[TableFacts]) -> Choice | None:
         return None
     deepest = max(run[0].level for run in runs)
     return Choice(tuple(runs), deepest, 0 if deepest else runs[0][0].run, 1.0, is_bottom=True)
+
+
+def shed(tables: Sequence[TableFacts], clock_ms: int, first_job: int) -> Choice | None:
+    """What to compact although nothing is too large, because a part of it may be collected; None where it is not worth it.
+
+    `first_job`: tables of earlier jobs were not compacted yet under the rule that stands: what is left in the others stays
+    until there is another one. A namespace that is small is made one run. Of a large one a table that is dead to a part of
+    1/SHED_SHARE is merged with what lies below it, and so on downwards: at the bottom its tombstones go.
+    """
+    dead = [one for one in tables if one.collectable(clock_ms)]
+    fresh = [one for one in dead if one.number >> JOB_SHIFT < first_job]
+    if not fresh:
+        return None
+    if sum(one.nbytes for one in tables) <= SHED_SMALL_BYTES:
+        return everything(tables)
+    heavy = [one for one in fresh if one.collectable(clock_ms) * SHED_SHARE >= one.pairs]
+    if not heavy:
+        return None
+    runs = runs_of(tables)
+    one = max(heavy, key=lambda facts: (facts.level, facts.collectable(clock_ms) / facts.pairs))
+    upper = [run for run in runs if run[0].level == 0] if one.level == 0 else [(one,)]
+    first, last = key_range(upper)
+    deeper = sorted({run[0].level for run in runs if run[0].level > one.level})
+    for level in deeper:
+        below = tuple(facts for facts in _at(tables, level) if facts.overlaps(first, last))
+        if below:
+            inputs = (*upper, below)
+            return Choice(inputs, level, 0, 0.0, is_bottom(inputs, tables))
+    return Choice(tuple(upper), upper[0][0].level, upper[0][0].run, 0.0, is_bottom=True)
 
 
 # --- facts of facts -------------------------------------------------------------------------------------------------

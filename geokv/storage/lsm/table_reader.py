@@ -55,7 +55,7 @@ class TableReader:
     def _open(self) -> None:
         size = self._disk.size(self.name)
         start = size - FOOTER.size
-        filter_at, index_at, facts_at = self._read_footer(start)
+        form, filter_at, index_at, facts_at = self._read_footer(start)
         tail = self._disk.read_at(self.name, filter_at[0], start - filter_at[0])
         parts: list[bytes] = []
         for (offset, length), kind in ((filter_at, Kind.FILTER), (index_at, Kind.INDEX), (facts_at, Kind.FACTS)):
@@ -71,23 +71,23 @@ class TableReader:
         except (ValueError, struct.error) as error:
             raise damaged(self.name, index_at[0], f"the index cannot be read ({error})") from error
         try:
-            self.facts, _ = decode_facts(raw_facts)
+            self.facts, _ = decode_facts(raw_facts, form=form)
         except ValueError as error:
             raise damaged(self.name, facts_at[0], str(error)) from error
         if self._ends[-1] != filter_at[0] or self.facts.number != self.number or self.facts.nbytes != facts_at[0]:
             raise damaged(self.name, facts_at[0], "its facts do not fit its blocks")
 
-    def _read_footer(self, start: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """(offset, length) of filter, index and facts, which stand one behind the other up to the footer."""
+    def _read_footer(self, start: int) -> tuple[int, tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """The format, and (offset, length) of filter, index and facts, which stand one behind the other up to the footer."""
         raw = self._disk.read_at(self.name, max(start, 0), FOOTER.size)
         if start < 0 or len(raw) < FOOTER.size:
             raise damaged(self.name, 0, "it has no whole footer")
         number, *offsets_lengths, form, _, crc, magic = FOOTER.unpack(raw)
         if magic != MAGIC or crc != crc32(raw[: FOOTER_BODY.size]):
             raise damaged(self.name, start, "the footer's checksum does not match")
-        if form != FORMAT:
+        if not 1 <= form <= FORMAT:
             raise StorageError(
-                f"{self.name} was written by a newer version (format {form}, this one reads {FORMAT}): "
+                f"{self.name} was written by a newer version (format {form}, this one reads up to {FORMAT}): "
                 "start the version that wrote it",
                 path=self.name,
             )
@@ -100,7 +100,7 @@ class TableReader:
             start,
         ):
             raise damaged(self.name, start, "its parts do not end where the next begins")
-        return (filter_offset, filter_length), (index_offset, index_length), (facts_offset, facts_length)
+        return form, (filter_offset, filter_length), (index_offset, index_length), (facts_offset, facts_length)
 
     # --- one key ----------------------------------------------------------------------------------------------------
 

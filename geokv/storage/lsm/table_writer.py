@@ -32,7 +32,7 @@ from geokv.storage.lsm.sealing import Kind, seal
 from geokv.storage.lsm.traits import Traits, traits_of
 
 MAGIC: Final = b"geokvsst"
-FORMAT: Final = 1
+FORMAT: Final = 2
 FOOTER: Final = Struct("<QQQQIIIHHI8s")
 FOOTER_BODY: Final = Struct("<QQQQIIIHH")
 _APPEND_BYTES: Final = 256 * 1024
@@ -107,7 +107,7 @@ class _Writer:
         self._digests: list[tuple[int, int]] = []
         self._last_keys: list[bytes] = []
         self._lengths: list[int] = []
-        self._partials = self._removable = self._version_max = 0
+        self._partials = self._tombstones = self._deadlines = self._version_max = self._oldest = self._first_deadline_ms = 0
         self._version_min = (1 << 64) - 1
         self._last_key = b""
 
@@ -154,10 +154,15 @@ class _Writer:
     def _measure(self, keys: list[bytes], cells: list[bytes]) -> None:
         self._digests += [digest(key, SEED) for key in keys]
         self._partials += sum([type(cell) is Partial for cell in cells])
-        version_min, version_max, removable = self._traits.measure(cells)
-        self._removable += removable
-        self._version_min = min(self._version_min, version_min)
-        self._version_max = max(self._version_max, version_max)
+        found = self._traits.measure(cells)
+        self._version_min = min(self._version_min, found.version_min)
+        self._version_max = max(self._version_max, found.version_max)
+        if found.tombstones:
+            self._tombstones += found.tombstones
+            self._oldest = min(self._oldest or found.oldest, found.oldest)
+        if found.deadlines:
+            self._deadlines += found.deadlines
+            self._first_deadline_ms = min(self._first_deadline_ms or found.first_deadline_ms, found.first_deadline_ms)
 
     def _put(self, raw: bytes, kind: int, compressor: zstandard.ZstdCompressor | None) -> int:
         """Seal and write; the length of what then stands in the file."""
@@ -191,11 +196,14 @@ class _Writer:
             facts_offset,
             keys,
             self._partials,
-            self._removable,
+            self._tombstones,
             self._version_min,
             self._version_max,
             first_key,
             self._last_key,
+            deadlines=self._deadlines,
+            oldest=self._oldest,
+            first_deadline_ms=self._first_deadline_ms,
         )
         facts_length = self._put(facts.encode(), Kind.FACTS, None)
         lengths = filter_length, index_length, facts_length

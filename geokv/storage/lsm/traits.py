@@ -1,46 +1,80 @@
 """What the engine must know of the cells of a policy, besides how two of them merge.
 
-Worker processes are told a policy by its name; here the name becomes functions. A policy that states nothing here
-gets version 0 for every cell and has nothing that could be collected.
+Worker processes are told a policy by its name; here the name becomes functions. Cells of dots carry no version: theirs is 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from struct import Struct
+from typing import Final, NamedTuple
 
-from geokv.core.cell import TAG, lww_tail, lww_version
-from geokv.core.conflict import Merge, merge_of
+from geokv.core.cell import TAG, TOMBSTONE, lww_tail, lww_version
+from geokv.core.conflict import Merge, Policy, policy_of
+from geokv.errors import RecordError
+
+_U64 = Struct(">Q")
+
+
+class Measured(NamedTuple):
+    """Of some cells: their versions, how many wait to be collected (`oldest`: the least version of these), how many will."""
+
+    version_min: int = 0
+    version_max: int = 0
+    tombstones: int = 0
+    oldest: int = 0
+    deadlines: int = 0
+    first_deadline_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """`measure` gives of some cells the lowest and the highest version, and how many are tombstones or have a deadline.
+    """`measure`: of one cell or more.
 
     `ceiling`: bytes such that a cell above them stays as it is when it is merged with any of at most that version.
     """
 
     merge: Merge
-    measure: Callable[[Sequence[bytes]], tuple[int, int, int]]
+    measure: Callable[[Sequence[bytes]], Measured]
     ceiling: Callable[[int], bytes]
 
 
 def traits_of(policy: str) -> Traits:
     """Raises InvalidRequest for a policy that this version does not know."""
-    return Traits(merge_of(policy), *_TRAITS.get(policy, (_unmeasured, _unbounded)))
+    known = policy_of(policy)
+    if known.kind is None:
+        return Traits(known.merge, _lww, _lww_ceiling)
+    return Traits(known.merge, partial(_of_dots, known), _unbounded)
 
 
-def _lww(cells: Sequence[bytes]) -> tuple[int, int, int]:
+def _lww(cells: Sequence[bytes]) -> Measured:
     try:
         # Cells sort by version.
-        return lww_version(min(cells)), lww_version(max(cells)), sum([cell[lww_tail(cell)] != 0 for cell in cells])
-    except (ValueError, IndexError):
-        return 0, max(map(lww_version, cells)), 0  # whatever it is, it is kept
+        version_min, version_max = lww_version(min(cells)), lww_version(max(cells))
+        flagged = [cell for cell in cells if cell[lww_tail(cell)]]
+        if not flagged:
+            return Measured(version_min, version_max)
+        dead = [cell for cell in flagged if cell[lww_tail(cell)] & TOMBSTONE]
+        deadlines = [_U64.unpack_from(cell, lww_tail(cell) + 1)[0] for cell in flagged if not cell[lww_tail(cell)] & TOMBSTONE]
+        oldest = lww_version(min(dead)) if dead else 0
+        return Measured(version_min, version_max, len(dead), oldest, len(deadlines), min(deadlines, default=0))
+    except Exception:
+        return Measured(0, max(map(lww_version, cells)))  # whatever they are, they are kept
 
 
-def _unmeasured(_: Sequence[bytes]) -> tuple[int, int, int]:
-    return 0, 0, 0
+def _of_dots(policy: Policy, cells: Sequence[bytes]) -> Measured:
+    tombstones, deadlines = 0, list[int]()
+    for cell in cells:
+        try:
+            waits, ends_ms = policy.waits(cell)
+        except RecordError:
+            continue  # it is kept
+        tombstones += waits
+        if ends_ms:
+            deadlines.append(ends_ms)
+    return Measured(0, 0, tombstones, 0, len(deadlines), min(deadlines, default=0))
 
 
 def _lww_ceiling(version: int) -> bytes:
@@ -53,5 +87,3 @@ def _unbounded(_: int) -> bytes:
 
 
 _ABOVE_ALL: Final = b"\xff" * 16
-_Measure = Callable[[Sequence[bytes]], tuple[int, int, int]]
-_TRAITS: Final[dict[str, tuple[_Measure, Callable[[int], bytes]]]] = {"lww": (_lww, _lww_ceiling)}

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
+from geokv.core.conflict import policy_of
 from geokv.core.limits import MIB
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.table_writer import Pace, unpaced
@@ -58,8 +59,9 @@ def merge_into(tree: Tree, cells: Mapping[bytes, bytes], policy: str, end: Posit
         pace(nbytes)
         tree.change(keys, merged)
         if put:
-            _, highest, count = traits.measure(put)
-            version_max, dead = max(version_max, highest), dead + count
+            measured = traits.measure(put)
+            version_max = max(version_max, measured.version_max)
+            dead += measured.tombstones + measured.deadlines
             put.clear()
     tree.settle(replace(facts, position=max(end, facts.position), version_max=version_max, dead=dead))
 
@@ -93,19 +95,20 @@ def steps(cells: Mapping[bytes, bytes]) -> Iterator[tuple[list[bytes], int]]:
 
 def remove_dead(tree: Tree, rule: CollectionRule, policy: str, pace: Pace = unpaced) -> int:
     """Walk over a tree and remove what the rule covers; how many. Raises StorageError."""
-    measure = traits_of(policy).measure
+    measure, known = traits_of(policy).measure, policy_of(policy)
     seed, name = tree.seed, tree.name
     removed = left = 0
 
     def without(key: bytes, held: bytes | None) -> bytes | None:
-        return REMOVED if held is not None and rule.covers(key, unseal(held, key, seed, name)) else None
+        return REMOVED if held is not None and rule.covers(known, key, unseal(held, key, seed, name)) else None
 
     start = b""
     while some := tree.step(start, None, STEP_PAIRS):
         start = some[-1][0] + b"\0"
         cells = {key: unseal(value, key, seed, name) for key, value in some}
-        count = measure(list(cells.values()))[2]
-        dead = [key for key, cell in cells.items() if rule.covers(key, cell)] if count else []
+        measured = measure(list(cells.values()))
+        count = measured.tombstones + measured.deadlines
+        dead = [key for key, cell in cells.items() if rule.covers(known, key, cell)] if count else []
         left += count
         pace(len(dead) * STEP_BYTES // STEP_PAIRS)
         if dead:

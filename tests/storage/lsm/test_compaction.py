@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geokv.core.conflict import policy_of
 from geokv.core.ring import partition_of
 from geokv.errors import StorageError
 from geokv.storage.crash_disk import CrashDisk
@@ -21,6 +22,7 @@ _KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
 _CELLS = st.builds(cell_of, st.integers(1, 40), st.none() | st.binary(max_size=3))
 _RUNS = st.lists(st.dictionaries(_KEYS, _CELLS, min_size=1), min_size=1, max_size=4)
 DAY = 86_400_000 << 16
+LWW = policy_of("lww")
 
 
 def _rule(since: Position, clock: int = 10 * DAY, numbers: int = 100) -> CollectionRule:
@@ -95,7 +97,7 @@ def test_the_delete_is_flushed_the_older_put_arrives_later() -> None:
 def test_a_rule_covers_what_is_dead_for_everyone(cell: bytes, clock: int, stable: int, is_collected: bool) -> None:
     """Tombstone or expired, its dot stable, its version and deadline passed by every clock: all of them, or it stays."""
     rule = _rule(Position(), clock, stable)
-    assert rule.covers(b"k", cell) == is_collected
+    assert rule.covers(LWW, b"k", cell) == is_collected
     node = LittleNode(CrashDisk())
     node.put(1, {b"k": cell})
     node.flush()
@@ -108,7 +110,7 @@ def test_stability_is_per_partition() -> None:
     cell = cell_of(DAY, None, number=7)
     partition = partition_of(b"k", 4)
     for stable, is_covered in ((partition, True), ((partition + 1) % 4, False)):
-        assert CollectionRule(4, {(ORIGIN, stable): 9}, 2 * DAY >> 16, Position()).covers(b"k", cell) == is_covered
+        assert CollectionRule(4, {(ORIGIN, stable): 9}, 2 * DAY >> 16, Position()).covers(LWW, b"k", cell) == is_covered
 
 
 def test_a_collected_cell_does_not_stay_in_the_row_cache() -> None:

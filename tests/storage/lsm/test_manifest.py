@@ -30,6 +30,9 @@ _FACTS = st.builds(
     *[_U64, _U64, st.sampled_from(["lww", "siblings"]), *[_U64] * 6, st.binary(max_size=9), st.binary(max_size=9)],
     level=st.integers(0, 9),
     run=_U64,
+    deadlines=_U64,
+    oldest=_U64,
+    first_deadline_ms=_U64,
 )
 _STATES = st.builds(
     State,
@@ -146,20 +149,21 @@ def test_every_flipped_bit_and_truncation_is_refused() -> None:
 
 
 def test_a_newer_format_is_refused_by_name() -> None:
-    """A manifest of format 2 asks for the newer version, and nothing is removed."""
+    """A manifest of format 3 asks for the newer version, and nothing is removed."""
     from zlib import crc32
 
     disk = _disk(5)
-    body = b"\2\0\0\0"
+    body = b"\3\0\0\0"
     disk.append(NAME, b"geokvman" + crc32(body).to_bytes(4, "little") + body + b"whatever is in it")
-    with pytest.raises(StorageError, match=r"newer version \(format 2, this one reads 1\)"):
+    with pytest.raises(StorageError, match=r"newer version \(format 3, this one reads up to 2\)"):
         open_manifest(disk)
     assert len(disk.list("lsm")) == 2
 
 
-def test_the_bytes_of_format_1_still_open() -> None:
-    """A manifest that was written by the first version is read for ever, and fits its table."""
-    state = decode_manifest((GOLDEN / "format-1.manifest").read_bytes())
+@pytest.mark.parametrize("form", [1, 2])
+def test_the_bytes_of_each_format_still_open(form: int) -> None:
+    """A manifest that was written by an earlier version is read for ever, and fits its table."""
+    state = decode_manifest((GOLDEN / f"format-{form}.manifest").read_bytes())
     assert (state.next_job, state.position, state.meta) == (4, (2, 4096), b"the node's state")
     (facts,) = state.tables[7]
     assert (facts.number, facts.level, facts.run, facts.pairs, facts.partials) == (3 << 16, 1, 0, 3, 1)

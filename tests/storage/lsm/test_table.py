@@ -71,7 +71,8 @@ def test_tables_give_back_their_pairs(
 def test_the_facts_are_those_of_the_pairs() -> None:
     """Counts, key range and versions, as the strategies and the collection need them."""
     disk, (facts,) = _written(PAIRS | {b"key 999": Partial(cell_of(77, b"x"))})
-    assert (facts.pairs, facts.partials, facts.tombstones) == (41, 1, 8)
+    assert (facts.pairs, facts.partials, facts.tombstones, facts.deadlines) == (41, 1, 8, 0)
+    assert (facts.oldest, facts.first_deadline_ms, facts.collectable(99)) == (1, 0, 8)
     assert (facts.version_min, facts.version_max) == (1, 77)
     assert (facts.first_key, facts.last_key, facts.namespace, facts.policy) == (b"key 000", b"key 999", 7, "lww")
     assert facts.nbytes < disk.size(NAME) < facts.nbytes + 200
@@ -173,21 +174,22 @@ def test_a_table_under_another_number_is_refused() -> None:
 
 
 def test_a_newer_format_is_refused_by_name() -> None:
-    """A table of format 2 asks for the newer version."""
+    """A table of format 3 asks for the newer version."""
     from zlib import crc32
 
     disk, _ = _written(PAIRS)
     start = disk.size(NAME) - FOOTER.size
-    body = disk.read_at(NAME, start, 44) + b"\2\0\0\0"
+    body = disk.read_at(NAME, start, 44) + b"\3\0\0\0"
     disk.damage(NAME, start, body + crc32(body).to_bytes(4, "little"))
-    with pytest.raises(StorageError, match=r"newer version \(format 2, this one reads 1\)"):
+    with pytest.raises(StorageError, match=r"newer version \(format 3, this one reads up to 2\)"):
         TableReader(disk, NUMBER, BlockCache(0))
 
 
-def test_the_bytes_of_format_1_still_open() -> None:
-    """A table that was written by the first version is read for ever."""
+@pytest.mark.parametrize("form", [1, 2])
+def test_the_bytes_of_each_format_still_open(form: int) -> None:
+    """A table that was written by an earlier version is read for ever."""
     disk = _disk()
-    disk.append(NAME, (GOLDEN / "format-1.sstable").read_bytes())
+    disk.append(NAME, (GOLDEN / f"format-{form}.sstable").read_bytes())
     table = TableReader(disk, NUMBER, BlockCache(0))
     assert dict(table.all_pairs()) == {b"apple": b"red", b"apricot": b"orange", b"plum": b"blue"}
     assert type(table.get(b"plum")) is Partial and type(table.get(b"apple")) is bytes
