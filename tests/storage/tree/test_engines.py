@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from geokv.core.conflict import merge_of
+from geokv.core.conflict import merge_of, policy_of
 from geokv.storage.memory import MemoryCells
 from tests.core.cells.harness import play, tape_of_seed
 from tests.storage.lsm.little_node import cell_of
@@ -87,7 +87,7 @@ class EngineAgainstModel(RuleBasedStateMachine):
         self.node.compact_all(namespace, everything_stable(self.node.end, clock_ms))
         held = self.model[namespace]
         rule = everything_stable(self.node.end, clock_ms)
-        self.model[namespace] = {key: cell for key, cell in held.items() if not rule.covers(key, cell)}
+        self.model[namespace] = {key: cell for key, cell in held.items() if not rule.covers(policy_of("lww"), key, cell)}
 
     @rule(pairs=_PAIRS, is_made=st.booleans(), is_crash=st.booleans())
     def put_during_a_flush(self, pairs: dict[bytes, bytes], is_made: bool, is_crash: bool) -> None:
