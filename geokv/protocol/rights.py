@@ -194,10 +194,11 @@ class Rights:
         context, table = self._context, wait.table
         place = (table.definition.id, wait.key)
         wait.parts = [part for part in wait.parts if not part.is_done]
-        if not wait.parts or self._waits.get(place) is not wait:
+        is_missing = table.missing([wait.key])
+        if not wait.parts or self._waits.get(place) is not wait or (is_missing and context.now_us >= wait.until_us):
             self._end(wait, place)
             return
-        if table.missing([wait.key]):
+        if is_missing:
             wait.looks_us = min(wait.until_us, context.now_us + ANSWER_US)
             context.loading.load(table.cells, [wait.key], lambda error: self._go_on(wait) if not error else None)
             return

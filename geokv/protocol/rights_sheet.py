@@ -111,7 +111,7 @@ def reckon(
     received = reckoning.received(own)
     left: dict[bytes, int] = {}
     nodes: dict[str, int] = {}
-    for origin in origins_in(books):
+    for origin in sorted(origins_in(books)):
         if origin == own:
             continue
         dc, node, _ = unpack_origin(origin)
