@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         FailedItem,
         GetResult,
         Namespace,
+        OperationId,
         PutResult,
         Results,
     )
@@ -71,6 +72,7 @@ __all__ = [
     "NamespaceExists",
     "NamespaceNotFound",
     "NotEnoughRights",
+    "OperationId",
     "Outcome",
     "Overloaded",
     "Partial",
@@ -99,6 +101,7 @@ _NAMES_OF_HOME = {
         "FailedItem",
         "GetResult",
         "Namespace",
+        "OperationId",
         "PutResult",
         "Results",
     ),

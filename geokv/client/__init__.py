@@ -5,11 +5,13 @@ host.py      sockets and timers for the machine      wire.py       requests to b
 requests.py  what both handles have in common        arguments.py  checks of what callers pass
 results.py   what callers get back                   codecs.py     values other than bytes
 waiting.py   operations with whom to tell            lifetime.py   forks, and clients that were forgotten
+operation_id.py   names for updates that callers try again themselves
 """
 
 import logging
 
 from geokv.client.aio import AsyncBatch, AsyncClient, AsyncNamespace
+from geokv.client.operation_id import OperationId
 from geokv.client.results import Achieved, CellResult, FailedItem, GetResult, PutResult, Results
 from geokv.client.threads import Batch, Client, Namespace
 from geokv.protocol.client.messages import ClientEvent
@@ -26,6 +28,7 @@ __all__ = [
     "FailedItem",
     "GetResult",
     "Namespace",
+    "OperationId",
     "PutResult",
     "Results",
 ]

@@ -17,6 +17,7 @@ from geokv.client.arguments import Key, Level, Seconds
 from geokv.client.codecs import Codec
 from geokv.client.conflicts import put_together, question, restorable
 from geokv.client.host import Host, now_us
+from geokv.client.operation_id import OperationId
 from geokv.client.requests import (
     ADMIN,
     READY,
@@ -148,6 +149,7 @@ class AsyncNamespace(Handle):
         replicated_to: int | None = None,
         context: bytes | None = None,
         timeout: Seconds | None = None,
+        operation_id: OperationId | None = None,
     ) -> PutResult:
         """Write `value` under `key`.
 
@@ -167,6 +169,7 @@ class AsyncNamespace(Handle):
             value = arguments.encode_value(value, self._codec)
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, ttl, replicated_to, context is not None, timeout_us)
+        options = arguments.named(options, operation_id)
         now = now_us()
         future = host.loop.create_future()
         operation = FutureOperation(options, key, value, now, now + timeout_us, arguments.encode_context(context), future)
@@ -220,6 +223,7 @@ class AsyncNamespace(Handle):
         replicated_to: int | None = None,
         context: bytes | None = None,
         timeout: Seconds | None = None,
+        operation_id: OperationId | None = None,
     ) -> PutResult:
         """Delete `key`; it need not exist. Arguments and errors are those of `put`."""
         connection = self._connection
@@ -227,6 +231,7 @@ class AsyncNamespace(Handle):
         key = arguments.encode_key(key)
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, None, replicated_to, context is not None, timeout_us)
+        options = arguments.named(options, operation_id)
         now = now_us()
         future = host.loop.create_future()
         operation = FutureOperation(options, key, None, now, now + timeout_us, arguments.encode_context(context), future)

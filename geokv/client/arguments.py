@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
 from geokv.client.codecs import Codec
+from geokv.client.operation_id import OperationId
 from geokv.core.limits import KEY_BYTES_MAX, TIMEOUT_MS_MAX, VALUE_BYTES_MAX_MAX
 from geokv.core.quorum import Consistency
 from geokv.errors import GeokvError, InvalidRequest
@@ -134,6 +136,15 @@ def level_of(consistency: Level | None) -> Consistency:
     if not isinstance(consistency, Consistency | str):
         raise TypeError(f"consistency= wants Consistency.QUORUM or its name, not {type(consistency).__name__}")
     return Consistency.parse(consistency)
+
+
+def named(options: Options, operation_id: OperationId | None) -> Options:
+    """The options of an update that its caller has named: for it alone."""
+    if operation_id is None:
+        return options
+    if not isinstance(operation_id, OperationId):
+        raise TypeError(f"operation_id= wants an OperationId, not {type(operation_id).__name__}: see OperationId.parse")
+    return replace(options, given=operation_id.given(time.monotonic_ns() // 1000))
 
 
 def level_for_reads(consistency: Level | None) -> Level | None:

@@ -77,9 +77,10 @@ class Handle:
 
     def _update_items(self, key: Key, operations: list[bytes], options: Mapping[str, Any]) -> tuple[Items, int, bool]:
         """(items, time, whether a list of results is wanted) for operations of the namespace's type on one key."""
-        unknown = set(options) - {"consistency", "w", "replicated_to", "context", "timeout", "are_many"}
+        unknown = set(options) - {"consistency", "w", "replicated_to", "context", "timeout", "operation_id", "are_many"}
         if unknown:
-            raise TypeError(f"unknown option {min(unknown)!r}: an update takes consistency, w, replicated_to, context, timeout")
+            takes = "consistency, w, replicated_to, context, timeout, operation_id"
+            raise TypeError(f"unknown option {min(unknown)!r}: an update takes {takes}")
         timeout, context = options.get("timeout"), options.get("context")
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         chosen = self._write_options(
@@ -91,6 +92,10 @@ class Handle:
             timeout_us,
             is_update=True,
         )
+        if options.get("operation_id") is not None:
+            if options.get("are_many"):
+                raise TypeError("operation_id= names one update: add or remove one element with it")
+            chosen = arguments.named(chosen, options["operation_id"])
         raw, token = arguments.encode_key(key), arguments.encode_context(context)
         items = Items()
         for one in operations:

@@ -22,6 +22,7 @@ from geokv.client.arguments import Key, Level, Seconds
 from geokv.client.codecs import Codec
 from geokv.client.conflicts import put_together, question, restorable
 from geokv.client.host import Host, now_us
+from geokv.client.operation_id import OperationId
 from geokv.client.requests import (
     ADMIN,
     READY,
@@ -243,9 +244,11 @@ class Namespace(Handle):
         replicated_to: int | None = None,
         context: bytes | None = None,
         timeout: Seconds | None = None,
+        operation_id: OperationId | None = None,
     ) -> PutResult:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, ttl, replicated_to, context is not None, timeout_us)
+        options = arguments.named(options, operation_id)
         result: PutResult = self._connection.ask(
             options,
             arguments.encode_key(key),
@@ -277,9 +280,11 @@ class Namespace(Handle):
         replicated_to: int | None = None,
         context: bytes | None = None,
         timeout: Seconds | None = None,
+        operation_id: OperationId | None = None,
     ) -> PutResult:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, None, replicated_to, context is not None, timeout_us)
+        options = arguments.named(options, operation_id)
         result: PutResult = self._connection.ask(
             options, arguments.encode_key(key), None, timeout_us, arguments.encode_context(context)
         )

@@ -82,6 +82,17 @@ assert SIBLINGS_WARN < SIBLINGS_MAX <= CELL_ITEMS_MAX
 assert CELL_BYTES_MAX + CELL_ITEMS_MAX * 16 < MESSAGE_BYTES_MAX and APPENDED_BYTES_MIN < CELL_BYTES_MAX
 assert ELEMENT_BYTES_MAX * (MAP_DEPTH_MAX + 1) + VALUE_BYTES_MAX_MAX < CELL_BYTES_MAX
 
+# Retries of operations: what an owner remembers of what it has numbered, and of what it shall refuse.
+RETRY_WINDOW_MS: Final = 300_000  # a first try that is longer ago is not retried: AMBIGUOUS
+OPERATIONS_REMEMBERED_MAX: Final = 3_000_000  # of this run, 32 bytes each: the window is shorter where more is written
+OPERATIONS_HELD_MAX: Final = 131_072  # that only one retry, or nobody, may number here
+RETRIES_MAX: Final = 1024  # batches of retries in progress
+RETRY_SCAN_BYTES_MAX: Final = 16 * MIB  # of the log, looked through for one question
+FOUND_BYTES_MAX: Final = 2 * MIB  # records in one answer, unless one alone is larger
+
+assert TIMEOUT_MS_MAX <= RETRY_WINDOW_MS and FOUND_BYTES_MAX < MESSAGE_BYTES_MAX // 2
+assert BATCH_ITEMS_MAX <= OPERATIONS_HELD_MAX
+
 # The conflict journal of a node.
 CONFLICTS_PER_NAMESPACE_MAX: Final = 1_000
 CONFLICTS_MAX: Final = 10_000  # of all namespaces

@@ -30,6 +30,7 @@ from geokv.protocol.quarantine import Quarantine
 from geokv.protocol.read import ReadCoordinator
 from geokv.protocol.replication import Replication
 from geokv.protocol.retention import Retention
+from geokv.protocol.retries import Retries
 from geokv.protocol.rights import Rights
 from geokv.protocol.rights_drain import RightsDrain
 from geokv.protocol.stability import Stability
@@ -75,8 +76,9 @@ class Assembly:
         self.peers = Peers(others)
         self.commit = Commit(self.effects, room_bytes, log_sequence, config.control_room_bytes)
         clock = HybridClock(0, config.drift_ms_max)
-        self.context = Context(config.cluster, origin, topology.partitions, self.peers, clock, self.commit, self.effects, rng)
-        self.context.now_us, self.context.wall_us = now_us, wall_us
+        self.context = Context(
+            config.cluster, origin, topology.partitions, self.peers, clock, self.commit, self.effects, rng, now_us, wall_us
+        )
         self.definitions = Definitions(self.context, self.members, topology.dc_names)
         self.intake = Intake(self.context)
         self.replication = Replication(self.context)
@@ -89,10 +91,14 @@ class Assembly:
         self.receiver = FeedReceiver(self.context, self.placement, self.intake, self.replication, remote)
         self.coordinate: Callable[[Any, Callable[[Any], None]], None] = lambda batch, respond: None
         self.forwarder = Forwarder(self.context, self.placement, self._coordinate_later, self.table_named)
+        self.retries = Retries(
+            self.context, self.placement, self.intake, self.replication, self.table_named, self._coordinate_later
+        )
         self.clock_guard = ClockGuard(self.context, config.drift_ms_max)
         self.digests = Digests(self.context)
         self.closings = Closings(self.context, self.placement, self.intake)
         self.unheld: dict[int, str] = {}  # namespaces that this node cannot keep: it takes and answers nothing of them
+        self.closings.on_forgotten = self.context.operation_ids.forgotten
         self.statements = Statements(
             self.context,
             self.receiver,
@@ -177,6 +183,7 @@ class Assembly:
             "conflicts": context.journal.packed(),
             "quarantine": [one.packed() for one in context.claims.withdrawals.values()],
             "collections": {number: table.collections for number, table in context.tables.items() if table.collections},
+            "held": context.operation_ids.packed_held(),
             "streams": [
                 [s.namespace, s.partition, s.origin, s.frontier, sorted(s.synced_beyond), s.dcs, s.peers]
                 for table in context.tables.values()

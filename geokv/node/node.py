@@ -187,6 +187,7 @@ class Node:
             machines.rights_drain.wake_at_us(),
             machines.read.wake_at_us(),
             machines.forwarder.wake_at_us(),
+            machines.retries.wake_at_us(),
             machines.sender.wake_at_us(),
             machines.receiver.wake_at_us(),
             machines.definitions.wake_at_us(),
@@ -225,6 +226,8 @@ class Node:
             closing_item(origin, partition) for origin, partition in pairs
         )
         assembly.closings.read_log = self._read_log
+        assembly.context.operation_ids.read_log = self._read_log
+        assembly.context.operation_ids.is_settled = lambda partition: bool(self._runs) and self._runs[0].is_over(partition)
         assembly.closings.cells.on_covered = self._covered_by_cells
         assembly.receiver.fetch_cells = lambda fetch: assembly.closings.cells.fetch(fetch, lambda held: None)
         assembly.definitions.on_defined = self._defined
@@ -281,6 +284,8 @@ class Node:
             m.RightsGiven: a.rights.answered,
             m.StabilityAsk: a.stability.asked,
             m.StabilityAnswer: a.stability.answered,
+            m.OperationsAsk: self.context.operation_ids.asked,
+            m.OperationsTold: a.retries.told,
         }
 
     def _sender_to(self, peer: str) -> Callable[[object], None]:
@@ -352,6 +357,9 @@ class Node:
         if not isinstance(batch, WriteBatch):
             self.assembly.read.start(batch, respond)
             return
+        if batch.tried:
+            self.assembly.retries.start(batch, respond)
+            return
         table = self.assembly.table_named(batch.namespace)
         missing = table.missing(batch.keys) if table is not None and self._is_served(table, batch.keys) else []
         if table is None or not missing:
@@ -395,8 +403,7 @@ class Node:
             why = self.context.is_refusing or "the disk did not answer in time; nothing was numbered"
             respond(unavailable(batch, why, self.config.node))
         else:
-            left_ms = max(1, (until_us - self.context.now_us) // 1000)
-            self._start_write(replace(batch, timeout_ms=left_ms), respond)
+            self._start_write(with_left(batch, until_us - self.context.now_us), respond)
 
     def _start_write(self, batch: WriteBatch, respond: Callable[[Any], None]) -> None:
         self._keep_bound()
@@ -410,9 +417,10 @@ class Node:
         self._keep_bound()
         if not self.assembly.commit.pending_bytes:
             self.context.bound_ms = self._bound_ms  # all that was noted is synced
-        if self._stamps_to_ms() < self.context.bound_ms or self._bound_ms <= self._stamps_to_ms():
-            self.assembly.write.start(batch, respond)  # or it is refused: there was no room for the bound either
-        elif self.context.now_us >= until_us or self.context.is_refusing:
+        left_us = until_us - self.context.now_us
+        if left_us > 0 and (self._stamps_to_ms() < self.context.bound_ms or self._bound_ms <= self._stamps_to_ms()):
+            self.assembly.write.start(with_left(batch, left_us), respond)  # or refused: there was no room for the bound either
+        elif left_us <= 0 or self.context.is_refusing:
             why = self.context.is_refusing or "the log did not sync in time; nothing was numbered"
             respond(unavailable(batch, why, self.config.node))
         else:
@@ -612,6 +620,7 @@ class Node:
         if self._is_over:
             return
         self.assembly.write.end(f"the coordinator's run ended: {reason}")
+        self.assembly.retries.end(f"the coordinator's run ended: {reason}")
         self.assembly.read.end(f"the coordinator's run ended: {reason}")
         self.context.note("node.incarnation_ended")
         self._effects.append(EndIncarnation(reason))
@@ -737,6 +746,7 @@ class Node:
     def _forgotten(self, stream: Stream) -> None:
         self.assembly.sender.forget(stream)
         self.assembly.receiver.forget(stream)
+        self.context.operation_ids.forgotten(stream)
 
     def _defined(self, definition: NamespaceDefinition) -> None:
         """A namespace is usable here, or has changed."""
@@ -768,6 +778,7 @@ class Node:
         machines.write.tick()
         machines.read.tick()
         machines.forwarder.tick()
+        machines.retries.tick()
         machines.sender.tick(is_heartbeat)
         machines.receiver.tick(is_heartbeat)
         machines.definitions.tick()
@@ -782,6 +793,7 @@ class Node:
     def _heartbeat(self) -> None:
         machines = self.assembly
         machines.replication.tick()
+        self.context.operation_ids.tick()
         for run in self._runs:
             run.tick()
         self._runs = self._runs[:1] + [run for run in self._runs[1:] if not run.is_done]
@@ -808,6 +820,13 @@ class Node:
             self._seen_at_us = self.context.now_us
             self._seen_logged = dict(seen)
             self.log_control(control.SEEN, {node: list(what) for node, what in seen.items()})
+
+
+def with_left(batch: WriteBatch, left_us: int) -> WriteBatch:
+    """A batch that has waited here: so much of its time is left."""
+    left_ms = max(1, left_us // 1000)
+    gone_ms = batch.timeout_ms - left_ms
+    return replace(batch, timeout_ms=left_ms, remaining_ms=[max(0, own_ms - gone_ms) for own_ms in batch.remaining_ms])
 
 
 def unavailable(request: WriteBatch | ReadBatch, why: str, node: str) -> Reply:

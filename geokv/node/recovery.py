@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from geokv.core.hlc import hlc_from_ms
-from geokv.core.origin import Origin
+from geokv.core.hlc import hlc_from_ms, hlc_ms
+from geokv.core.origin import Origin, unpack_origin
 from geokv.core.record import CELL, CONTROL, DELTA, Record, decode_records
 from geokv.errors import CorruptLog, RecordError, StorageError
 from geokv.protocol import claims, control
@@ -28,6 +28,8 @@ from geokv.storage.position import Position
 
 if TYPE_CHECKING:
     from geokv.node.assembly import Assembly
+
+NOWHERE_MS: Final = 1 << 62  # later than any record
 
 
 @dataclass(slots=True)
@@ -75,6 +77,7 @@ class _Restoring:
             control.CONFLICTS: self._conflicts,
             control.QUARANTINE: self._withdrawn,
             control.COLLECTED: self._collected,
+            control.HELD: self._context.operation_ids.restore_held,
         }
 
     def run(self, checkpoint: Checkpoint | None, frames: Iterable[tuple[int, int, bytes]]) -> Recovered:
@@ -89,6 +92,7 @@ class _Restoring:
         elif checkpoint is not None:
             self._migrate(*checkpoint)
         first_segment: int | None = None
+        self._context.operation_ids.log_since_ms = NOWHERE_MS
         for segment, offset, payload in frames:
             first_segment = segment if first_segment is None else first_segment
             assembly.commit.segment = segment
@@ -102,6 +106,8 @@ class _Restoring:
                 f" {self._position.offset} of segment {self._position.segment}: put the newest log back"
             )
         assembly.retention.first_segment = first_segment or 1
+        if (first_segment or 1) == 1:
+            self._context.operation_ids.log_since_ms = 0  # nothing was removed from it
         assembly.retention.built_segment = self._position.segment
         self._settle_streams()
         assembly.quarantine.recovered()
@@ -149,6 +155,7 @@ class _Restoring:
             self._withdrawn(body)
         for collected in meta.get("collections", {}).items():
             self._collected(collected)
+        self._context.operation_ids.restore_held(meta.get("held", b""))
 
     def _table(self, namespace: int) -> Table | None:
         """None where it was deleted. Raises StorageError for one that was kept here, and now cannot be."""
@@ -182,12 +189,17 @@ class _Restoring:
     def _delta(self, record: Record, segment: int, offset: int, last: dict[Any, int], is_new: bool) -> None:
         table = self._table(record.namespace)
         self._hlc_max = max(self._hlc_max, record.hlc)
+        names = self._context.operation_ids
+        if names.log_since_ms == NOWHERE_MS and unpack_origin(record.origin).node == self._context.node:
+            names.log_since_ms = hlc_ms(record.hlc)
         if table is None:
             return  # its namespace was deleted
         if record.partition not in self._context.closed.get(record.origin, ()):
             stream = table.streams.make(record.partition, record.origin)
             stream.synced(record.number, segment, offset, len(record.raw))
             last[stream] = max(record.number, last.get(stream, 0))
+        else:
+            self._context.operation_ids.found_closed(record, segment, offset)
         if is_new:
             self._recovered.deltas += 1
             self._merge(record)

@@ -18,6 +18,7 @@ from geokv.protocol.effects import Effect, Log, Note, Send
 from geokv.protocol.journal import Journal
 from geokv.protocol.loading import Loading
 from geokv.protocol.messages import CloseForget
+from geokv.protocol.operation_ids import OperationIds
 
 if TYPE_CHECKING:
     from geokv.protocol.commit import Commit
@@ -39,6 +40,8 @@ class Context:
         commit: Commit,
         effects: list[Effect],
         rng: random.Random,
+        now_us: int = 0,
+        wall_us: int = 0,
     ) -> None:
         self.cluster = cluster
         self.origin = origin
@@ -53,8 +56,8 @@ class Context:
         self.loading = Loading(effects)
         self.rng = rng
         self.tables: dict[int, Table] = {}
-        self.now_us = 0
-        self.wall_us = 0
+        self.now_us = now_us
+        self.wall_us = wall_us
         self.bound_ms = 0  # durable: no run of this node has given or will give a stamp above it before a higher one is
         self.is_refusing = ""  # why clients are not served
         self.distrusted = ""  # why this disk cannot be trusted: then peers are not answered either
@@ -65,6 +68,7 @@ class Context:
         self.journal = Journal()
         self.claims = Claims(origin.node)
         self.decoded = Decoded()
+        self.operation_ids = OperationIds(self)
         self.on_refused: Callable[[str], None] = lambda reason: None
         self._next_id = rng.getrandbits(31) << 20
 

@@ -12,6 +12,7 @@ A control record has kind CONTROL; its key names it, its cell is MessagePack. Re
     slot       [dc, slot, value]                   a definition carried from another datacenter
     conflicts  [conflict …]                        entries of the conflict journal, see `protocol.journal`
     collected  [namespace, count]                  tombstones of it may be collected from here on: its count of collections
+    held       ids, 16 bytes each                  operations that only one retry, or nobody, may still number here
     seen       {node: [incarnation, log sequence]} the newest that peers have stated of themselves
     quarantine [namespace, table, path, offset, what, [partitions], ms]  claims taken back, see `protocol.claims`
 
@@ -39,6 +40,7 @@ SEEN: Final = b"seen"
 CONFLICTS: Final = b"conflicts"
 QUARANTINE: Final = b"quarantine"
 COLLECTED: Final = b"collected"
+HELD: Final = b"held"
 
 
 def control_record(name: bytes, body: object) -> bytes:

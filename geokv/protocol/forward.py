@@ -221,4 +221,5 @@ def cut(batch: Batch, indexes: list[int]) -> Batch:
         values=[batch.values[index] for index in indexes],
         operations=[batch.operations[index] for index in indexes] if batch.operations else [],
         contexts=[batch.contexts[index] for index in indexes] if batch.contexts else [],
+        remaining_ms=[batch.remaining_ms[index] for index in indexes] if batch.remaining_ms else [],
     )

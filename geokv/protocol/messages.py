@@ -511,6 +511,37 @@ class StabilityAnswer:
     clock_ms: int
     frontiers: list[StreamHeads]
     heads: list[StreamHeads]
+# --- operations that are tried again --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class OperationsAsk:
+    """ASK: what became of these operations (`ids`: 16 bytes each) of one namespace, the first try of which is `age_ms` ago?
+
+    What the receiver has not numbered it never will from now on. `nodes`: whose records it shall look for in its log, too.
+    """
+
+    ask: int
+    namespace: int
+    partitions: list[int]
+    ids: bytes
+    age_ms: int
+    nodes: list[str]
+
+
+@dataclass(slots=True)
+class OperationsTold:
+    """ANSWER, once that is synced: one state per operation (`protocol.operation_ids`).
+
+    `records`: those that were found, in order. `versions`: of those that every replica here has. `reason`: why the receiver
+    cannot tell of some.
+    """
+
+    ask: int
+    states: bytes
+    records: bytes
+    versions: list[int]
+    reason: str = ""
 
 
 ASKS: Final = (
@@ -535,6 +566,7 @@ ASKS: Final = (
     CloseTell,
     CloseForget,
     StabilityAsk,
+    OperationsAsk,
 )
 ANSWERS: Final = (
     RightsGiven,
@@ -553,5 +585,6 @@ ANSWERS: Final = (
     CellsPage,
     CloseTold,
     StabilityAnswer,
+    OperationsTold,
 )
 EITHER: Final = (CloseFill,)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Final
 
 from geokv.core.cells.operation import Operation
 from geokv.core.quorum import Consistency
+
+ANYBODY: Final = "*"  # among the nodes that were tried: any owner of the key may have been
 
 
 class Outcome(IntEnum):
@@ -61,9 +64,12 @@ class WriteBatch:
 
     `ttl_ms`: 0 takes the namespace's, -1 means none. `w`: explicit replica count, 0 takes the level. `operations`: 16
     bytes per item, or empty. `contexts`: per item, or empty. `has_updates`: the values are operations of the namespace's
-    type (core.cells.wire), not values to be put. `timeout_ms`: what is left of the caller's time.
+    type (core.cells.wire), not values to be put. `timeout_ms`: what is left of the caller's time, of the
+    one who has most; `remaining_ms`: of each, where they differ, or empty: what is not numbered by then is not numbered at all.
     `replicated_to`: how many DCs in all (this one included) must hold the write before the answer; 0: as the level
-    says. `is_gone`: nobody waits for the answer any more (not on the wire).
+    says. `tried`: a retry names the nodes that were asked before ("*": any may have been), and `first_try_ms`, how long ago
+    the first of them was. Not on the wire: `right`, what a retry that was found to be new has here (`protocol.operation_ids`);
+    `is_gone`: nobody waits for the answer any more.
     """
 
     namespace: str
@@ -80,6 +86,10 @@ class WriteBatch:
     ring_version: int = 0
     has_updates: bool = False
     is_gone: bool = field(default=False, compare=False)
+    tried: tuple[str, ...] = ()
+    first_try_ms: int = 0
+    remaining_ms: list[int] = field(default_factory=list)
+    right: int = 0
 
 
 @dataclass(slots=True)

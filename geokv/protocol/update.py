@@ -31,7 +31,7 @@ from geokv.core.conflict import BOUNDED, check_ttl
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import READ_ANSWER_BYTES_MAX, SIBLINGS_WARN
 from geokv.core.origin import unpack_origin
-from geokv.core.record import DELTA, NO_OPERATION, encode_record
+from geokv.core.record import DELTA, NO_OPERATION, Record, encode_record
 from geokv.errors import GeokvError, InvalidRequest, NotEnoughRights, Stale, StorageError, Unavailable
 from geokv.protocol.commit import Entry
 from geokv.protocol.context import Context
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from geokv.protocol.write import WriteCall, WritePart
 
 LOOK_AGAIN_US: Final = 20_000
+EXPIRED: Final = "the time of this operation was over before it was numbered; nothing was written"
+TRIED_LATE: Final = "a retry of this operation has taken its place; nothing was written here"
 Gather = Callable[[Table, list[bytes], int, Callable[[list[bytes | None] | None], None]], None]
 """(table, keys, deadline, then): the merged cells of a read quorum; None where they cannot be had in time."""
 
@@ -251,6 +253,7 @@ class Updater:
     def issue(self, part: WritePart, table: Table, gathered: Mapping[int, bytes | None] | None = None) -> None:
         """Make the deltas of `part`, and send them; `gathered`: what a read quorum holds."""
         context, call = self._context, part.call
+        part.indexes = self._numberable(call, part.indexes)
         hlc = context.clock.stamps(context.wall_ms, len(part.indexes)) - 1
         first_hlc = hlc + 1
         lost = context.claims.mine(table.definition.id)
@@ -290,6 +293,7 @@ class Updater:
         part.numbers = [one.number for one in made]
         part.streams = [one.stream for one in made]
         self._note(call, table, made, changed)
+        self._remember(part)
         for one in made:
             call.context_bytes += len(one.token)
             if call.context_bytes <= READ_ANSWER_BYTES_MAX:
@@ -297,6 +301,32 @@ class Updater:
             else:
                 call.reply.details[one.item] = Detail("the answer has no room for this context: read it")
         self._launch(part, table, [(one.raw, one.stream, one.number) for one in made], [one.raw for one in made])
+
+    def _numberable(self, call: WriteCall, indexes: list[int]) -> list[int]:
+        """Those that may still be numbered here: not what a retry has taken over, nor what is too late."""
+        remaining_ms = call.batch.remaining_ms
+        if remaining_ms:
+            gone_ms = (self._context.now_us - call.started_us) // 1000
+            expired = [index for index in indexes if remaining_ms[index] <= gone_ms]
+            if expired:
+                self._context.note("write.expired", len(expired))
+                self._refuse(call, expired, Outcome.DEADLINE, Detail(EXPIRED))
+                indexes = [index for index in indexes if remaining_ms[index] > gone_ms]
+        names, right = self._context.operation_ids, call.batch.right
+        if not names.held or not call.batch.operations:
+            return indexes
+        left = [index for index in indexes if names.may_number(call.batch.operations[index], right)]
+        late = [index for index in indexes if index not in left]
+        if late:
+            self._context.note("write.tried_late", len(late))
+            self._refuse(call, late, Outcome.AMBIGUOUS, Detail(TRIED_LATE))
+        return left
+
+    def _remember(self, part: WritePart) -> None:
+        operations = part.call.batch.operations
+        if operations:
+            names = [operations[index] for index in part.indexes]
+            self._context.operation_ids.numbered(names, part.numbers, part.versions)
 
     def _note(self, call: WriteCall, table: Table, made: list[Made], changed: Mapping[bytes, tuple[bytes, CellState]]) -> None:
         """Note what updates met that did not replace all that is held here: puts with a context, and siblings without one."""
@@ -441,6 +471,24 @@ def _seen(kind: CellType, operation: Operation, held: CellState, delta: CellStat
         seen = held.context.copy()
     seen.add(origin, *delta.context.spans[origin][-2:])
     return seen
+
+
+def writer_token(kind: CellType, batch: WriteBatch, index: int, record: Record) -> bytes:
+    """What the writer of an item has seen, as far as its record tells: what its context named or it replaced, and itself."""
+    delta = codec.decode(kind.tag, record.cell)
+    token = batch.contexts[index] if batch.contexts else b""
+    if token:
+        try:
+            seen = decode_token(token)
+        except InvalidRequest:
+            return b""
+        seen.add(record.origin, *delta.context.spans[record.origin][-2:])
+        return encode_token(seen)
+    if kind.name == "siblings" and batch.values[index] is not None:
+        seen = CausalContext()
+        seen.add(record.origin, *delta.context.spans[record.origin][-2:])
+        return encode_token(seen)
+    return encode_token(delta.context)
 
 
 def _named(dots: list[Dot]) -> str:

@@ -40,7 +40,7 @@ from geokv.protocol.requests import Detail, Outcome, OwnBatch, WriteBatch, Write
 from geokv.protocol.rights import Rights
 from geokv.protocol.streams import Stream
 from geokv.protocol.table import Table
-from geokv.protocol.update import Gather, Updater
+from geokv.protocol.update import EXPIRED, TRIED_LATE, Gather, Updater
 
 UNSET: Final = 255
 Respond = Callable[[WriteReply], None]
@@ -169,6 +169,10 @@ class WriteCoordinator:
             return
         call.table = table
         self._check_items(call, table)
+        if batch.remaining_ms:
+            self._refuse_expired(call)
+        if batch.operations and self._context.operation_ids.held:
+            self._refuse_late(call)
         if table.policy.kind is None:
             self._check_contexts(call, table)
         else:
@@ -206,8 +210,10 @@ class WriteCoordinator:
             raise InvalidRequest(f"a batch of {count} operations: between 1 and {BATCH_ITEMS_MAX}")
         if len(batch.values) != count:
             raise InvalidRequest(f"{count} keys with {len(batch.values)} values")
-        if (batch.operations and len(batch.operations) != count) or (batch.contexts and len(batch.contexts) != count):
-            raise InvalidRequest(f"{count} keys with {len(batch.operations)} operations, {len(batch.contexts)} contexts")
+        columns = (batch.operations, batch.contexts, batch.remaining_ms)
+        if any(column and len(column) != count for column in columns):
+            lengths = ", ".join(str(len(column)) for column in columns)
+            raise InvalidRequest(f"{count} keys with columns (operations, contexts, remaining_ms) of {lengths} entries")
         if not 0 < batch.timeout_ms <= TIMEOUT_MS_MAX:
             raise InvalidRequest(f"timeout of {batch.timeout_ms} ms: between 1 and {TIMEOUT_MS_MAX}")
         if batch.ttl_ms < -1:
@@ -253,6 +259,21 @@ class WriteCoordinator:
                     f" (raise it with: geokv namespace alter {definition.name} --value-bytes-max N)"
                 )
             self._refuse(call, (index,), Outcome.INVALID, text)
+
+    def _refuse_expired(self, call: WriteCall) -> None:
+        """Refuse what nobody waits for any more: its caller was told that the time is up."""
+        late = [index for index, left_ms in enumerate(call.batch.remaining_ms) if left_ms <= 0]
+        if late:
+            self._context.note("write.expired", len(late))
+            self._refuse(call, late, Outcome.DEADLINE, EXPIRED)
+
+    def _refuse_late(self, call: WriteCall) -> None:
+        """Refuse first tries of what a retry has taken over, here or elsewhere."""
+        names, batch = self._context.operation_ids, call.batch
+        late = [index for index, name in enumerate(batch.operations) if not names.may_number(name, batch.right)]
+        if late:
+            self._context.note("write.tried_late", len(late))
+            self._refuse(call, late, Outcome.AMBIGUOUS, TRIED_LATE)
 
     def _check_contexts(self, call: WriteCall, table: Table) -> None:
         """Mark the operations whose context is none, or is ahead of everything that can be here."""
@@ -431,6 +452,9 @@ class WriteCoordinator:
             numbers.append(number)
             streams.append(stream)
         part.versions, part.numbers, part.streams = versions, numbers, streams
+        if operations:
+            names = operations if len(indexes) == len(operations) else [operations[index] for index in indexes]
+            context.operation_ids.numbered(names, numbers, versions)
         self._launch(part, table, entries, raws)
 
     def _launch(self, part: WritePart, table: Table, entries: list[Entry], raws: list[bytes]) -> None:

@@ -339,7 +339,9 @@ class SdkClient(_Recorder):
             batch = operation.batch
             if error is not None:
                 batch.errors[operation.index] = error
-            self._told(batch.operations[operation.index], reply, index)
+            is_refused = reply is not None and reply.outcomes[index] not in (Outcome.PARTIAL, Outcome.AMBIGUOUS)
+            in_doubt = is_refused and getattr(error, "may_have_happened", False)  # by an earlier try: the last one was refused
+            self._told(batch.operations[operation.index], None if in_doubt else reply, index)
             batch.told()
 
     def _arm(self) -> None:

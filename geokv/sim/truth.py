@@ -26,7 +26,7 @@ from geokv.core.cells.codec import append, decode, fold
 from geokv.core.cells.context import Dot
 from geokv.core.cells.policies import CELL_TYPES
 from geokv.core.origin import unpack_origin
-from geokv.core.record import CELL, CONTROL, DELTA, Record, decode_records
+from geokv.core.record import CELL, CONTROL, DELTA, NO_OPERATION, Record, decode_records
 from geokv.errors import RecordError
 from geokv.protocol.effects import Answer, Asked, Delivered, Effect, Event, Persist, Send
 from geokv.protocol.messages import Replicate, Replicated, Statement, StreamKey
@@ -178,6 +178,7 @@ class Registry:
         self.cells: dict[tuple[bytes, int], list[bytes]] = {}
         self.dots: dict[tuple[bytes, int], list[Dot]] = {}
         self.ends: dict[bytes, dict[int, int]] = {}  # lww key -> version -> since when it shows nothing (0: a delete)
+        self.named: dict[tuple[bytes, bytes], list[Dot]] = {}  # (operation id, key) of cells of dots
 
     def add(self, record: Record) -> Record | None:
         """Note a record; returns a different one of the same stream and number where there is one."""
@@ -191,7 +192,10 @@ class Registry:
                     ends = self.ends.setdefault(record.key, {})
                     ends[decoded.version] = min(decoded.deadline_ms, ends.get(decoded.version, decoded.deadline_ms))
             else:
-                self.dots.setdefault((record.key, record.hlc), []).append(Dot(record.origin, record.number))
+                dot = Dot(record.origin, record.number)
+                self.dots.setdefault((record.key, record.hlc), []).append(dot)
+                if record.operation != NO_OPERATION:
+                    self.named.setdefault((record.operation, record.key), []).append(dot)
             return None
         return None if known.raw == record.raw else known
 

@@ -1,6 +1,7 @@
 """What must hold in namespaces whose policy is not `lww`: a model of each type, held against the replicas and the reads.
 
     updates_survive    an acknowledged update is in the cell of every owner: the cell has seen its dot
+    updates_once       of all the records with one operation id, however often it was tried, one is in the cells at most
     values_kept        siblings, sets: what was added is there, unless something that may have seen it took it;
                        and it is gone once something that must have seen it took it
     counts_exact       counters: at least what surely counts, at most what may count, each once
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from geokv.core.cells.codec import decode
+from geokv.core.cells.context import CausalContext
 from geokv.core.cells.counter_bounded import Account, accounts, origins_in, rights
 from geokv.core.cells.policies import type_of
 from geokv.core.cells.update import value
@@ -133,12 +135,7 @@ def _shown(world: World, cells: Cells, key: bytes) -> Iterable[tuple[str, Any]]:
 
 def updates_survive(world: World, cells: Cells, is_excused: IsExcused) -> str:
     """At the end every owner, in every datacenter, has seen each acknowledged update."""
-    seen = {
-        (name, key): decode(cell[0], cell).context
-        for name, table in cells.items()
-        for key, cell in table.items()
-        if not is_lww(cell)
-    }
+    seen = _contexts(cells)
     has_collected = "collection.armed" in world.notes
     taken = {o.key for o in world.history.operations if o.is_write and _Key._takes(o)} if has_collected else set()
     for operation in world.history.operations:
@@ -155,6 +152,31 @@ def updates_survive(world: World, cells: Cells, is_excused: IsExcused) -> str:
                 is_asked = name in cells and cells[name].answers(operation.key)
                 if is_asked and not (context and any(context.contains(dot.origin, dot.number) for dot in dots)):
                     return f"{name} lacks {operation}"
+    return OK
+
+
+def _contexts(cells: Cells) -> dict[tuple[str, bytes], CausalContext]:
+    """What the cell of each (node, key) has seen."""
+    return {
+        (name, key): decode(cell[0], cell).context
+        for name, table in cells.items()
+        for key, cell in table.items()
+        if not is_lww(cell)
+    }
+
+
+def updates_once(world: World, cells: Cells, _: IsExcused) -> str:
+    """What was tried several times is applied once at most; what was numbered and lost with a disk is in no cell."""
+    often = {named: dots for named, dots in world.truth.registry.named.items() if len(dots) > 1}
+    if not often:
+        return OK
+    by_key: dict[bytes, list[CausalContext]] = {}
+    for (_name, key), context in _contexts(cells).items():
+        by_key.setdefault(key, []).append(context)
+    for (name, key), dots in often.items():
+        applied = [dot for dot in dots if any(one.contains(dot.origin, dot.number) for one in by_key.get(key, ()))]
+        if len(applied) > 1:
+            return f"operation {name.hex()} on {key!r} was applied {len(applied)} times: {applied}"
     return OK
 
 
@@ -264,6 +286,7 @@ def _books_of(cell: bytes, lowest: int, highest: int) -> str:
 
 TYPED_CHECKERS: Final[dict[str, Callable[[World, Cells, IsExcused], str]]] = {
     "updates_survive": updates_survive,
+    "updates_once": updates_once,
     "values_kept": values_kept,
     "counts_exact": counts_exact,
     "bound_kept": bound_kept,

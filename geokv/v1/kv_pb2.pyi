@@ -31,7 +31,7 @@ class Detail(_message.Message):
     def __init__(self, index: _Optional[int] = ..., message: _Optional[str] = ..., required: _Optional[int] = ..., achieved: _Optional[int] = ..., replicas: _Optional[_Iterable[str]] = ..., behind_ms: _Optional[int] = ..., retry_after_ms: _Optional[int] = ..., needed: _Optional[bytes] = ..., here: _Optional[bytes] = ..., elsewhere: _Optional[bytes] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
-    __slots__ = ("namespace", "keys", "values", "deletes", "level", "w", "ttl_ms", "replicated_to", "timeout_ms", "seen_hlc", "operations", "contexts", "ring_version", "has_updates")
+    __slots__ = ("namespace", "keys", "values", "deletes", "level", "w", "ttl_ms", "replicated_to", "timeout_ms", "seen_hlc", "operations", "contexts", "ring_version", "has_updates", "tried", "first_try_ms", "remaining_ms")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,9 @@ class WriteRequest(_message.Message):
     CONTEXTS_FIELD_NUMBER: _ClassVar[int]
     RING_VERSION_FIELD_NUMBER: _ClassVar[int]
     HAS_UPDATES_FIELD_NUMBER: _ClassVar[int]
+    TRIED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TRY_MS_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_MS_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     keys: _containers.RepeatedScalarFieldContainer[bytes]
     values: _containers.RepeatedScalarFieldContainer[bytes]
@@ -60,7 +63,10 @@ class WriteRequest(_message.Message):
     contexts: _containers.RepeatedScalarFieldContainer[bytes]
     ring_version: int
     has_updates: bool
-    def __init__(self, namespace: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., values: _Optional[_Iterable[bytes]] = ..., deletes: _Optional[_Iterable[int]] = ..., level: _Optional[int] = ..., w: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., replicated_to: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., seen_hlc: _Optional[int] = ..., operations: _Optional[bytes] = ..., contexts: _Optional[_Iterable[bytes]] = ..., ring_version: _Optional[int] = ..., has_updates: bool = ...) -> None: ...
+    tried: _containers.RepeatedScalarFieldContainer[str]
+    first_try_ms: int
+    remaining_ms: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, namespace: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., values: _Optional[_Iterable[bytes]] = ..., deletes: _Optional[_Iterable[int]] = ..., level: _Optional[int] = ..., w: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., replicated_to: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., seen_hlc: _Optional[int] = ..., operations: _Optional[bytes] = ..., contexts: _Optional[_Iterable[bytes]] = ..., ring_version: _Optional[int] = ..., has_updates: bool = ..., tried: _Optional[_Iterable[str]] = ..., first_try_ms: _Optional[int] = ..., remaining_ms: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class WriteReply(_message.Message):
     __slots__ = ("outcomes", "versions", "replicas", "dcs", "coordinator", "hlc", "elapsed_us", "details", "ring_version", "contexts")

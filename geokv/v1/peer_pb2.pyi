@@ -31,7 +31,7 @@ class Hello(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., dc: _Optional[str] = ..., node: _Optional[str] = ..., incarnation: _Optional[int] = ..., format: _Optional[int] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("replicate", "replicated", "read_cells", "cells_read", "forward", "forwarded", "statement", "feed_open", "feed_batch", "feed_ack", "feed_close", "feed_refused", "prepare", "promised", "accept", "accepted", "chosen", "copy_items", "items_copied", "definitions_wanted", "definitions", "close_ask", "close_answer", "records_wanted", "close_fill", "close_filled", "close_tell", "close_told", "close_forget", "cells_fetch", "cells_wanted", "cells_page", "feed_holes", "stability_ask", "stability_answer", "rights_ask", "rights_given", "taken_back")
+    __slots__ = ("replicate", "replicated", "read_cells", "cells_read", "forward", "forwarded", "statement", "feed_open", "feed_batch", "feed_ack", "feed_close", "feed_refused", "prepare", "promised", "accept", "accepted", "chosen", "copy_items", "items_copied", "definitions_wanted", "definitions", "close_ask", "close_answer", "records_wanted", "close_fill", "close_filled", "close_tell", "close_told", "close_forget", "cells_fetch", "cells_wanted", "cells_page", "feed_holes", "stability_ask", "stability_answer", "operations_ask", "operations_told", "rights_ask", "rights_given", "taken_back")
     REPLICATE_FIELD_NUMBER: _ClassVar[int]
     REPLICATED_FIELD_NUMBER: _ClassVar[int]
     READ_CELLS_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,8 @@ class PeerMessage(_message.Message):
     FEED_HOLES_FIELD_NUMBER: _ClassVar[int]
     STABILITY_ASK_FIELD_NUMBER: _ClassVar[int]
     STABILITY_ANSWER_FIELD_NUMBER: _ClassVar[int]
+    OPERATIONS_ASK_FIELD_NUMBER: _ClassVar[int]
+    OPERATIONS_TOLD_FIELD_NUMBER: _ClassVar[int]
     RIGHTS_ASK_FIELD_NUMBER: _ClassVar[int]
     RIGHTS_GIVEN_FIELD_NUMBER: _ClassVar[int]
     TAKEN_BACK_FIELD_NUMBER: _ClassVar[int]
@@ -105,10 +107,12 @@ class PeerMessage(_message.Message):
     feed_holes: _geo_pb2.FeedHoles
     stability_ask: StabilityAsk
     stability_answer: StabilityAnswer
+    operations_ask: OperationsAsk
+    operations_told: OperationsTold
     rights_ask: RightsAsk
     rights_given: RightsGiven
     taken_back: TakenBack
-    def __init__(self, replicate: _Optional[_Union[Replicate, _Mapping]] = ..., replicated: _Optional[_Union[Replicated, _Mapping]] = ..., read_cells: _Optional[_Union[ReadCells, _Mapping]] = ..., cells_read: _Optional[_Union[CellsRead, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., forwarded: _Optional[_Union[Forwarded, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., feed_open: _Optional[_Union[_geo_pb2.FeedOpen, _Mapping]] = ..., feed_batch: _Optional[_Union[_geo_pb2.FeedBatch, _Mapping]] = ..., feed_ack: _Optional[_Union[_geo_pb2.FeedAck, _Mapping]] = ..., feed_close: _Optional[_Union[_geo_pb2.FeedClose, _Mapping]] = ..., feed_refused: _Optional[_Union[_geo_pb2.FeedRefused, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., promised: _Optional[_Union[Promised, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., chosen: _Optional[_Union[Chosen, _Mapping]] = ..., copy_items: _Optional[_Union[CopyItems, _Mapping]] = ..., items_copied: _Optional[_Union[ItemsCopied, _Mapping]] = ..., definitions_wanted: _Optional[_Union[_geo_pb2.DefinitionsWanted, _Mapping]] = ..., definitions: _Optional[_Union[_geo_pb2.Definitions, _Mapping]] = ..., close_ask: _Optional[_Union[CloseAsk, _Mapping]] = ..., close_answer: _Optional[_Union[CloseAnswer, _Mapping]] = ..., records_wanted: _Optional[_Union[RecordsWanted, _Mapping]] = ..., close_fill: _Optional[_Union[CloseFill, _Mapping]] = ..., close_filled: _Optional[_Union[CloseFilled, _Mapping]] = ..., close_tell: _Optional[_Union[CloseTell, _Mapping]] = ..., close_told: _Optional[_Union[CloseTold, _Mapping]] = ..., close_forget: _Optional[_Union[CloseForget, _Mapping]] = ..., cells_fetch: _Optional[_Union[CellsFetch, _Mapping]] = ..., cells_wanted: _Optional[_Union[CellsWanted, _Mapping]] = ..., cells_page: _Optional[_Union[CellsPage, _Mapping]] = ..., feed_holes: _Optional[_Union[_geo_pb2.FeedHoles, _Mapping]] = ..., stability_ask: _Optional[_Union[StabilityAsk, _Mapping]] = ..., stability_answer: _Optional[_Union[StabilityAnswer, _Mapping]] = ..., rights_ask: _Optional[_Union[RightsAsk, _Mapping]] = ..., rights_given: _Optional[_Union[RightsGiven, _Mapping]] = ..., taken_back: _Optional[_Union[TakenBack, _Mapping]] = ...) -> None: ...
+    def __init__(self, replicate: _Optional[_Union[Replicate, _Mapping]] = ..., replicated: _Optional[_Union[Replicated, _Mapping]] = ..., read_cells: _Optional[_Union[ReadCells, _Mapping]] = ..., cells_read: _Optional[_Union[CellsRead, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., forwarded: _Optional[_Union[Forwarded, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., feed_open: _Optional[_Union[_geo_pb2.FeedOpen, _Mapping]] = ..., feed_batch: _Optional[_Union[_geo_pb2.FeedBatch, _Mapping]] = ..., feed_ack: _Optional[_Union[_geo_pb2.FeedAck, _Mapping]] = ..., feed_close: _Optional[_Union[_geo_pb2.FeedClose, _Mapping]] = ..., feed_refused: _Optional[_Union[_geo_pb2.FeedRefused, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., promised: _Optional[_Union[Promised, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., chosen: _Optional[_Union[Chosen, _Mapping]] = ..., copy_items: _Optional[_Union[CopyItems, _Mapping]] = ..., items_copied: _Optional[_Union[ItemsCopied, _Mapping]] = ..., definitions_wanted: _Optional[_Union[_geo_pb2.DefinitionsWanted, _Mapping]] = ..., definitions: _Optional[_Union[_geo_pb2.Definitions, _Mapping]] = ..., close_ask: _Optional[_Union[CloseAsk, _Mapping]] = ..., close_answer: _Optional[_Union[CloseAnswer, _Mapping]] = ..., records_wanted: _Optional[_Union[RecordsWanted, _Mapping]] = ..., close_fill: _Optional[_Union[CloseFill, _Mapping]] = ..., close_filled: _Optional[_Union[CloseFilled, _Mapping]] = ..., close_tell: _Optional[_Union[CloseTell, _Mapping]] = ..., close_told: _Optional[_Union[CloseTold, _Mapping]] = ..., close_forget: _Optional[_Union[CloseForget, _Mapping]] = ..., cells_fetch: _Optional[_Union[CellsFetch, _Mapping]] = ..., cells_wanted: _Optional[_Union[CellsWanted, _Mapping]] = ..., cells_page: _Optional[_Union[CellsPage, _Mapping]] = ..., feed_holes: _Optional[_Union[_geo_pb2.FeedHoles, _Mapping]] = ..., stability_ask: _Optional[_Union[StabilityAsk, _Mapping]] = ..., stability_answer: _Optional[_Union[StabilityAnswer, _Mapping]] = ..., operations_ask: _Optional[_Union[OperationsAsk, _Mapping]] = ..., operations_told: _Optional[_Union[OperationsTold, _Mapping]] = ..., rights_ask: _Optional[_Union[RightsAsk, _Mapping]] = ..., rights_given: _Optional[_Union[RightsGiven, _Mapping]] = ..., taken_back: _Optional[_Union[TakenBack, _Mapping]] = ...) -> None: ...
 
 class Replicate(_message.Message):
     __slots__ = ("batch", "records")
@@ -554,3 +558,33 @@ class StabilityAnswer(_message.Message):
     frontiers: _containers.RepeatedCompositeFieldContainer[_geo_pb2.StreamHeads]
     heads: _containers.RepeatedCompositeFieldContainer[_geo_pb2.StreamHeads]
     def __init__(self, round: _Optional[int] = ..., namespace: _Optional[int] = ..., origin: _Optional[bytes] = ..., partitions: _Optional[_Iterable[int]] = ..., unclaimed: _Optional[_Iterable[int]] = ..., closing: _Optional[_Iterable[int]] = ..., clock_ms: _Optional[int] = ..., frontiers: _Optional[_Iterable[_Union[_geo_pb2.StreamHeads, _Mapping]]] = ..., heads: _Optional[_Iterable[_Union[_geo_pb2.StreamHeads, _Mapping]]] = ...) -> None: ...
+
+class OperationsAsk(_message.Message):
+    __slots__ = ("ask", "namespace", "partitions", "ids", "age_ms", "nodes")
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    ask: int
+    namespace: int
+    partitions: _containers.RepeatedScalarFieldContainer[int]
+    ids: bytes
+    age_ms: int
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ask: _Optional[int] = ..., namespace: _Optional[int] = ..., partitions: _Optional[_Iterable[int]] = ..., ids: _Optional[bytes] = ..., age_ms: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class OperationsTold(_message.Message):
+    __slots__ = ("ask", "states", "records", "versions", "reason")
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ask: int
+    states: bytes
+    records: bytes
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    reason: str
+    def __init__(self, ask: _Optional[int] = ..., states: _Optional[bytes] = ..., records: _Optional[bytes] = ..., versions: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ...) -> None: ...

@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from geokv import AsyncClient, Client, Conflicting, InvalidRequest, NamespaceNotFound, NotEnoughRights, Outcome
+from geokv import (
+    AsyncClient,
+    Client,
+    Conflicting,
+    InvalidRequest,
+    NamespaceNotFound,
+    NotEnoughRights,
+    OperationId,
+    Outcome,
+)
 from geokv.client.conflicts import restorable, what_if
 from geokv.core.conflict import POLICIES as ALL
 from geokv.testing import Cluster
@@ -139,6 +148,49 @@ def test_counters_count_and_are_reset(kv: Client) -> None:
     likes.increment("post:1")
     likes.delete("post:1")
     assert likes.value("post:1") == 0
+
+
+def test_an_update_that_has_a_name_is_applied_once(kv: Client, cluster: Cluster) -> None:
+    """By the object that was used, by what was kept of it, by another client: each try answers with the result of the first."""
+    likes = kv.counters("counter_pn")
+    name = OperationId()
+    first = likes.increment("named", 5, operation_id=name)
+    assert name.asked and likes.increment("named", 5, operation_id=name).version == first.version
+    kept = str(name)
+    with Client(cluster.addresses) as other:
+        again = other.counters("counter_pn").increment("named", 5, operation_id=OperationId.parse(kept))
+        assert again.version == first.version
+        never = OperationId.parse(str(OperationId()))  # nobody has been asked, but nobody knows that
+        assert other.counters("counter_pn").increment("named", 2, operation_id=never).version > first.version
+    assert likes.value("named") == 7
+
+    values = kv.namespace("default")
+    name = OperationId()
+    put = values.put("named", b"1", operation_id=name)
+    values.put("named", b"2")
+    again = values.put("named", b"1", operation_id=name)
+    assert again.outcome is Outcome.SUPERSEDED and again.version == put.version and values.get("named").value == b"2"
+    name = OperationId()
+    assert values.delete("named", operation_id=name).version == values.delete("named", operation_id=name).version
+
+    async def asynchronously() -> None:
+        async with AsyncClient(cluster.addresses) as client:
+            one = OperationId()
+            await client.namespace("default").put("named", b"3", operation_id=one)
+            await client.counters("counter_pn").increment("named", 1, operation_id=OperationId.parse(str(one)))
+
+    with pytest.raises(InvalidRequest, match="another operation"):
+        asyncio.run(asynchronously())
+
+
+def test_a_name_is_one_and_for_one_update(kv: Client) -> None:
+    """What is no operation id says what is one; several elements cannot have the same."""
+    with pytest.raises(InvalidRequest, match="no operation id"):
+        OperationId.parse("likes-1")
+    with pytest.raises(TypeError, match="OperationId"):
+        kv.counters("counter_pn").increment("x", operation_id=b"0123456789abcdef")
+    with pytest.raises(TypeError, match="one update"):
+        kv.sets("set_aw").add_many("x", ["a", "b"], operation_id=OperationId())
 
 
 def test_sets_keep_what_was_added(kv: Client) -> None:

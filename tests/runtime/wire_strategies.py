@@ -71,6 +71,11 @@ def write_batches(draw) -> WriteBatch:
         contexts=column(small) if draw(st.booleans()) else [],
         ring_version=draw(u64),
         has_updates=draw(st.booleans()),
+        remaining_ms=column(u32) if draw(st.booleans()) else [],
+        **draw(
+            st.just({})
+            | st.fixed_dictionaries({"tried": st.lists(word, min_size=1, max_size=3).map(tuple), "first_try_ms": u64})
+        ),
     )
 
 
@@ -191,5 +196,16 @@ MESSAGES: dict[type, SearchStrategy] = {
         lists(heads),
         lists(heads),
     ),
+    m.OperationsAsk: st.builds(
+        lambda ask, namespace, ids, age_ms, nodes: m.OperationsAsk(
+            ask, namespace, [p for p, _ in ids], b"".join(one for _, one in ids), age_ms, nodes
+        ),
+        u64,
+        u64,
+        lists(st.tuples(partition, st.binary(min_size=16, max_size=16))),
+        u64,
+        lists(word),
+    ),
+    m.OperationsTold: st.builds(m.OperationsTold, u64, lists(st.integers(0, 4)).map(bytes), small, lists(u64), word),
 }
 any_message = st.one_of(*MESSAGES.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +15,13 @@ from geokv.core.cells.state import CellState
 from geokv.core.cells.view import Draft, View
 from geokv.core.origin import Origin
 from geokv.protocol.decoded import Decoded
+from geokv.protocol.requests import WriteBatch
 from geokv.protocol.table import Table
 from geokv.sim.checkers import OK, final_cells, is_excused
 from geokv.sim.faults import MENU, FaultOptions
 from geokv.sim.real_node import real_node
 from geokv.sim.run import Run, RunOptions
-from geokv.sim.schedule import SECOND
+from geokv.sim.schedule import MS, SECOND
 from geokv.sim.typed_checkers import updates_survive
 from geokv.sim.workload import WorkloadOptions
 
@@ -172,6 +174,54 @@ def test_an_heir_that_does_not_wait_is_caught() -> None:
     faults = FaultOptions(count=(30, 40), duration_us=(100_000, 800_000), **strikes)
     assert any("bound_kept" in failed("counter_bounded", an_heir_does_not_wait, [seed], faults) for seed in range(1, 13))
     assert failed("counter_bounded", None, range(1, 7), faults) == set()
+
+
+class Hasty(Planted):
+    """A real node that applies what is tried again without asking anybody whether it was applied before."""
+
+    def __init__(self, node: Any) -> None:
+        super().__init__(node, lambda *_: None)
+        coordinate = node._coordinate
+
+        def start(batch: WriteBatch, respond: Callable[[Any], None]) -> None:
+            coordinate(replace(batch, tried=(), first_try_ms=0), respond)
+
+        node.assembly.retries.start = start
+
+
+CRASHES = FaultOptions(
+    **dict.fromkeys(MENU, 0.0) | {"kill_at_effect": 5.0, "power_cut_at_effect": 5.0, "kill": 2.0, "failed_sync": 2.0},
+    count=(30, 40),
+    duration_us=(50 * MS, 500 * MS),
+)
+
+
+def run_with_crashes(seed: int, is_hasty: bool) -> Run:
+    """Counting clients, and coordinators that end in the middle of what they do, all the time."""
+    workload = WorkloadOptions(policies=("counter_pn",), typed_share=0.9, think_us=25 * MS)
+    options = RunOptions(workload=workload, faults=CRASHES, faulty_us=4 * SECOND, calm_us_max=10 * SECOND)
+
+    def recover(topology: Any) -> Any:
+        make = real_node(topology)
+        return lambda *what: Hasty(make(*what))
+
+    run = Run(seed, options, recover if is_hasty else None)
+    run.run()
+    return run
+
+
+def test_a_retry_that_is_applied_without_asking_is_caught() -> None:
+    """By what counts too much, and by the ids; honest nodes find records of earlier tries in the same runs. Over a second."""
+    complaints: set[str] = set()
+    found = 0
+    for seed in range(1, 7):
+        complaints |= {name for name, verdict in run_with_crashes(seed, True).verdicts.items() if verdict != OK}
+        honest = run_with_crashes(seed, False)
+        assert {name for name, verdict in honest.verdicts.items() if verdict != OK} == set()
+        found += honest.world.notes.get("retry.found", 0)
+        if found and {"counts_exact", "updates_once"} <= complaints:
+            return
+    raise AssertionError(f"only {sorted(complaints)} complain; {found} retries found what they looked for")
 
 
 @pytest.mark.parametrize("policy", sorted({bug[0] for bug in BUGS} | {"counter_bounded"}))

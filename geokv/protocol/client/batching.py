@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Final
 
 from geokv.core.limits import BATCH_BYTES_MAX, BATCH_ITEMS_MAX
 from geokv.protocol.client.operations import Kind, Operation, Options
+from geokv.protocol.client.settings import MS
 from geokv.protocol.requests import ReadBatch, WriteBatch
 
 if TYPE_CHECKING:
     from geokv.protocol.client.nodes import NodeState
 
 NEVER: Final = 1 << 62
+UNEVEN_US: Final = 100 * MS  # deadlines in one batch that differ by less are taken for the latest of them
 
 
 class Group:
@@ -114,9 +116,20 @@ class Call:
 
 
 def write_batch(
-    options: Options, batch: list[Operation], prefix: bytes, timeout_ms: int, seen_hlc: int, ring_version: int
+    options: Options,
+    batch: list[Operation],
+    prefix: bytes,
+    timeout_ms: int,
+    seen_hlc: int,
+    ring_version: int,
+    now_us: int,
+    latest_us: int,
 ) -> WriteBatch:
-    return WriteBatch(
+    if options.given is not None:
+        names = [options.given.name] * len(batch)
+    else:
+        names = [prefix + operation.number.to_bytes(8, "big") for operation in batch]
+    request = WriteBatch(
         options.namespace,
         [operation.key for operation in batch],
         [operation.value for operation in batch],
@@ -126,11 +139,17 @@ def write_batch(
         options.replicated_to,
         timeout_ms,
         seen_hlc,
-        [prefix + operation.number.to_bytes(8, "big") for operation in batch],
+        names,
         [operation.context for operation in batch] if options.has_contexts else [],
         ring_version,
         options.is_update,
     )
+    if latest_us - min([operation.deadline_us for operation in batch]) > UNEVEN_US:
+        request.remaining_ms = [max(0, timeout_ms - (latest_us - operation.deadline_us) // MS) for operation in batch]
+    if options.tried:
+        first_us = min([operation.trouble.first_us for operation in batch if operation.trouble is not None])
+        request.tried, request.first_try_ms = options.tried, max(0, now_us - first_us) // MS + 1
+    return request
 
 
 def read_batch(options: Options, batch: list[Operation], timeout_ms: int, seen_hlc: int, ring_version: int) -> ReadBatch:

@@ -4,8 +4,9 @@
     CallReturned / CallFailed -> Resolve for what is decided, a retry for what was not numbered, the group's next batch
 
 Invariants: every operation added is resolved exactly once, by its deadline plus the host's delay, unless it was
-abandoned. An operation is repeated only when nothing was numbered or when it is a read. A caller that gives up changes
-nothing for those that travel with it. Every request carries the highest HLC that this client was told.
+abandoned. A write that may have been numbered is repeated only as a retry, which names every node that may have done it
+(protocol.retries). A caller that gives up changes nothing for those that travel with it. Every request carries the highest
+HLC that this client was told.
 
 Not here: sockets and what callers see (geokv.client), who is up (health), how batches are cut (batching).
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from geokv.core.ring import key_hash
@@ -37,13 +39,15 @@ from geokv.protocol.client.messages import (
     RingTold,
 )
 from geokv.protocol.client.nodes import Datacenters, DatacenterState, NodeState
-from geokv.protocol.client.operations import OPTIONS_MAX, Kind, Operation, Trouble
+from geokv.protocol.client.operations import OPTIONS_MAX, Kind, Operation, Options, Trouble
 from geokv.protocol.client.outcomes import (
     FIRST_ERROR,
+    IN_DOUBT,
     NOT_NUMBERED,
     error_of,
     error_of_call,
     error_of_deadline,
+    in_doubt,
     may_repeat,
 )
 from geokv.protocol.client.settings import MS, OPERATIONS_MAX, ClientSettings
@@ -62,6 +66,7 @@ from geokv.protocol.requests import (
 
 _ANSWER_MARGIN_US_MAX: Final = 250 * MS  # of a caller's time, kept back for the way of the answer
 _READ_ATTEMPT_US_MIN: Final = 250 * MS
+_FOR_GOOD: Final = frozenset({Failure.REJECTED, Failure.UNWRITABLE})
 _REACH: Final = frozenset({Failure.REFUSED, Failure.NOT_SENT, Failure.NOT_READY})  # it takes no calls now
 _SERVED: Final = frozenset(
     {
@@ -91,6 +96,7 @@ class ClientMachine:
         self._stranded_due_us = NEVER
         self._ready_waiters: list[Operation] = []
         self._turn = 0
+        self._retried: dict[tuple[Options, tuple[str, ...]], Options] = {}
         self._adopted_us = -NEVER
         self._is_closed = False
 
@@ -166,7 +172,7 @@ class ClientMachine:
             if index == half:
                 anyone = next_one
             if operation.trouble is not None or options.kind >= Kind.ADMIN:
-                node = self._choose(operation)
+                node, options = self._choose(operation), self._options_now(operation)
             elif is_busy or options.kind is Kind.READ:
                 node = anyone[key_hash(operation.key) >> shift]
             else:
@@ -174,7 +180,7 @@ class ClientMachine:
             if node is None:
                 self._strand([operation])
                 continue
-            group = node.groups.get(options) or self._group(node, operation)
+            group = node.groups.get(options) or self._group(node, operation, options)
             if group is None:
                 continue
             pending = group.pending
@@ -186,15 +192,32 @@ class ClientMachine:
             group.is_touched = False
             self._flush(group)
 
-    def _group(self, node: NodeState, operation: Operation) -> Group | None:
+    def _options_now(self, operation: Operation) -> Options:
+        """Its options; of retries that name the same nodes one and the same: they travel together, and with nothing else."""
+        options, trouble = operation.options, operation.trouble
+        if trouble is None or not trouble.tried:
+            return options
+        tried = trouble.tried
+        found = self._retried.get((options, tried))
+        if found is None:
+            if len(self._retried) >= OPTIONS_MAX:
+                self._retried.clear()
+            found = self._retried[options, tried] = replace(options, tried=tried, base=options)
+        return found
+
+    def _group(self, node: NodeState, operation: Operation, options: Options) -> Group | None:
         """A new group, or None for what is not batched: that is on its way then."""
-        options = operation.options
         if options.kind is Kind.ADMIN:
             self._launch_admin(node, operation)
             return None
         if options.kind is Kind.READY:
             self._await_ready(operation)
             return None
+        given = options.given
+        if given is not None and given.asked and operation.trouble is None:
+            trouble = operation.trouble = Trouble(self._desk.now_us)
+            trouble.tried, trouble.first_us = tuple(sorted(given.asked)), given.first_us
+            options = self._options_now(operation)
         if len(node.groups) >= OPTIONS_MAX:
             node.groups = {known: group for known, group in node.groups.items() if group.calls or group.pending}
         group = node.groups[options] = Group(node, options)
@@ -349,7 +372,9 @@ class ClientMachine:
         request: WriteBatch | ReadBatch
         if options.kind is Kind.WRITE:
             timeout_ms = (left_us - min(left_us // 8, _ANSWER_MARGIN_US_MAX)) // MS or 1
-            request = write_batch(options, batch, self._prefix, timeout_ms, self.seen_hlc, version)
+            request = write_batch(options, batch, self._prefix, timeout_ms, self.seen_hlc, version, now_us, latest_us)
+            if options.given is not None:
+                options.given.asked.add(group.node.name)
         else:
             # Half of what is left, so that there is time to ask somebody else.
             left_us = max(left_us // 2, min(left_us, _READ_ATTEMPT_US_MIN))
@@ -444,7 +469,7 @@ class ClientMachine:
         self._ready_waiters = [operation for operation in self._ready_waiters if id(operation) not in gone]
         options = {operation.options for operation in operations}
         for node in self.datacenters.nodes.values():
-            for group in [node.groups[one] for one in options if one in node.groups]:
+            for group in [group for group in node.groups.values() if (group.options.base or group.options) in options]:
                 group.pending = [operation for operation in group.pending if id(operation) not in gone]
             for call in list(node.calls.values()):
                 if any(operation.is_done for operation in call.operations):
@@ -522,7 +547,7 @@ class ClientMachine:
                 again.append(operation)
                 continue
             error = error_of(operation, outcome, reply.details.get(index))
-            if outcome in NOT_NUMBERED and self._try_again(operation, error, outcome):
+            if self._try_item_again(operation, node, error, outcome):
                 told[index] = None
             else:
                 errors[index] = error
@@ -565,8 +590,11 @@ class ClientMachine:
             if operation.is_done:
                 continue
             error = error_of_call(operation, failure, message, retry_after_ms)
-            is_safe = failure <= Failure.OVERLOADED or may_repeat(operation)
-            if not (is_safe and error.retryable and self._try_again(operation, error, None)):
+            if failure <= Failure.OVERLOADED or may_repeat(operation):
+                is_planned = error.retryable and self._try_again(operation, error, None)
+            else:
+                is_planned = failure not in _FOR_GOOD and self._try_in_doubt(operation, call.node, error)
+            if not is_planned:
                 told.append(operation)
                 errors.append(error)
         if told:
@@ -605,6 +633,35 @@ class ClientMachine:
         desk.note("client.retry")
         desk.at(now_us + delay_us, self._retry, operation)
         return True
+
+    def _try_item_again(self, operation: Operation, node: NodeState, error: GeokvError, outcome: int) -> bool:
+        """Plan another attempt at what a node has answered with an error, where there is sense in it."""
+        if outcome in NOT_NUMBERED:
+            return self._try_again(operation, error, outcome)
+        trouble = operation.trouble
+        if outcome == Outcome.AMBIGUOUS and trouble is not None and not self._is_near_any(node.dc, trouble.tried):
+            return False  # that datacenter cannot find it out: it is not that its nodes have been tried
+        return outcome in IN_DOUBT and self._try_in_doubt(operation, node, error)
+
+    def _is_near_any(self, dc: DatacenterState, tried: tuple[str, ...]) -> bool:
+        return not tried or any(name in dc.nodes for name in tried)
+
+    def _try_in_doubt(self, operation: Operation, node: NodeState | None, error: GeokvError) -> bool:
+        """Plan a retry of a write that `node` may have applied; False where there is too little time for it."""
+        if operation.options.kind is not Kind.WRITE or node is None:
+            return False
+        trouble = operation.trouble
+        if trouble is None:
+            trouble = operation.trouble = Trouble(self._desk.now_us)
+        if not trouble.tried:
+            given = operation.options.given
+            trouble.first_us = operation.started_us if given is None else given.first_us
+        if node.name not in trouble.tried:
+            trouble.tried = (*trouble.tried, node.name)
+        if operation.deadline_us - self._desk.now_us < self.settings.doubt_left_us:
+            return False
+        self._desk.note("client.retry_in_doubt")
+        return self._try_again(operation, error, None)
 
     def _step_to_next(self, operation: Operation, trouble: Trouble) -> bool:
         """The operation gives its datacenter up by itself and turns to the next one, where there is one."""
@@ -723,13 +780,18 @@ class ClientMachine:
                 count += 1
         if count:
             self.outstanding -= count
+            for index, error in errors.items():
+                operation = told[index]
+                assert operation is not None
+                errors[index] = in_doubt(operation, error)
             self._desk.effects.append(Resolve(told, reply, errors, dc.name, dc.replicas))  # type: ignore[arg-type]
 
     def _tell_each(self, operations: list[Operation], errors: list[GeokvError]) -> None:
         for operation in operations:
             operation.is_done = True
         self.outstanding -= len(operations)
-        self._desk.effects.append(Resolve(list(operations), None, dict(enumerate(errors))))
+        told = {index: in_doubt(operation, errors[index]) for index, operation in enumerate(operations)}
+        self._desk.effects.append(Resolve(list(operations), None, told))
 
     def _tell_all(self, operations: list[Operation], error: GeokvError, is_counted: bool = True) -> None:
         """The same error for all; a new object each, since a traceback belongs to one caller."""

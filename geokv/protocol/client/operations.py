@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from geokv.core.quorum import Consistency
 from geokv.errors import GeokvError
@@ -23,6 +23,14 @@ class Kind(IntEnum):
     READ = 2
     ADMIN = 3
     READY = 4  # resolves when a node of the datacenter in use has answered
+
+
+class Given(NamedTuple):
+    """An operation id that a caller gave: `asked` are the nodes that got it so far, since `first_us` at the earliest."""
+
+    name: bytes
+    asked: set[str]
+    first_us: int
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +49,9 @@ class Options:
     has_contexts: bool = False
     timeout_us: int = 0  # set where the node itself waits for it (other datacenters), else 0: mixed in one batch
     is_update: bool = False  # the values are operations of the namespace's type
+    given: Given | None = None  # the caller has named its operation itself: these options are for it alone
+    tried: tuple[str, ...] = ()  # the nodes that were asked before, of a retry whose outcome is in doubt
+    base: Options | None = None  # of a retry: the options that its caller gave
 
 
 class OptionsTable:
@@ -64,10 +75,10 @@ class Trouble:
 
     `since_us`: first failure in the datacenter that it is tried in. `turn`: how many nodes answered that they cannot.
     `dc_index`: the datacenters before this one in the stated order it has given up. `failure`: the last error, where
-    that proves that nothing was numbered.
+    that proves that nothing was numbered. `tried`: the nodes that may have applied it, since `first_us`.
     """
 
-    __slots__ = ("attempts", "dc_index", "failure", "since_us", "turn")
+    __slots__ = ("attempts", "dc_index", "failure", "first_us", "since_us", "tried", "turn")
 
     def __init__(self, now_us: int) -> None:
         self.attempts = 0
@@ -75,6 +86,8 @@ class Trouble:
         self.dc_index = 0
         self.since_us = now_us
         self.failure: GeokvError | None = None
+        self.tried: tuple[str, ...] = ()
+        self.first_us = now_us
 
 
 class Operation:

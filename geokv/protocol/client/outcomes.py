@@ -30,6 +30,7 @@ from geokv.protocol.requests import Detail, Outcome
 FIRST_ERROR: Final = int(Outcome.INVALID)
 NOT_NUMBERED: Final = frozenset({Outcome.UNAVAILABLE, Outcome.OVERLOADED, Outcome.WRONG_NODE})
 ADMIN_READS: Final = frozenset({"namespace_list", "namespace_show", "status", "ring", "metrics", "digest", "conflicts", "gc"})
+IN_DOUBT: Final = frozenset({Outcome.PARTIAL, Outcome.AMBIGUOUS})
 _NOTHING: Final = Detail()
 
 Build = Callable[[Operation, Detail], GeokvError]
@@ -74,7 +75,7 @@ def _overloaded(operation: Operation, detail: Detail) -> GeokvError:
 
 
 def _deadline(operation: Operation, detail: Detail) -> GeokvError:
-    return DeadlineExceeded(detail.message or "the time given has passed", may_have_happened=not may_repeat(operation))
+    return DeadlineExceeded(detail.message or "the time given has passed", may_have_happened=False)
 
 
 _BUILD: Final[dict[int, Build]] = {
@@ -120,6 +121,18 @@ def error_of_call(operation: Operation, failure: Failure, message: str, retry_af
     if failure == Failure.TIMEOUT:
         return DeadlineExceeded(message, may_have_happened=True)
     return Ambiguous(f"the call failed after it was sent ({message}); the write may have been done", may_have_happened=True)
+
+
+def in_doubt(operation: Operation, error: GeokvError) -> GeokvError:
+    """The error of an operation that may have been applied by an earlier try, whatever became of the last one."""
+    trouble = operation.trouble
+    if trouble is None or not trouble.tried or getattr(error, "may_have_happened", False):
+        return error
+    if operation.options.given is not None and isinstance(error, InvalidRequest):
+        return error  # the caller's own name: perhaps given twice
+    asked = ", ".join(trouble.tried)
+    message = f"whether an earlier try was applied is not known (asked was {asked}); of the last one: {error.message}"
+    return Ambiguous(message, may_have_happened=True)
 
 
 def error_of_deadline(operation: Operation, was_sent: bool) -> GeokvError:

@@ -54,6 +54,8 @@ class ClientSettings:
     # Retries: base, doubled, with the jitter taking off up to half.
     backoff_us: int = 25 * MS
     backoff_us_max: int = 1 * S
+    # A write in doubt is tried again only where so much time is left: what is known is worth more than no answer.
+    doubt_left_us: int = 250 * MS
     # The first address is asked for the ring, the next one too when it has not answered after this long.
     bootstrap_stagger_us: int = 250 * MS
     bootstrap_timeout_us: int = 1 * S

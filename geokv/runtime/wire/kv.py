@@ -30,6 +30,7 @@ from geokv.runtime.wire import checks, rights
 from geokv.v1 import admin_pb2, kv_pb2
 
 OPERATION_BYTES: Final = 16
+TRIED_MAX: Final = 256
 TIMEOUT_MS_DEFAULT: Final = 5_000
 _OUTCOMES: Final = bytes(Outcome)
 _LEVELS: Final = {int(level): level for level in Consistency}
@@ -60,6 +61,11 @@ def fill_write_request(message: kv_pb2.WriteRequest, batch: WriteBatch) -> None:
     message.ring_version = batch.ring_version
     if batch.has_updates:
         message.has_updates = True
+    if batch.remaining_ms:
+        message.remaining_ms.extend(batch.remaining_ms)
+    if batch.tried:
+        message.tried.extend(batch.tried)
+        message.first_try_ms = batch.first_try_ms
 
 
 def take_write_request(message: kv_pb2.WriteRequest) -> WriteBatch:
@@ -88,6 +94,9 @@ def take_write_request(message: kv_pb2.WriteRequest) -> WriteBatch:
         contexts=contexts,
         ring_version=message.ring_version,
         has_updates=message.has_updates,
+        remaining_ms=_remaining_ms(message.remaining_ms, count),
+        tried=_tried(message.tried),
+        first_try_ms=message.first_try_ms,
     )
 
 
@@ -333,6 +342,18 @@ def _ttl_ms(ttl_ms: int) -> int:
 
 def _timeout_ms(timeout_ms: int) -> int:
     return checks.at_most(TIMEOUT_MS_MAX, timeout_ms, "timeout_ms") or TIMEOUT_MS_DEFAULT
+
+
+def _remaining_ms(column: Any, count: int) -> list[int]:
+    if column and len(column) != count:
+        raise WireError(f"remaining_ms has {len(column)} entries for {count} keys: one per key, or none")
+    return list(column)
+
+
+def _tried(column: Any) -> tuple[str, ...]:
+    if len(column) > TRIED_MAX:
+        raise WireError(f"tried names {len(column)} nodes: at most {TRIED_MAX}")
+    return tuple(column)
 
 
 def _operations(column: bytes, count: int) -> list[bytes]:

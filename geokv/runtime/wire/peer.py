@@ -23,7 +23,7 @@ from geokv.errors import WireError
 from geokv.protocol import messages
 from geokv.protocol.messages import CellsRead, Forward, Forwarded, ReadCells, Replicate, Replicated, Statement, TakenBack
 from geokv.protocol.requests import ReadBatch, ReadReply, WriteBatch, WriteReply
-from geokv.runtime.wire import agreement, checks, closing, feeds, kv, rights, stability
+from geokv.runtime.wire import agreement, checks, closing, feeds, kv, operations, rights, stability
 from geokv.v1 import peer_pb2
 
 FORMAT: Final = 1
@@ -258,6 +258,8 @@ FORMS: Final[dict[type, _Form]] = {
     messages.CloseForget: _Form("close_forget", closing.fill_close_forget, closing.take_close_forget),
     messages.RightsAsk: _Form("rights_ask", rights.fill_rights_ask, rights.take_rights_ask),
     messages.RightsGiven: _Form("rights_given", rights.fill_rights_given, rights.take_rights_given),
+    messages.OperationsAsk: _Form("operations_ask", operations.fill_operations_ask, operations.take_operations_ask),
+    messages.OperationsTold: _Form("operations_told", operations.fill_operations_told, operations.take_operations_told),
 }
 _TAKE: Final[dict[str, checks.Decoder]] = {form.field: form.take for form in FORMS.values()}
 

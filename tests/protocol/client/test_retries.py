@@ -33,8 +33,10 @@ def ready(world: World) -> World:
 
 
 @pytest.mark.parametrize("failure", [Failure.BROKEN, Failure.FAILED, Failure.MALFORMED])
-def test_a_write_whose_call_broke_is_never_repeated(failure: Failure) -> None:
-    """Connection lost, unexplained failure, nonsense answer: Ambiguous, and exactly one attempt."""
+def test_a_write_whose_call_broke_is_repeated_only_as_a_retry(failure: Failure) -> None:
+    """Connection lost, unexplained failure, nonsense answer: every further attempt names who was asked and since when, under
+    the same id; in the end it is Ambiguous.
+    """
     world = ready(World())
     for member in world.members:
         world.behaviours[member.name] = fails(failure)
@@ -42,7 +44,43 @@ def test_a_write_whose_call_broke_is_never_repeated(failure: Failure) -> None:
     world.run_until_told(operation)
     error = world.result(operation)
     assert isinstance(error, Ambiguous) and error.may_have_happened and not error.retryable
-    assert len(world.batches()) == 1
+    first, *others = [sent.request for sent in world.batches()]
+    assert first.tried == () and len(others) >= 2
+    for number, request in enumerate(others):
+        assert request.operations == first.operations and len(request.tried) == min(number + 1, 3)
+        assert 0 < request.first_try_ms <= 5_000
+    assert [request.first_try_ms for request in others] == sorted(request.first_try_ms for request in others)
+
+
+def test_a_retry_of_a_batch_holds_what_is_in_doubt_of_it_and_nothing_else() -> None:
+    """Of a call some operations were answered: those are told, the others go on, apart from what is new."""
+    world = ready(World({"eu": 1}))
+
+    def behave(request: WriteBatch) -> WriteReply:
+        count = len(request.keys)
+        outcomes = [Outcome.APPLIED if key == b"a" or request.tried else Outcome.AMBIGUOUS for key in request.keys]
+        return WriteReply([int(one) for one in outcomes], [1] * count, [1] * count, [1] * count, "eu-1", 0, 1)
+
+    world.behaviours["eu-1"] = behave
+    operations = world.put("a", "b", "c")
+    world.run_until_told(*operations)
+    assert all(world.result(one) == ("ok", "eu") for one in operations)
+    first, *again = [sent.request for sent in world.batches()]
+    assert first.keys == [b"a", b"b", b"c"] and {request.tried for request in again} == {("eu-1",)}
+    assert [key for request in again for key in request.keys] == [b"b", b"c"]
+    assert [name for request in again for name in request.operations] == first.operations[1:]
+
+
+def test_a_retry_that_nobody_can_take_is_still_in_doubt() -> None:
+    """The last word is "nothing was written", but of the last try only: the error does not say so of the operation."""
+    world = ready(World())
+    world.behaviours = {member.name: fails(Failure.BROKEN) for member in world.members}
+    (operation,) = world.put("a")
+    world.run(1 * MS)
+    world.behaviours = {member.name: answers(Outcome.UNAVAILABLE) for member in world.members}
+    world.run_until_told(operation)
+    error = world.result(operation)
+    assert isinstance(error, Ambiguous) and error.may_have_happened and "eu-" in str(error)
 
 
 @pytest.mark.parametrize("failure", [Failure.BROKEN, Failure.FAILED, Failure.MALFORMED, Failure.TIMEOUT])
@@ -147,8 +185,6 @@ def test_overloaded_waits_as_long_as_the_node_says() -> None:
     [
         (Outcome.INVALID, InvalidRequest),
         (Outcome.NOT_FOUND, NamespaceNotFound),
-        (Outcome.PARTIAL, Partial),
-        (Outcome.AMBIGUOUS, Ambiguous),
         (Outcome.STALE, Stale),
         (Outcome.DEADLINE, DeadlineExceeded),
         (Outcome.ALREADY_EXISTS, NamespaceExists),
@@ -163,10 +199,28 @@ def test_other_outcomes_are_told_and_not_repeated(outcome: Outcome, kind: type[E
     error = world.result(operation)
     assert type(error) is kind and "because" in str(error)
     assert len(world.batches()) == 1
-    if kind is Partial:
-        assert (error.required, error.achieved, error.replicas) == (3, 1, ("eu-1",))
     if kind is Stale:
         assert error.behind_ms == 250
+
+
+@pytest.mark.parametrize(("outcome", "kind"), [(Outcome.PARTIAL, Partial), (Outcome.AMBIGUOUS, Ambiguous)])
+def test_a_write_in_doubt_is_completed_by_a_retry_where_there_is_time(outcome: Outcome, kind: type[Exception]) -> None:
+    """With time left it is tried again, naming who said so; without, that answer is told as it came."""
+    world = ready(World({"eu": 1}))
+    detail = Detail("because", 3, 1, ("eu-1",), 250)
+    world.behaviours["eu-1"] = answers(outcome, detail)
+    (late,) = world.put("a", timeout_us=200 * MS)
+    world.run_until_told(late)
+    error = world.result(late)
+    assert type(error) is kind and "because" in str(error) and len(world.batches()) == 1
+    if isinstance(error, Partial):
+        assert (error.required, error.achieved, error.replicas) == (3, 1, ("eu-1",))
+    (operation,) = world.put("b")
+    world.run(5 * MS)
+    world.behaviours["eu-1"] = answers(Outcome.APPLIED)
+    world.run_until_told(operation)
+    assert world.result(operation) == ("ok", "eu")
+    assert [sent.request.tried for sent in world.batches()][1:3] == [(), ("eu-1",)]
 
 
 def test_items_of_one_batch_have_their_own_outcomes() -> None:
@@ -340,3 +394,13 @@ def _first_owner(world: World, key: str) -> str:
     node = datacenters.current().first[key_hash(key.encode()) >> datacenters.shift]
     assert node is not None
     return node.name
+
+
+def test_a_batch_says_how_much_time_each_caller_has_left() -> None:
+    """Where they differ; where they are nearly alike, nothing is said of each."""
+    world = ready(World({"eu": 1}))
+    world.add([world.operation("a", timeout_us=5 * S), world.operation("b", timeout_us=1 * S)])
+    world.add([world.operation("c", timeout_us=5 * S), world.operation("d", timeout_us=5 * S - 50 * MS)])
+    world.run(100 * MS)
+    uneven, even = [sent.request for sent in world.batches()]
+    assert uneven.remaining_ms == [uneven.timeout_ms, uneven.timeout_ms - 4000] and even.remaining_ms == []

@@ -1,0 +1,385 @@
+"""Operation ids: an update is applied at most once although it is tried again, here and elsewhere, early and late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from geokv.core.cells.operation import Operation
+from geokv.core.cells.wire import decode_value, encode_operation
+from geokv.core.limits import RETRY_WINDOW_MS
+from geokv.core.quorum import Consistency
+from geokv.core.ring import key_hash
+from geokv.protocol import operation_ids
+from geokv.protocol.effects import Asked
+from geokv.protocol.messages import CloseFill, Forward, OperationsAsk, OperationsTold, Replicate
+from geokv.protocol.requests import Outcome, WriteBatch, WriteReply
+from tests.node.harness import MS, SECOND, Cluster
+from tests.node.test_forwarding import foreign_keys
+from tests.node.test_updates import cluster_with, numbered
+
+ONE = bytes(15) + b"\x01"
+TWO = bytes(15) + b"\x02"
+INCREMENT = encode_operation(Operation("increment", (5,)))
+
+
+def counters(**shape: Any) -> Cluster:
+    """A cluster with a namespace of counters, whose nodes have run for longer than any message is on its way."""
+    return cluster_with("counter_pn", **shape).run(40 * SECOND)
+
+
+def increment(key: bytes = b"k", name: bytes = ONE, **options: Any) -> WriteBatch:
+    level = options.pop("level", Consistency.QUORUM)
+    return WriteBatch("counter_pn", [key], [INCREMENT], level, has_updates=True, operations=[name], **options)
+
+
+def retry(*tried: str, key: bytes = b"k", name: bytes = ONE, **options: Any) -> WriteBatch:
+    return increment(key, name, tried=tried, first_try_ms=options.pop("first_try_ms", 100), **options)
+
+
+def answer(cluster: Cluster, node: str, batch: WriteBatch) -> WriteReply:
+    call = cluster.ask(node, batch)
+    cluster.run_until(lambda: cluster.reply(node, call) is not None)
+    reply = cluster.reply(node, call)
+    assert isinstance(reply, WriteReply)
+    return reply
+
+
+def count(cluster: Cluster, node: str, key: bytes = b"k") -> int:
+    packed = cluster.get(node, key, namespace="counter_pn").values[0]
+    return 0 if packed is None else decode_value("counter_pn", packed)
+
+
+def test_what_was_applied_is_answered_with_its_result_and_not_applied_again() -> None:
+    """The reply of the first try was lost: a retry elsewhere finds its record and answers with its version."""
+    cluster = counters()
+    first = answer(cluster, "dc1-1", increment())
+    again = answer(cluster, "dc1-2", retry("dc1-1"))
+    assert first.outcomes == again.outcomes == [Outcome.APPLIED]
+    assert again.versions == first.versions and again.replicas[0] >= 2
+    assert answer(cluster, "dc1-1", retry("dc1-1")).versions == first.versions
+    assert [count(cluster, node) for node in cluster.names] == [5, 5, 5]
+    assert numbered(cluster, "dc1-2", "counter_pn") == 0
+
+
+def test_what_was_applied_nowhere_is_applied_once() -> None:
+    """The first try never arrived: who was tried says so, and the retry applies it."""
+    cluster = counters()
+    assert answer(cluster, "dc1-2", retry("dc1-1")).outcomes == [Outcome.APPLIED]
+    assert answer(cluster, "dc1-3", retry("dc1-1", "dc1-2")).outcomes == [Outcome.APPLIED]
+    assert count(cluster, "dc1-1") == 5 and numbered(cluster, "dc1-3", "counter_pn") == 0
+
+
+def test_a_first_try_that_arrives_after_the_retry_is_refused_before_it_is_numbered() -> None:
+    """Who said that it never will apply an operation keeps its word, also in the next run; so does who applied the retry."""
+    cluster = counters()
+    assert answer(cluster, "dc1-2", retry("dc1-1")).outcomes == [Outcome.APPLIED]
+    late = answer(cluster, "dc1-1", increment())
+    assert late.outcomes == [Outcome.AMBIGUOUS] and "nothing was written here" in late.details[0].message
+    assert answer(cluster, "dc1-2", increment()).outcomes == [Outcome.AMBIGUOUS]
+    for node in ("dc1-1", "dc1-2"):
+        cluster.restart(node)
+        cluster.run_until(lambda node=node: cluster.is_serving(node))  # type: ignore[misc]
+        assert answer(cluster, node, increment()).outcomes == [Outcome.AMBIGUOUS]
+    assert count(cluster, "dc1-3") == 5
+
+
+def test_a_first_try_that_waits_in_the_coordinator_is_refused_when_its_turn_comes() -> None:
+    """A removal waits for a read quorum; meanwhile it was tried again elsewhere."""
+    cluster = cluster_with("set_aw").run(40 * SECOND)
+    for element in (b"a", b"b"):
+        batch = WriteBatch("set_aw", [b"k"], [encode_operation(Operation("add", (element,)))], has_updates=True)
+        assert answer(cluster, "dc1-1", batch).outcomes == [Outcome.APPLIED]
+    remove = encode_operation(Operation("remove", (b"a",)))
+    cluster.is_held = lambda sender, receiver, message: type(message).__name__ == "CellsRead" and receiver == "dc1-1"
+    first = cluster.ask("dc1-1", WriteBatch("set_aw", [b"k"], [remove], has_updates=True, operations=[ONE]))
+    cluster.settle()
+    again = WriteBatch("set_aw", [b"k"], [remove], has_updates=True, operations=[ONE], tried=("dc1-1",), first_try_ms=50)
+    assert answer(cluster, "dc1-2", again).outcomes == [Outcome.APPLIED]
+    cluster.release()
+    cluster.run_until(lambda: cluster.reply("dc1-1", first) is not None)
+    assert cluster.reply("dc1-1", first).outcomes == [Outcome.AMBIGUOUS]
+    assert cluster.notes["write.tried_late"] == 1
+
+
+def test_a_coordinator_that_is_gone_leaves_doubt_and_nothing_is_applied() -> None:
+    """Whoever was tried cannot be asked, and no log has the record: AMBIGUOUS, who does not answer is named."""
+    cluster = counters()
+    cluster.crash("dc1-1")
+    reply = answer(cluster, "dc1-2", retry("dc1-1", timeout_ms=1000))
+    assert reply.outcomes == [Outcome.AMBIGUOUS]
+    assert "dc1-1 (it cannot be reached)" in reply.details[0].message
+    assert numbered(cluster, "dc1-2", "counter_pn") == 0 == count(cluster, "dc1-3")
+
+
+def test_a_record_on_one_owner_only_is_found_completed_and_answered() -> None:
+    """The coordinator died with its disk after one other owner had the record: it is brought to the level as it is."""
+    cluster = counters()
+    cluster.slow_disks.add("dc1-1")
+    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == "dc1-2"
+    cluster.ask("dc1-1", increment())
+    cluster.settle()
+    cluster.crash("dc1-1")
+    cluster.is_dropped = lambda sender, receiver, message: False
+    reply = answer(cluster, "dc1-2", retry("dc1-1"))
+    assert reply.outcomes == [Outcome.APPLIED] and reply.replicas == [2]
+    assert [count(cluster, node) for node in ("dc1-2", "dc1-3")] == [5, 5]
+    assert numbered(cluster, "dc1-2", "counter_pn") == numbered(cluster, "dc1-3", "counter_pn") == 0
+
+
+def test_the_next_run_answers_once_the_old_streams_are_closed() -> None:
+    """A tried coordinator restarted: it says nothing for its earlier run before the closing, and then what became of it."""
+    cluster = counters()
+    cluster.crash("dc1-1")
+    cluster.crash("dc1-3")
+    cluster.start("dc1-1")  # no closing without the third owner
+    call = cluster.ask("dc1-2", retry("dc1-1", timeout_ms=8_000))
+    cluster.run(3 * SECOND)
+    assert cluster.reply("dc1-2", call) is None
+    told = cluster.messages(OperationsTold, "dc1-1")
+    assert told and {message.states for message in told} == {bytes([operation_ids.UNSURE])}
+    assert "not closed yet" in told[-1].reason
+    cluster.start("dc1-3")
+    cluster.run_until(lambda: cluster.reply("dc1-2", call) is not None)
+    assert cluster.reply("dc1-2", call).outcomes == [Outcome.APPLIED]
+    assert count(cluster, "dc1-1") == 5
+
+
+def test_what_an_earlier_run_numbered_is_found_in_the_log_of_the_next() -> None:
+    """Once, and again after its streams were closed and forgotten, and once more after a second restart."""
+    cluster = counters()
+    first = answer(cluster, "dc1-1", increment())
+    for _ in range(3):
+        cluster.restart("dc1-1")
+        cluster.run_until(lambda: cluster.is_serving("dc1-1"))
+        reply = answer(cluster, "dc1-2", retry("dc1-1"))
+        assert reply.outcomes == [Outcome.APPLIED] and reply.versions == first.versions
+        cluster.run(5 * SECOND)
+        assert not cluster.nodes["dc1-1"].runs[0].open_pairs
+    assert count(cluster, "dc1-3") == 5
+
+
+def test_a_record_that_only_the_closing_brings_back_is_found() -> None:
+    """The coordinator lost power before its own sync; a co-owner has the record, and the next run gets it with the closing."""
+    cluster = counters()
+    cluster.slow_disks.add("dc1-1")
+    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == "dc1-2"
+    cluster.ask("dc1-1", increment())
+    cluster.settle()
+    cluster.crash("dc1-1")
+    cluster.slow_disks.clear()
+    cluster.is_dropped = lambda sender, receiver, message: False
+    cluster.start("dc1-1")
+    cluster.run_until(lambda: cluster.is_serving("dc1-1")).run(5 * SECOND)
+    assert cluster.messages(CloseFill)
+    cluster.crash("dc1-3")
+    reply = answer(cluster, "dc1-1", retry("dc1-1"))
+    assert reply.outcomes == [Outcome.APPLIED]
+    assert count(cluster, "dc1-2") == 5 and numbered(cluster, "dc1-1", "counter_pn") == 0
+
+
+def test_of_two_retries_one_applies_it() -> None:
+    """The client gave up the first retry while it waited, and tries a third coordinator: the second does nothing."""
+    cluster = counters()
+    cluster.is_held = lambda sender, receiver, message: isinstance(message, OperationsTold) and receiver == "dc1-2"
+    second = cluster.ask("dc1-2", retry("dc1-1"))
+    cluster.settle()
+    third = answer(cluster, "dc1-3", retry("dc1-1", "dc1-2"))
+    assert third.outcomes == [Outcome.APPLIED]
+    cluster.release()
+    cluster.run_until(lambda: cluster.reply("dc1-2", second) is not None)
+    reply = cluster.reply("dc1-2", second)
+    assert reply.outcomes in ([Outcome.APPLIED], [Outcome.AMBIGUOUS])
+    assert numbered(cluster, "dc1-2", "counter_pn") == 0 and count(cluster, "dc1-1") == 5
+
+
+def test_a_retry_behind_a_forward_asks_every_owner_of_the_key() -> None:
+    """Who owns no copy has handed the operation on, nobody remembers to whom: all owners of its datacenter answer for it."""
+    cluster = cluster_with("counter_pn", nodes=5, replicas=3, partitions=16).run(40 * SECOND)
+    (key,) = foreign_keys(cluster, "dc1-1", 1)
+    placement = cluster.nodes["dc1-1"].assembly.placement
+    owners = placement.owners[key_hash(key) >> placement.shift]
+    cluster.is_dropped = lambda sender, receiver, message: type(message).__name__ == "Forwarded"
+    cluster.ask("dc1-1", increment(key))
+    cluster.settle()
+    assert cluster.messages(Forward)
+    cluster.is_dropped = lambda sender, receiver, message: False
+    again = answer(cluster, owners[1], retry("dc1-1", key=key))
+    assert again.outcomes == [Outcome.APPLIED] and count(cluster, owners[2], key) == 5
+    other = answer(cluster, owners[2], retry("dc1-1", key=key, name=TWO))
+    assert other.outcomes == [Outcome.APPLIED] and count(cluster, owners[0], key) == 10
+    asked = {receiver for _, receiver, message in cluster.sent if isinstance(message, OperationsAsk) and message.ids == TWO}
+    assert asked == set(owners) - {owners[2]}
+    cluster.crash(owners[0])
+    third = bytes(15) + b"\x03"
+    reply = answer(cluster, owners[1], retry("dc1-1", key=key, name=third, timeout_ms=1000))
+    assert reply.outcomes == [Outcome.AMBIGUOUS]
+
+
+def test_a_retry_that_is_forwarded_itself_takes_along_who_was_tried() -> None:
+    """The node that is asked owns no copy: the owner gets the whole question."""
+    cluster = cluster_with("counter_pn", nodes=5, replicas=3, partitions=16).run(40 * SECOND)
+    (key,) = foreign_keys(cluster, "dc1-1", 1)
+    placement = cluster.nodes["dc1-1"].assembly.placement
+    first, second, _ = placement.owners[key_hash(key) >> placement.shift]
+    assert answer(cluster, second, increment(key)).outcomes == [Outcome.APPLIED]
+    reply = answer(cluster, "dc1-1", retry(second, key=key))
+    assert reply.outcomes == [Outcome.APPLIED] and reply.coordinator == first
+    assert count(cluster, first, key) == 5
+
+
+def test_only_what_is_in_doubt_of_a_batch_is_applied() -> None:
+    """Of a batch one operation was applied and one was not: each is settled by itself, in its own place."""
+    cluster = counters()
+    first = answer(cluster, "dc1-1", increment(b"a", ONE))
+    batch = WriteBatch(
+        "counter_pn",
+        [b"b", b"a"],
+        [INCREMENT, INCREMENT],
+        has_updates=True,
+        operations=[TWO, ONE],
+        tried=("dc1-1",),
+        first_try_ms=100,
+    )
+    reply = answer(cluster, "dc1-3", batch)
+    assert reply.outcomes == [Outcome.APPLIED] * 2 and reply.versions[1] == first.versions[0] != reply.versions[0]
+    assert count(cluster, "dc1-1", b"a") == count(cluster, "dc1-1", b"b") == 5
+
+
+def test_past_the_window_nothing_is_applied() -> None:
+    """Nobody remembers for longer: AMBIGUOUS at once."""
+    cluster = counters()
+    call = cluster.ask("dc1-2", retry("dc1-1", first_try_ms=RETRY_WINDOW_MS + 1))
+    cluster.settle()
+    reply = cluster.reply("dc1-2", call)
+    assert reply.outcomes == [Outcome.AMBIGUOUS] and "nobody remembers" in reply.details[0].message
+    assert count(cluster, "dc1-1") == 0
+
+
+def test_who_has_numbered_too_much_to_remember_is_not_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered is bounded; where the window is shorter for it, a retry of an older try is left alone."""
+    monkeypatch.setattr(operation_ids, "OPERATIONS_REMEMBERED_MAX", 16)
+    monkeypatch.setattr(operation_ids, "CHUNK_OPERATIONS", 8)
+    cluster = counters()
+    for number in range(40):
+        name = (100 + number).to_bytes(16, "big")
+        assert answer(cluster, "dc1-1", increment(b"many", name)).outcomes == [Outcome.APPLIED]
+    assert cluster.nodes["dc1-1"].context.operation_ids.remembered <= 24
+    reply = answer(cluster, "dc1-2", retry("dc1-1", timeout_ms=1000))
+    assert reply.outcomes == [Outcome.AMBIGUOUS] and "too much" in reply.details[0].message
+    cluster.run(60 * SECOND)
+    assert answer(cluster, "dc1-2", retry("dc1-1", name=TWO)).outcomes == [Outcome.APPLIED]
+
+
+def test_nothing_is_promised_that_there_is_no_room_to_remember(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who cannot hold another id does not say that it never will apply it."""
+    monkeypatch.setattr(operation_ids, "OPERATIONS_HELD_MAX", 1)
+    cluster = counters()
+    assert answer(cluster, "dc1-2", retry("dc1-1")).outcomes == [Outcome.APPLIED]
+    reply = answer(cluster, "dc1-3", retry("dc1-1", name=TWO, timeout_ms=1000))
+    assert reply.outcomes == [Outcome.AMBIGUOUS] and "no room" in reply.details[0].message
+    cluster.run(2 * RETRY_WINDOW_MS * MS)
+    assert answer(cluster, "dc1-3", retry("dc1-1", name=bytes(16))).outcomes == [Outcome.APPLIED]
+
+
+def test_in_another_datacenter_a_retry_is_recognised_once_the_record_has_arrived() -> None:
+    """Found there it is answered; else the tried coordinator is asked over the WAN, and cut off from it nothing is applied."""
+    cluster = counters(datacenters=2)
+    first = answer(cluster, "dc1-1", increment())
+    cluster.run(2 * SECOND)
+    for one in ("dc1-1", "dc1-2", "dc1-3"):
+        for other in ("dc2-1", "dc2-2", "dc2-3"):
+            cluster.cut(one, other)
+    reply = answer(cluster, "dc2-2", retry("dc1-1"))
+    assert reply.outcomes == [Outcome.APPLIED] and reply.versions == first.versions
+    began_us = cluster.now_us
+    assert answer(cluster, "dc2-2", retry("dc1-1", name=TWO, timeout_ms=30_000)).outcomes == [Outcome.AMBIGUOUS]
+    assert cluster.now_us - began_us < 2 * SECOND  # a lost datacenter is not waited for
+    cluster.heal()
+    cluster.run(3 * SECOND)
+    third = bytes(15) + b"\x03"
+    assert answer(cluster, "dc2-2", retry("dc1-1", name=third)).outcomes == [Outcome.APPLIED]
+    cluster.run(2 * SECOND)
+    assert count(cluster, "dc1-2") == count(cluster, "dc2-3") == 10
+
+
+def test_a_put_that_was_overwritten_meanwhile_is_not_written_again() -> None:
+    """The first try was applied, another client wrote after it: the retry says SUPERSEDED and takes nothing back."""
+    cluster = Cluster().start().serving().run(40 * SECOND)
+    first = cluster.put("dc1-1", b"k", b"old", operations=[ONE])
+    second = cluster.put("dc1-2", b"k", b"new")
+    reply = cluster.put("dc1-3", b"k", b"old", operations=[ONE], tried=("dc1-1",), first_try_ms=200)
+    assert reply.outcomes == [Outcome.SUPERSEDED] and reply.versions == first.versions < second.versions
+    assert cluster.get("dc1-2", b"k").values == [b"new"]
+
+
+def test_a_sibling_is_not_doubled_and_its_context_comes_back() -> None:
+    """What the writer has seen comes with the result of the earlier try: a put with it replaces the value."""
+    cluster = cluster_with("siblings").run(40 * SECOND)
+    first = cluster.put("dc1-1", b"k", b"a", namespace="siblings", operations=[ONE])
+    again = cluster.put("dc1-2", b"k", b"a", namespace="siblings", operations=[ONE], tried=("dc1-1",), first_try_ms=200)
+    assert again.contexts == first.contexts and again.outcomes == [Outcome.APPLIED]
+    cluster.put("dc1-3", b"k", b"b", namespace="siblings", contexts=again.contexts)
+    packed = cluster.get("dc1-1", b"k", namespace="siblings").values[0]
+    assert packed is not None and decode_value("siblings", packed) == [b"b"]
+
+
+def test_an_id_that_was_given_to_another_operation_is_refused() -> None:
+    """A client that names two operations alike is told so, instead of being answered with the result of the other one."""
+    cluster = counters(partitions=1)
+    assert answer(cluster, "dc1-1", increment(b"a")).outcomes == [Outcome.APPLIED]
+    reply = answer(cluster, "dc1-2", retry("dc1-1", key=b"b"))
+    assert reply.outcomes == [Outcome.INVALID] and "another operation" in reply.details[0].message
+
+
+def test_any_owner_may_have_been_tried() -> None:
+    """A client that does not know who was tried (another process did) needs the word of every owner, everywhere."""
+    cluster = counters(datacenters=2)
+    assert answer(cluster, "dc1-2", retry("*")).outcomes == [Outcome.APPLIED]
+    assert answer(cluster, "dc1-3", retry("*")).outcomes == [Outcome.APPLIED]
+    cluster.run(2 * SECOND)
+    assert count(cluster, "dc2-1") == 5
+    cluster.crash("dc2-3")
+    reply = answer(cluster, "dc1-3", retry("*", name=TWO, timeout_ms=1000))
+    assert reply.outcomes == [Outcome.AMBIGUOUS] and "dc2-3" in reply.details[0].message
+
+
+def test_a_call_that_comes_in_is_answered_when_the_run_ends() -> None:
+    """A retry in progress is told that nobody knows when its coordinator's log fails."""
+    cluster = counters()
+    cluster.crash("dc1-1")
+    cluster.give("dc1-2", Asked(77, retry("dc1-1")))
+    cluster.nodes["dc1-2"]._end("the disk failed")
+    effects = cluster.nodes["dc1-2"].assembly.effects
+    replies = [effect.reply for effect in effects if type(effect).__name__ == "Answer"]
+    assert [reply.outcomes for reply in replies] == [[Outcome.AMBIGUOUS]]
+
+
+def test_what_is_too_late_is_refused_before_it_is_numbered() -> None:
+    """Of a batch the operation whose caller has no time left is refused, also where another node forwards it."""
+    cluster = cluster_with("counter_pn", nodes=5, replicas=3, partitions=16)
+    (key,) = foreign_keys(cluster, "dc1-1", 1)
+    for node in cluster.names:
+        batch = WriteBatch(
+            "counter_pn", [key, key], [INCREMENT] * 2, has_updates=True, operations=[ONE, TWO], remaining_ms=[0, 4000]
+        )
+        reply = answer(cluster, node, batch)
+        assert reply.outcomes == [Outcome.DEADLINE, Outcome.APPLIED] and "nothing was written" in reply.details[0].message
+    assert count(cluster, "dc1-1", key) == 25
+
+
+def test_what_becomes_too_late_while_it_waits_is_not_numbered() -> None:
+    """A removal waits for a read quorum for longer than its caller does; another one of its batch has the time."""
+    cluster = cluster_with("set_aw")
+    add = [encode_operation(Operation("add", (element,))) for element in (b"a", b"b")]
+    assert answer(cluster, "dc1-1", WriteBatch("set_aw", [b"k"] * 2, add, has_updates=True)).outcomes == [Outcome.APPLIED] * 2
+    remove = [encode_operation(Operation("remove", (element,))) for element in (b"a", b"b")]
+    cluster.is_held = lambda sender, receiver, message: type(message).__name__ == "CellsRead"
+    call = cluster.ask("dc1-1", WriteBatch("set_aw", [b"k"] * 2, remove, has_updates=True, remaining_ms=[100, 4000]))
+    cluster.run(120 * MS)
+    cluster.release()
+    cluster.run_until(lambda: cluster.reply("dc1-1", call) is not None)
+    assert cluster.reply("dc1-1", call).outcomes == [Outcome.DEADLINE, Outcome.APPLIED]
+    packed = cluster.get("dc1-2", b"k", namespace="set_aw").values[0]
+    assert packed is not None and set(decode_value("set_aw", packed)) == {b"a"}
