@@ -511,6 +511,8 @@ class StabilityAnswer:
     clock_ms: int
     frontiers: list[StreamHeads]
     heads: list[StreamHeads]
+
+
 # --- operations that are tried again --------------------------------------------------------------------------------
 
 
