@@ -6,6 +6,7 @@ The journals of all nodes are put together by the client (`geokv.client.conflict
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,18 +51,38 @@ def explain(namespace: str, key: str, key_hex: bool, as_json: bool, place: Place
     with place.client() as client:
         noted = gathered(client, namespace, raw)
         got = client.namespace(namespace).get(raw)
+        was = next((one for one in client.namespaces() if one["name"] == namespace), {})
     values = [plain(one) for one in got.siblings]
     words = [one["words"] for one in noted["conflicts"]]
+    earlier = list(was.get("earlier_policies") or ())
+    if earlier:
+        words.append(_changed(got.policy, was))
     words.append(_now(got.policy, values))
     if noted["silent"]:
         words.append(f"Not asked: {', '.join(noted['silent'])} did not answer, and may have noted more.")
     if as_json:
-        facts = {"namespace": namespace, "key": plain(raw), "policy": got.policy, "found": got.found, "values": values}
+        facts = {
+            "namespace": namespace,
+            "key": plain(raw),
+            "policy": got.policy,
+            "earlier_policies": earlier,
+            "found": got.found,
+            "values": values,
+        }
         print_json({**facts, "decisions": noted["conflicts"], "silent": noted["silent"], "words": words})
     else:
         for one in words:
             click.echo(one)
     return exits.DONE if got.found or noted["conflicts"] else exits.NOT_FOUND
+
+
+def _changed(policy: str, was: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(was["policy_changed_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    before = ", ".join(was["earlier_policies"])
+    return (
+        f"{when}: in {was['policy_changed_dc']} the policy of this namespace was changed to {policy}; before it was {before}."
+        f" What was written then is shown as a {policy} shows it, until a later write has seen it."
+    )
 
 
 def _now(policy: str, values: list[Any]) -> str:
@@ -168,6 +189,7 @@ def restore(name: str, as_json: bool, place: Place) -> int:
 def whatif(namespace: str, policy: str, as_json: bool, place: Place) -> None:
     """Replay the journal of NAMESPACE under another policy: what would have been shown, and what lost."""
     from geokv.client.conflicts import what_if
+    from geokv.core.cells.changed import COMPATIBLE
 
     with place.client() as client:
         noted = client.conflicts(namespace)
@@ -182,6 +204,8 @@ def whatif(namespace: str, policy: str, as_json: bool, place: Place) -> None:
         "lost_then": sum(bool(row["lost"]) for row in known),
         "not_told": len(rows) - len(known),
     }
+    if policy not in {one["policy"] for one in noted["conflicts"]}:
+        summary["can_be_changed_from"] = ", ".join(old for old, news in COMPATIBLE.items() if policy in news) or "none"
     if as_json:
         print_json(summary | {"replayed": rows, "silent": noted["silent"]})
     else:

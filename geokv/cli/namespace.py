@@ -99,6 +99,7 @@ def show(name: str, as_json: bool, place: Place) -> None:
 @namespace.command("alter")
 @click.argument("name")
 @_settings
+@click.option("--policy", help="Another, compatible policy; what is stored stays (docs/conflicts.md, Changing the policy).")
 @click.option("--link-off", "off", multiple=True, metavar="FROM>TO", help="Do not ship over this link; the log is kept.")
 @click.option("--links-on", is_flag=True, help="Ship over all links again, from where it stopped.")
 @_json
@@ -117,7 +118,10 @@ def alter(name: str, off: tuple[str, ...], links_on: bool, as_json: bool, place:
         flags = [option.opts[0] for option in alter.params if option.name in (*settings, "off", "links_on")]
         raise click.UsageError(f"nothing to alter: give at least one of {', '.join(flags)}")
     with place.client() as client:
+        before = str(_find(client.namespaces(), name)["policy"]) if "policy" in chosen else ""
         found = client.alter_namespace(name, **chosen)
+    if before and before != found["policy"]:
+        click.echo(_changed_policy(name, before, found["policy"]), err=True)
     _show_one(found, as_json)
 
 
@@ -136,6 +140,16 @@ def delete(name: str, yes: bool, as_json: bool, place: Place) -> None:
         print_json({"deleted": name})
     else:
         click.echo(f"deleted: {name}")
+
+
+def _changed_policy(name: str, before: str, now: str) -> str:
+    from geokv.core.cells.changed import FROM_NOW_ON
+
+    return (
+        f"warning: the policy of {name} was changed from {before} to {now}. What is stored stays and is shown as before; from"
+        f" now on {FROM_NOW_ON.get(now, 'the new rule decides')}. A datacenter that is cut off goes on as {before} until it"
+        f" hears of it. There is no way back to {before} unless docs/conflicts.md names one."
+    )
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ What a node says of itself is true or older than true. A node that does not answ
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any, Final
 
 import click
@@ -65,7 +66,38 @@ def _tree(ring: Any, said: dict[str, Any]) -> dict[str, Any]:
         "nodes": nodes,
         "lag": _lag(list(ring.replicas), said),
         "names_in_conflict": _conflicts(said),
+        "clocks": _clocks(list(ring.replicas), said),
     }
+
+
+def _clocks(dcs: list[str], said: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """How far each node says that it is off the median of the clocks it sees, and datacenters ahead of each other.
+
+    `ahead_ms` of `from` and `to` is by how much the clocks in `to` are ahead, as the nodes of `from` see them: the median of
+    all pairs, so one wrong clock does not speak for its datacenter.
+    """
+    answers = [one for one in said.values() if not isinstance(one, GeokvError)]
+    nodes = [
+        {
+            "node": one["node"],
+            "dc": one["dc"],
+            "off_median_ms": one.get("clock_off_median_ms"),
+            "lww_stamped_while_off": one.get("lww_stamped_while_off", 0),
+            "refuses_lww": one.get("refuses_lww"),
+        }
+        for one in answers
+    ]
+    pairs = []
+    for origin, target in ((one, other) for one in dcs for other in dcs if one != other):
+        seen = [
+            peer["clock_skew_ms"]
+            for one in answers
+            if one["dc"] == origin
+            for peer in one.get("peers", ())
+            if peer["dc"] == target and peer["live"] and peer.get("clock_skew_ms") is not None
+        ]
+        pairs.append({"from": origin, "to": target, "ahead_ms": round(median(seen)) if seen else None})
+    return {"nodes": nodes, "datacenters": pairs}
 
 
 def _conflicts(said: dict[str, Any]) -> list[dict[str, str]]:
@@ -164,11 +196,27 @@ def _show(tree: dict[str, Any]) -> None:
             [(one["from"], one["to"], one["records"], one["bytes"], one["behind_ms"]) for one in tree["lag"]],
         )
         click.echo("behind ms: since the last word from there; at rest up to a heartbeat (a second) and the way")
+    _show_clocks(tree["clocks"])
     for conflict in tree["names_in_conflict"]:
         click.echo(
             f"\ntwo namespaces were created as {conflict['name']!r}: the later one is {conflict['alias']!r} now; its keys are"
             " there, and only there"
         )
+
+
+def _show_clocks(clocks: dict[str, Any]) -> None:
+    columns = ("node", "off_median_ms", "lww_stamped_while_off")
+    click.echo()
+    print_table(
+        ("clock of", "off median ms", "lww stamped while off"), [[one[name] for name in columns] for one in clocks["nodes"]]
+    )
+    if clocks["datacenters"]:
+        click.echo()
+        rows = [(one["from"], one["to"], one["ahead_ms"]) for one in clocks["datacenters"]]
+        print_table(("seen from", "clocks of", "ahead ms"), rows)
+    for one in clocks["nodes"]:
+        if one["refuses_lww"]:
+            click.echo(f"\n{one['node']} takes no lww writes: {one['refuses_lww']}")
 
 
 def _figures(node: dict[str, Any]) -> tuple[object, ...]:

@@ -4,7 +4,7 @@
     8   version, big-endian                  } these four, compared as bytes, are the total order:
     n   origin: dc NUL node NUL incarnation  } version, then dc, then node, then dot
     8   number, big-endian                   }
-    1   flags (1 tombstone, 2 has a deadline)
+    1   flags (1 tombstone, 2 has a deadline, 4 ended by an update under a later policy)
     8   deadline in HLC milliseconds, big-endian (0: none)
     8   version that it replaced, big-endian (0: none): the newest of the key that its writer had seen
         value
@@ -14,7 +14,8 @@ So merging two LWW cells is `max(a, b)`: one comparison in C, commutative, assoc
 A write that had seen another names its version, or a later one, as the one that it replaced; so of two cells the one that
 wins tells whether it is newer or only concurrent (`is_concurrent`).
 
-Invariants: two cells with equal version, origin and number are the same cell. A tombstone has no value.
+Invariants: two cells with equal version, origin and number are the same cell, or one of them is the other, ended: it sorts just
+above it, and below all that is later. A tombstone has no value.
 Format page: docs/formats/record.md.
 """
 
@@ -28,6 +29,7 @@ from geokv.errors import RecordError
 TAG: Final = b"\x01"
 TOMBSTONE: Final = 1
 DEADLINE: Final = 2
+ENDED: Final = 4
 _TAIL = Struct(">BQQ")
 _U64 = Struct(">Q")
 VERSION_MAX: Final = (1 << 63) - 1
@@ -93,6 +95,12 @@ def decode_lww(cell: bytes) -> LwwCell:
         replaced,
         cell[tail + _TAIL.size :],
     )
+
+
+def ended(cell: bytes) -> bytes:
+    """What is left of a cell that an update under a later policy has seen: a tombstone that stands where it stood."""
+    tail = lww_tail(cell)
+    return cell[:tail] + _TAIL.pack(TOMBSTONE | ENDED, 0, _U64.unpack_from(cell, tail + 9)[0])
 
 
 def live_value(cell: bytes, now_ms: int) -> bytes | None:

@@ -5,6 +5,7 @@ Definitions are made in any datacenter, also while it is cut off, and carried to
 a join:
 
     per id     a deletion stands for ever; otherwise the later (altered_hlc, altered_dc) stands
+               of its policy the later (policy_hlc, policy_dc), whoever altered anything else; all that it had are remembered
     per name   of the living ids the earliest (created_hlc, created_dc, id) has the name; the others are
                reached as name@created_dc, where that is still ambiguous as name@created_dc#id (16 hex digits)
 
@@ -28,7 +29,7 @@ from typing import Any, Final
 
 import msgpack
 
-from geokv.core.conflict import LWW, check_durability, check_ttl, policy_of
+from geokv.core.conflict import LWW, Policy, check_change, check_durability, check_ttl, policy_after, policy_of
 from geokv.core.limits import (
     CACHE_BYTES_DEFAULT,
     CACHE_BYTES_MAX,
@@ -73,6 +74,7 @@ SETTINGS: Final = (
     "memory_bytes_max",
 )
 ALTERABLE: Final = (
+    "policy",
     "ttl_ms",
     "value_bytes_max",
     "key_bytes_max",
@@ -93,6 +95,7 @@ class NamespaceDefinition:
     `dcs` empty: every datacenter of the topology. `replicas`: (dc, copies) pairs, or None for the topology's.
     `links_off`: (from, to) pairs of datacenters between which it is not shipped for now; the log is kept for later.
     `memory_bytes_max`: on each node, for the engine "memory"; 0 for others.
+    `earlier`: the policies that it had before, in alphabetical order; `policy_hlc`, `policy_dc`: when and where it was changed.
     `unknown`: MessagePack of the fields that this version does not know.
     """
 
@@ -117,6 +120,9 @@ class NamespaceDefinition:
     altered_dc: str = ""
     version: int = 1
     is_deleted: bool = False
+    earlier: tuple[str, ...] = ()
+    policy_hlc: int = 0
+    policy_dc: str = ""
     unknown: bytes = field(default=b"", repr=False)
 
     def is_held_by(self, dc: str) -> bool:
@@ -142,6 +148,8 @@ class NamespaceDefinition:
         tree["write_level"], tree["read_level"] = int(self.write_level), int(self.read_level)
         if self.engine == LSM:  # as version 0.1 encodes it, which knows no other
             del tree["engine"], tree["memory_bytes_max"]
+        if not self.earlier:
+            del tree["earlier"], tree["policy_hlc"], tree["policy_dc"]
         if self.unknown:
             tree |= msgpack.unpackb(self.unknown)
         packed: bytes = msgpack.packb(dict(sorted(tree.items())))
@@ -166,10 +174,33 @@ class NamespaceDefinition:
             raise InvalidRequest(f'memory_bytes_max is only for engine "memory"; {self.name} has "{self.engine}"')
         chosen = _checked(changes)
         _check_keys(self.engine, chosen)
-        check_ttl(self.policy, chosen.get("ttl_ms", 0))
+        chosen |= self._changed_policy(chosen, hlc, dc)
+        check_ttl(chosen.get("policy", self.policy), chosen.get("ttl_ms", 0))
         if datacenters is not None:
             _check_places(chosen, sorted(datacenters))
         return replace(self, **chosen, **self._next(hlc, dc))
+
+    def _changed_policy(self, chosen: Mapping[str, Any], hlc: int, dc: str) -> dict[str, Any]:
+        """What goes with another policy. Raises InvalidRequest for one that is not compatible."""
+        policy = chosen.get("policy", self.policy)
+        if policy == self.policy:
+            return {}
+        if self.engine == MEMORY:
+            raise InvalidRequest(f'engine "memory" takes policy lww only, not {policy}: it forgets what it merged')
+        check_change(self.policy, policy, chosen.get("ttl_ms", self.ttl_ms))
+        earlier = tuple(sorted({*self.earlier, self.policy} - {policy}))
+        return {"earlier": earlier, "policy_hlc": max(hlc, self.policy_hlc + 1, self.altered_hlc + 1), "policy_dc": dc}
+
+    def policy_now(self) -> Policy:
+        """Its policy, with what it was before. Raises InvalidRequest for one that this version does not know."""
+        return policy_after(self.policy, self.earlier)
+
+    def joined(self, other: NamespaceDefinition) -> NamespaceDefinition:
+        """Of two definitions of one id what stands."""
+        later = max(self, other, key=NamespaceDefinition._rank)
+        newer = max(self, other, key=lambda one: (one.policy_hlc, one.policy_dc, one.policy))
+        earlier = tuple(sorted({*self.earlier, *other.earlier, self.policy, other.policy} - {newer.policy}))
+        return replace(later, policy=newer.policy, policy_hlc=newer.policy_hlc, policy_dc=newer.policy_dc, earlier=earlier)
 
     def deleted(self, hlc: int, dc: str) -> NamespaceDefinition:
         """Its tombstone. Raises InvalidRequest for `default`, with which a cluster is born."""
@@ -185,8 +216,9 @@ class NamespaceDefinition:
         }
 
     def _rank(self) -> tuple[bool, int, str, int, bytes]:
-        """Of two definitions of one id the one with the higher rank stands."""
-        return self.is_deleted, self.altered_hlc, self.altered_dc, self.version, self.encode()
+        """Of two definitions of one id the one with the higher rank stands, but for the policy."""
+        rest = replace(self, policy="", earlier=(), policy_hlc=0, policy_dc="")
+        return self.is_deleted, self.altered_hlc, self.altered_dc, self.version, rest.encode()
 
     def _seniority(self) -> tuple[int, str, int]:
         return self.created_hlc, self.created_dc, self.id
@@ -260,6 +292,7 @@ def decode(packed: bytes) -> NamespaceDefinition:
         known["links_off"] = tuple((source, target) for source, target in known.get("links_off", ()))
         if known["replicas"] is not None:
             known["replicas"] = tuple((dc, count) for dc, count in known["replicas"])
+        known["earlier"] = tuple(known.get("earlier", ()))
         known["write_level"], known["read_level"] = (
             Consistency(known["write_level"]),
             Consistency(known["read_level"]),
@@ -280,12 +313,16 @@ def decode(packed: bytes) -> NamespaceDefinition:
 
 def _check_types(known: Mapping[str, Any]) -> None:
     """The fields that merging and naming rest on."""
-    for name in ("id", "created_hlc", "altered_hlc", "version"):
-        if not isinstance(known[name], int) or not 0 <= known[name] <= ID_MAX:
+    for name in ("id", "created_hlc", "altered_hlc", "version", "policy_hlc"):
+        number = known.get(name, 0)
+        if not isinstance(number, int) or not 0 <= number <= ID_MAX:
+            raise ValueError(f"{name} = {number!r}")
+    for name in ("name", "created_dc", "altered_dc", "policy", "policy_dc"):
+        if not isinstance(known.get(name, ""), str):
             raise ValueError(f"{name} = {known[name]!r}")
-    for name in ("name", "created_dc", "altered_dc", "policy"):
-        if not isinstance(known[name], str):
-            raise ValueError(f"{name} = {known[name]!r}")
+    earlier = known["earlier"]
+    if not all(isinstance(one, str) for one in earlier) or list(earlier) != sorted({*earlier} - {known["policy"]}):
+        raise ValueError(f"earlier = {earlier!r}")
     if not isinstance(known.get("engine", LSM), str) or not isinstance(known.get("memory_bytes_max", 0), int):
         raise ValueError("engine or memory_bytes_max")
     if not known["id"] or not isinstance(known["is_deleted"], bool) or not _NAME.fullmatch(known["name"]):
@@ -395,8 +432,7 @@ class Catalog:
         by_id = {BORN.id: BORN}
         for one in definitions:
             held = by_id.get(one.id)
-            if held is None or one._rank() > held._rank():
-                by_id[one.id] = one
+            by_id[one.id] = one if held is None else held.joined(one)
         self.by_id: Mapping[int, NamespaceDefinition] = by_id
         self._by_name, self._conflicts = _named(one for one in by_id.values() if not one.is_deleted)
 

@@ -155,6 +155,9 @@ class Admin:
             "name": catalog.name_of(definition.id) or definition.name,
             "id": f"{definition.id:016x}",
             "version": definition.version,
+            "earlier_policies": list(definition.earlier),
+            "policy_changed_ms": hlc_ms(definition.policy_hlc) if definition.earlier else None,
+            "policy_changed_dc": definition.policy_dc or None,
             "dcs": list(definition.dcs or topology.dc_names),
             "replicas": {dc.name: dc.replicas for dc in topology.datacenters},
             "created_dc": definition.created_dc,
@@ -191,6 +194,7 @@ class Admin:
             "clock_off_median_ms": machines.clock_guard.off_ms,
             "refuses_lww": machines.clock_guard.refusal or None,
             "rights": self._rights(),
+            "lww_stamped_while_off": machines.clock_guard.stamped_while_off,
         }
 
     def _rights(self) -> dict[str, int]:

@@ -140,6 +140,10 @@ class Assembly:
             return
         table = tables.get(definition.id)
         if table is not None:
+            if definition.policy_now() is not table.policy:
+                self.engine.define(definition.id, definition.policy_now().stored_as)
+                self.context.decoded.forget(definition.id)
+                self.context.note("policy.changed")
             table.define(definition)
             if isinstance(table.cells, MemoryCells):
                 table.cells.resize(definition.memory_bytes_max)
@@ -148,7 +152,7 @@ class Assembly:
             cells: Cells = (
                 MemoryCells(definition.memory_bytes_max)
                 if definition.engine == MEMORY
-                else self.engine.create(definition.id, definition.policy, definition.engine)
+                else self.engine.create(definition.id, definition.policy_now().stored_as, definition.engine)
             )
         except InvalidRequest as error:
             self._cannot_hold(definition, str(error))

@@ -753,6 +753,7 @@ class Node:
         self.assembly.statements.hurry()
         table = self.context.tables.get(definition.id)
         is_new = table is None and not definition.is_deleted
+        policy = None if table is None else table.policy
         self.assembly.define(definition)
         if definition.is_deleted:
             self.upkeep.look_again()
@@ -764,6 +765,7 @@ class Node:
             self.assembly.sender.defined(table)
         if is_new and table is not None:
             self.assembly.closings.define(definition.id)
+        if is_new or (table is not None and table.policy is not policy):
             self.assembly.receiver.reopen("definition")
 
     # --- time -------------------------------------------------------------------------------------------------------
@@ -805,6 +807,7 @@ class Node:
         self._hold_back()
         machines.retention.trim()
         refusal = machines.retention.refusal(self.config.log_bytes_max)
+        machines.clock_guard.stamped = machines.write.stamped
         machines.clock_guard.tick()
         machines.write.clock_refuses = machines.clock_guard.refusal
         self._say_read_only(machines.write.log_refuses, refusal)

@@ -297,7 +297,7 @@ class CatalogMachine:
             return
         before, self.catalog = self.catalog, self.catalog.merged(definition)
         if self.catalog is not before:
-            self._outputs.append(Changed(definition))
+            self._outputs.append(Changed(self.catalog.by_id[definition.id]))
 
     # --- carrying ---------------------------------------------------------------------------------------------------
 

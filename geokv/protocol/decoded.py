@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from geokv.core.cells import codec
 from geokv.core.cells.state import CellState
+from geokv.core.conflict import Policy
 
 DECODED_MAX: Final = 4_096
 DECODED_BYTES_MAX: Final = 4 << 20  # of cells, encoded: decoded they are ten times as large
@@ -28,19 +28,19 @@ class Decoded:
         self._states: dict[tuple[int, bytes], tuple[bytes, CellState]] = {}
         self._nbytes = 0
 
-    def state(self, tag: int, namespace: int, key: bytes, cell: bytes | None) -> CellState:
+    def state(self, policy: Policy, namespace: int, key: bytes, cell: bytes | None) -> CellState:
         """The state of a stored cell. Who joins something to it must `keep` what comes of it, or `drop` it."""
         if cell is None:
-            return CellState()
+            return policy.empty()
         known = self._states.get((namespace, key))
         if known is not None and known[0] is cell:
             return known[1]
         if known is not None and cell.startswith(known[0]):  # others have appended deltas since
             state = known[1]
             if len(cell) > len(known[0]):
-                state.join(codec.decode(tag, cell[len(known[0]) :]))
+                state.join(policy.decode(cell[len(known[0]) :]))
         else:
-            state = codec.decode(tag, cell)
+            state = policy.decode(cell)
         self.keep(namespace, key, cell, state)
         return state
 
@@ -55,19 +55,24 @@ class Decoded:
         known = self._states.pop((namespace, key), None)
         self._nbytes -= len(known[0]) if known is not None else 0
 
-    def append(self, tag: int, namespace: int, key: bytes, stored: bytes, delta: bytes, arriving: CellState) -> bytes:
+    def forget(self, namespace: int) -> None:
+        """The policy of a namespace was changed: its cells are seen otherwise from now on."""
+        for held in [held for held in self._states if held[0] == namespace]:
+            self.drop(*held)
+
+    def append(self, policy: Policy, namespace: int, key: bytes, stored: bytes, delta: bytes, arriving: CellState) -> bytes:
         """The cell with an arriving delta (`arriving`, decoded) behind it, folded where that has outgrown it."""
-        both = stored + delta
+        both = policy.behind(stored, delta)
         known = self._states.get((namespace, key))
-        is_folded = codec.has_outgrown(tag, both)
+        is_folded = policy.has_outgrown(both)
         if known is not None and known[0] is stored:
             state = known[1]
             state.join(arriving)
         elif is_folded:
-            state = self.state(tag, namespace, key, both)
+            state = self.state(policy, namespace, key, both)
         else:
             return both
         if is_folded:
-            both = codec.encode(tag, state)
+            both = policy.encode(state)
         self.keep(namespace, key, both, state)
         return both

@@ -28,13 +28,14 @@ Respond = Callable[[BatchReply], None]
 class _Split:
     """One client batch that is answered by several owners."""
 
-    __slots__ = ("batch", "merged", "nbytes", "remaining", "respond")
+    __slots__ = ("batch", "merged", "nbytes", "policy", "remaining", "respond")
 
     def __init__(self, batch: Batch, remaining: int, respond: Respond, coordinator: str) -> None:
         count = len(batch.keys)
         self.batch = batch
         self.remaining = remaining
         self.nbytes = 0  # of the values in the merged answer
+        self.policy: str | None = None  # of the shares that were answered
         self.respond = respond
         self.merged: BatchReply = (
             WriteReply([0] * count, [0] * count, [0] * count, [0] * count, coordinator, 0, 0)
@@ -44,6 +45,12 @@ class _Split:
 
     def put(self, indexes: list[int], reply: BatchReply) -> None:
         merged = self.merged
+        if isinstance(reply, ReadReply) and Outcome.APPLIED in reply.outcomes:
+            if self.policy is None:
+                self.policy = reply.policy
+            elif self.policy != reply.policy:  # it is being changed, and not all have heard of it
+                again: list[int] = [Outcome.ASK_AGAIN] * len(indexes)
+                reply = replace(reply, outcomes=again, values=[None] * len(indexes), contexts=[])
         for position, index in enumerate(indexes):
             merged.outcomes[index] = reply.outcomes[position]
             merged.versions[index] = reply.versions[position]

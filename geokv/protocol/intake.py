@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from geokv.core.cells.codec import decode
+from geokv.core.cell import TAG
+from geokv.core.cells import halves
 from geokv.core.cells.context import Dot
 from geokv.core.cells.state import CellState
 from geokv.core.partial import Partial
@@ -55,6 +56,7 @@ class Intake:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.refuses = ""  # why nothing can be taken
+        self._waiting_told: set[int] = set()  # namespaces some of whose records were held up, told once
 
     def take(  # noqa: C901, PLR0915  # the hot loop: every call in it would be a percent of a core
         self,
@@ -110,10 +112,16 @@ class Intake:
                 waiting, flying, peek = table.waiting, table.flying, table.cells.peek
             elif table is None:
                 continue
-            arriving = None if is_lww else self._decoded(table, record)
-            if partition >= len(partitions) or kind > CELL or not (is_lww or arriving):
+            if partition >= len(partitions) or kind > CELL:
                 context.note("intake.malformed")
                 taken.contiguous = False
+                continue
+            if is_lww:
+                arriving = None
+                if cell[:1] != TAG:
+                    self._wait(taken, table)
+                    continue
+            elif (arriving := self._decoded(table, record, taken)) is None:
                 continue
             stream: Stream | None = None
             if kind == DELTA:
@@ -169,8 +177,10 @@ class Intake:
                     waiting[key] = table.blind(key, cell)
             else:
                 assert arriving is not None
+                if cell[:1] == TAG and noting == EVERYBODY and kind == DELTA:
+                    self._note_halves(table, key, stored, cell)
                 if type(stored) is bytes:
-                    waiting[key] = context.decoded.append(cell[0], namespace, key, stored, cell, arriving)
+                    waiting[key] = context.decoded.append(table.policy, namespace, key, stored, cell, arriving)
                 else:
                     waiting[key] = Partial(table.policy.append(stored, cell))
             if arriving is not None and noting == EVERYBODY and kind == DELTA:
@@ -218,7 +228,7 @@ class Intake:
                 cell = None
             if cell is not None:
                 context, dot = self._context, Dot(record.origin, record.number)
-                state = context.decoded.state(sort.tag, record.namespace, record.key, cell)
+                state = context.decoded.state(table.policy, record.namespace, record.key, cell)
                 context.journal.met_dots(table, record.key, state, dot, record.hlc, context.wall_ms)
 
         missing = table.missing([record.key])
@@ -226,6 +236,15 @@ class Intake:
             self._context.loading.load(table.cells, missing, look)
         else:
             look()
+
+    def _note_halves(self, table: Table, key: bytes, stored: bytes, cell: bytes) -> None:
+        """An lww cell came from where the policy has not been changed yet: what it met in the lww half."""
+        try:
+            held = halves.decode(stored).lww
+        except RecordError:
+            return
+        if held is not None:
+            self._context.journal.met_lww(table, key, held, cell, self._context.wall_ms)
 
     def _note_behind(self, table: Table, key: bytes, cell: bytes) -> None:
         """An lww cell came over the WAN, and the memtables did not have all of its key: what the caches have of it, it met.
@@ -241,15 +260,28 @@ class Intake:
         if behind is not None:
             self._context.journal.met_lww(table, key, behind, cell, self._context.wall_ms)
 
-    def _decoded(self, table: Table, record: Record) -> CellState | None:
+    def _decoded(self, table: Table, record: Record, taken: Taken) -> CellState | None:
         """The cell of a record, where it is one of the policy: behind the stored one, anything else would spoil both."""
-        sort = table.policy.kind
-        assert sort is not None
+        policy, cell = table.policy, record.cell
         try:
-            return decode(sort.tag, record.cell)
+            if policy.holds(cell) if policy.earlier else cell and cell[0] in policy.tags:
+                return policy.decode(cell)
+            self._wait(taken, table)
         except RecordError as error:
             self._context.log("error", f"a record of {record.origin!r} in {table.definition.name!r} is held up: {error}")
-            return None
+            self._context.note("intake.malformed")
+            taken.contiguous = False
+        return None
+
+    def _wait(self, taken: Taken, table: Table) -> None:
+        """A record under a newer definition than is known here: it comes again, as those of an unknown namespace do."""
+        self._context.note("intake.policy_unknown")
+        if table.definition.id not in self._waiting_told:
+            self._waiting_told.add(table.definition.id)
+            text = f"records of namespace {table.definition.name!r} are held up: they were made under a definition"
+            self._context.log("warning", f"{text} that has not come here yet")
+        taken.unknown[table.definition.id] = None
+        taken.contiguous = False
 
     def _once_sure(self, doubts: list[Doubt], newer: list[tuple[int, int]], then: Callable[[], None]) -> Callable[[], None]:
         """`then`, once it is known too which of the `doubts` the disk holds newer versions of: those are added to `newer`.

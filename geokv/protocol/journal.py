@@ -25,6 +25,7 @@ from geokv.core.cells.contested import met_by
 from geokv.core.cells.context import Dot
 from geokv.core.cells.state import CellState
 from geokv.core.cells.view import Entry as Item
+from geokv.core.conflict import LWW
 from geokv.core.limits import CONFLICTS_MAX, CONFLICTS_PER_NAMESPACE_MAX, CONFLICTS_PER_WRITE_MAX, LOSER_BYTES_MAX
 from geokv.core.origin import unpack_origin
 from geokv.errors import RecordError
@@ -100,7 +101,7 @@ class Journal:
                 parties.append(_party(held.origin, held.number, held.version, value))
         except (RecordError, ValueError):
             return  # what cannot be read cannot be explained; who reads the key is told
-        self._note(table, key, parties[0], parties[1], False, now_ms)
+        self._note(table, LWW, key, parties[0], parties[1], False, now_ms)
 
     def met_dots(self, table: Table, key: bytes, state: CellState, dot: Dot, stamp: int, now_ms: int) -> None:
         """An update was joined with the rest of its key; noted with each item that it met there."""
@@ -120,16 +121,16 @@ class Journal:
             parties = [
                 _party(one.origin, one.number, stamp if one is mine else 0, kind.told(one.payload)) for one in (winner, loser)
             ]
-            self._note(table, key, parties[0], parties[1], preferred is None, now_ms)
+            self._note(table, kind.name, key, parties[0], parties[1], preferred is None, now_ms)
 
-    def _note(self, table: Table, key: bytes, winner: Party, loser: Party, is_kept: bool, now_ms: int) -> None:
+    def _note(self, table: Table, policy: str, key: bytes, winner: Party, loser: Party, is_kept: bool, now_ms: int) -> None:
         namespace = table.definition.id
         dots = sorted([(winner.origin, winner.number), (loser.origin, loser.number)])
         text = b"\0".join([b"%x" % namespace, key, *[b"%b %d" % dot for dot in dots]])
         name = blake2b(text, digest_size=6).hexdigest()
         if name in self._by_namespace.get(namespace, ()):
             return
-        conflict = Conflict(name, namespace, key, table.policy.name, winner, loser, is_kept, now_ms)
+        conflict = Conflict(name, namespace, key, policy, winner, loser, is_kept, now_ms)
         self.keep(conflict)
         if len(self.fresh) < CONFLICTS_PER_NAMESPACE_MAX:
             self.fresh.append(conflict)

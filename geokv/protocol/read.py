@@ -22,8 +22,8 @@ from typing import Final
 import mmh3
 
 from geokv.core.cell import live_value, lww_version
-from geokv.core.cells.cell_type import CellType
 from geokv.core.cells.update import show
+from geokv.core.conflict import Policy
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, READ_ANSWER_BYTES_MAX, TIMEOUT_MS_MAX
 from geokv.core.quorum import Consistency, needed
@@ -50,10 +50,18 @@ def digest_of(cell: bytes | None) -> bytes:
     return mmh3.hash_bytes(cell)[:8] if cell is not None else NO_DIGEST
 
 
+def _are_of(table: Table, cells: Iterable[bytes]) -> bool:
+    """Whether a replica's cells are of the policy that is known here, and not of one that it was changed to."""
+    try:
+        return all(not cell or table.policy.holds(cell) for cell in cells)
+    except RecordError:
+        return True  # damaged: who merges it, tells
+
+
 class ReadCall:
     """One client batch of gets in progress."""
 
-    __slots__ = ("batch", "deadline_us", "nbytes", "remaining", "reply", "respond", "started_us", "table")
+    __slots__ = ("batch", "deadline_us", "nbytes", "policy", "remaining", "reply", "respond", "started_us", "table")
 
     def __init__(self, batch: ReadBatch, respond: Respond, coordinator: str, now_us: int) -> None:
         count = len(batch.keys)
@@ -65,6 +73,7 @@ class ReadCall:
         self.remaining = 0
         self.nbytes = 0  # of the values in the reply
         self.table: Table | None = None
+        self.policy: Policy | None = None  # that the answer's form is of
 
 
 class ReadPart:
@@ -152,7 +161,7 @@ class ReadCoordinator:
             self._refuse(call, range(len(batch.keys)), outcome, str(error))
             self._finish_if_complete(call)
             return
-        call.table = table
+        call.table, call.policy = table, table.policy
         if table.policy.kind is not None:
             call.reply.policy, call.reply.contexts = table.policy.name, [b""] * len(batch.keys)
         parts = self._admit(call, table, r)
@@ -168,7 +177,7 @@ class ReadCoordinator:
         """
         context, placement = self._context, table.placement
         call = ReadCall(ReadBatch(table.definition.name, keys), lambda reply: None, context.node, context.now_us)
-        call.deadline_us, call.table, call.remaining = deadline_us, table, 1
+        call.deadline_us, call.table, call.remaining, call.policy = deadline_us, table, 1, table.policy
         self._calls += 1
         peers = placement.peers_of_set[placement.set_of[key_hash(keys[0]) >> placement.shift]]
         if not context.claims.is_whole:
@@ -372,6 +381,11 @@ class ReadCoordinator:
         asked, positions = part.fetches.get(message.query, ("", []))
         if asked != peer or not 0 < len(message.cells) <= len(positions):
             return
+        if not _are_of(table, message.cells):
+            self._context.note("read.policy_unknown")
+            self._drop_replica(part, peer)
+            self._ask_another(part, table)
+            return
         del part.fetches[message.query], self._by_query[message.query]
         part.theirs[peer].update(zip(positions, [cell or None for cell in message.cells], strict=False))
         if len(message.cells) < len(positions):
@@ -498,8 +512,11 @@ class ReadCoordinator:
         reply = call.reply
         if part.then is not None:
             part.then(cells)
-        elif call.table is not None and call.table.policy.kind is not None:
-            self._show(part, call.table.policy.kind, cells, replicas)
+        elif call.table is not None and call.table.policy is not call.policy:
+            text = f"the policy of namespace {call.batch.namespace!r} was changed meanwhile: try again"
+            self._refuse(call, part.indexes, Outcome.UNAVAILABLE, text)
+        elif call.policy is not None and call.policy.kind is not None:
+            self._show(part, call.policy, cells, replicas)
         else:
             now_ms = self._now_ms()
             for index, cell in zip(part.indexes, cells, strict=True):
@@ -520,16 +537,17 @@ class ReadCoordinator:
     def _now_ms(self) -> int:
         return hlc_ms(max(self._context.clock.last, self._context.wall_ms << 16))
 
-    def _show(self, part: ReadPart, kind: CellType, cells: list[bytes | None], replicas: int) -> None:
+    def _show(self, part: ReadPart, policy: Policy, cells: list[bytes | None], replicas: int) -> None:
         """Answer with what cells of dots show, and with what the reader has seen."""
         call, reply, now_ms = part.call, part.call.reply, self._now_ms()
+        assert policy.kind is not None
         for index, cell in zip(part.indexes, cells, strict=True):
             reply.outcomes[index] = Outcome.APPLIED
             reply.replicas[index] = replicas
             if cell is None:
                 continue
             try:
-                shown, token = show(kind, cell, now_ms)
+                shown, token = show(policy.kind, policy.decode(cell, now_ms), now_ms)
             except RecordError as error:
                 self._refuse(call, (index,), Outcome.UNAVAILABLE, f"the cell of this key cannot be read: {error}")
                 continue

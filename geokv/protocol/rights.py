@@ -96,10 +96,9 @@ class Rights:
 
     def sheet(self, table: Table, key: bytes, state: CellState | None = None) -> Sheet:
         """How the rights of a key stand. Its cell must be in memory."""
-        kind, place = table.policy.kind, (table.definition.id, key)
-        assert kind is not None
+        place = (table.definition.id, key)
         if state is None:
-            state = self._context.decoded.state(kind.tag, table.definition.id, key, table.visible(key))
+            state = self._context.decoded.state(table.policy, table.definition.id, key, table.visible(key))
         partition = key_hash(key) >> table.placement.shift
         sheet = reckon(
             state,
@@ -170,9 +169,7 @@ class Rights:
         received = self._received.get((table.definition.id, key))
         if received is None:
             return self.sheet(table, key).here
-        kind = table.policy.kind
-        assert kind is not None
-        state = self._context.decoded.state(kind.tag, table.definition.id, key, table.visible(key))
+        state = self._context.decoded.state(table.policy, table.definition.id, key, table.visible(key))
         return account_of(View(state).of_origin(self._context.packed)).balance + received
 
     def wait(self, part: WritePart, table: Table) -> None:
@@ -407,9 +404,7 @@ class Rights:
         totals: list[int] = []
         left = 0
         if not table.missing([message.key]):
-            kind = table.policy.kind
-            assert kind is not None
-            state = context.decoded.state(kind.tag, place[0], message.key, table.visible(message.key))
+            state = context.decoded.state(table.policy, place[0], message.key, table.visible(message.key))
             entries = View(state).of_origin(context.packed)
             if entries and (is_certain or self._is_synced(table, message.key, max(entry.number for entry in entries))):
                 for receiver, total in account_of(entries).given.items():

@@ -64,6 +64,8 @@ class Sweeper:
         table = self._context.tables.get(namespace)
         if table is None or table.policy.kind is None or not table.policy.kind.leaves_traces or namespace in self._walks:
             return
+        if table.policy.earlier:
+            return  # what may still hide items of another type is kept
         self._walks[namespace] = _Walk(table, is_stable, clock_ms, table.cells.keys(), [])
 
     def is_mine(self, table: Table, partition: int) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-from geokv.core.conflict import Merge, Policy, policy_of
+from geokv.core.conflict import Merge, Policy
 from geokv.core.namespace import NamespaceDefinition
 from geokv.core.partial import Partial
 from geokv.protocol.placement import Placement
@@ -100,7 +100,7 @@ class Table:
     def define(self, definition: NamespaceDefinition) -> None:
         """Take over a definition or its newer version."""
         self.definition = definition
-        self.policy: Policy = policy_of(definition.policy)
+        self.policy: Policy = definition.policy_now()
         self.merge: Merge = self.policy.merge
         self.is_interval = definition.durability == "interval"
 

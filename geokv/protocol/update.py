@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from geokv.core.cells import codec
+from geokv.core.cell import lww_version
+from geokv.core.cells import halves
 from geokv.core.cells.cell_type import CellType
 from geokv.core.cells.codec import decode_token, encode_token
 from geokv.core.cells.context import NUMBER_MAX, CausalContext, Dot, subtract_spans
@@ -27,7 +28,7 @@ from geokv.core.cells.operation import DELETE, Operation
 from geokv.core.cells.state import CellState
 from geokv.core.cells.update import check, is_taking, update
 from geokv.core.cells.wire import decode_operation
-from geokv.core.conflict import BOUNDED, check_ttl
+from geokv.core.conflict import BOUNDED, LWW, check_ttl
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import READ_ANSWER_BYTES_MAX, SIBLINGS_WARN
 from geokv.core.origin import unpack_origin
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 LOOK_AGAIN_US: Final = 20_000
 EXPIRED: Final = "the time of this operation was over before it was numbered; nothing was written"
 TRIED_LATE: Final = "a retry of this operation has taken its place; nothing was written here"
+LWW_TOKEN_BYTES: Final = 8
 Gather = Callable[[Table, list[bytes], int, Callable[[list[bytes | None] | None], None]], None]
 """(table, keys, deadline, then): the merged cells of a read quorum; None where they cannot be had in time."""
 
@@ -106,7 +108,7 @@ class Updater:
             try:
                 call.updates[index] = _operation(table, batch, index)
             except InvalidRequest as error:
-                text = f"namespace {table.definition.name!r} holds {table.policy.name}: {error}"
+                text = f"namespace {table.definition.name!r} holds {table.policy}: {error}"
                 self._refuse(call, [index], Outcome.INVALID, Detail(text))
 
     def cut(self, part: WritePart, table: Table) -> list[tuple[WritePart, Callable[[WritePart, Table], None]]]:
@@ -146,9 +148,7 @@ class Updater:
             return []  # a cache has let go of it, and now it cannot be read: `issue` says so
 
     def _state(self, table: Table, key: bytes) -> CellState:
-        kind = table.policy.kind
-        assert kind is not None
-        return self._decoded.state(kind.tag, table.definition.id, key, table.visible(key))
+        return self._decoded.state(table.policy, table.definition.id, key, table.visible(key))
 
     def _look(self, table: Table, partition: int, operation: Operation, held: CellState) -> Sight:
         """Hold a client's context against the streams of its partition."""
@@ -252,6 +252,14 @@ class Updater:
 
     def issue(self, part: WritePart, table: Table, gathered: Mapping[int, bytes | None] | None = None) -> None:
         """Make the deltas of `part`, and send them; `gathered`: what a read quorum holds."""
+        if table.policy is part.call.policy:
+            self._issue(part, table, gathered)
+            return
+        text = f"the policy of namespace {table.definition.name!r} was changed meanwhile; nothing was written: try again"
+        self._refuse(part.call, part.indexes, Outcome.UNAVAILABLE, Detail(text))
+        self._finish(part)
+
+    def _issue(self, part: WritePart, table: Table, gathered: Mapping[int, bytes | None] | None) -> None:
         context, call = self._context, part.call
         part.indexes = self._numberable(call, part.indexes)
         hlc = context.clock.stamps(context.wall_ms, len(part.indexes)) - 1
@@ -360,23 +368,23 @@ class Updater:
         held = state
         if gathered is not None:
             held = state.copy()
-            held.join(codec.decode(kind.tag, gathered))
+            held.join(table.policy.decode(gathered))
         if table.policy.name == BOUNDED:
             self._rights.check(table, key, state, operation)
         stream = table.streams.partitions[partition].get(packed) or table.streams.make(partition, packed)
         number = numbers.get(stream, stream.received) + 1
         size = len(stored or b"") + len(gathered or b"")
         delta = update(kind, held, operation, Dot(packed, number), stamp=hlc, covered=covered, held_bytes=size, is_checked=True)
-        cell = codec.encode(kind.tag, delta)
+        cell = table.policy.encode_delta(held, delta)
         name = batch.operations[index] if batch.operations else NO_OPERATION
         raw = encode_record(DELTA, partition, namespace, number, hlc, name, packed, key, cell)
         token = b"" if batch.has_updates else encode_token(_seen(kind, operation, held, delta, packed))
         self._watch_siblings(table, key, state, delta)
         state.join(delta)
         numbers[stream] = number
-        after = cell if stored is None else stored + cell
-        if codec.has_outgrown(kind.tag, after):
-            after = codec.encode(kind.tag, state)
+        after = cell if stored is None else table.policy.behind(stored, cell)
+        if table.policy.has_outgrown(after):
+            after = table.policy.encode(state)
         changed[key] = (after, state)
         return Made(index, stream, number, raw, hlc, token, after)
 
@@ -436,7 +444,9 @@ def _operation(table: Table, batch: WriteBatch, index: int) -> Operation:
         check(kind, operation)
     token = batch.contexts[index] if batch.contexts else b""
     if token and kind.heeds_context(operation):
-        operation = operation._replace(context=decode_token(token))
+        is_older = len(token) == LWW_TOKEN_BYTES and LWW in table.policy.earlier
+        seen = _seen_before(table, batch.keys[index], token) if is_older else decode_token(token)
+        operation = operation._replace(context=seen)
     bytes_max = table.definition.value_bytes_max
     size = max([len(one) for one in operation.arguments if isinstance(one, bytes)], default=0)
     if size > bytes_max:
@@ -445,6 +455,16 @@ def _operation(table: Table, batch: WriteBatch, index: int) -> Operation:
             f" (raise it with: geokv namespace alter {name} --value-bytes-max N)"
         )
     return operation
+
+
+def _seen_before(table: Table, key: bytes, token: bytes) -> CausalContext:
+    """What a context of the time when the namespace was `lww` names: the lww cell that is here, where it is not later."""
+    stored = table.visible(key)
+    held = halves.decode(stored) if stored is not None else halves.Halves()
+    dot = held.lww_dot()
+    if dot is None or held.lww is None or lww_version(held.lww) > int.from_bytes(token, "big"):
+        return CausalContext()
+    return CausalContext({dot.origin: (dot.number - 1, dot.number)})
 
 
 def _decode(kind: CellType, packed: bytes) -> Operation:

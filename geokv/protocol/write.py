@@ -24,7 +24,7 @@ from typing import Final
 from geokv.core.cell import VERSION_MAX, lww_version
 from geokv.core.cells.operation import Operation
 from geokv.core.cells.wire import OPERATION_BYTES_MAX
-from geokv.core.conflict import BOUNDED
+from geokv.core.conflict import BOUNDED, Policy
 from geokv.core.hlc import hlc_from_ms, hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, STORAGE_RETRY_MS, TIMEOUT_MS_MAX
 from geokv.core.lww import encode_lww_record, records_bytes_max
@@ -57,6 +57,7 @@ class WriteCall:
         "order",
         "partitions",
         "parts",
+        "policy",
         "remaining",
         "reply",
         "respond",
@@ -77,6 +78,7 @@ class WriteCall:
         self.parts: list[WritePart] = []
         self.partitions: list[int] = []  # of every key
         self.table: Table | None = None
+        self.policy: Policy | None = None  # under which it was asked
         self.dcs_needed = 0
         self.order = 0
         self.context_bytes = 0  # in the reply
@@ -141,6 +143,7 @@ class WriteCoordinator:
         self._awaiting_dcs: dict[Stream, list[tuple[WritePart, int, str]]] = {}
         self.log_refuses = ""
         self.clock_refuses = ""  # lww writes alone
+        self.stamped = 0  # lww writes of this run
         self.storage_refuses = ""  # flushes or compactions are so far behind that clients shall wait
 
     @property
@@ -167,7 +170,7 @@ class WriteCoordinator:
             self._refuse(call, range(len(batch.keys)), outcome, str(error))
             self._finish_if_complete(call)
             return
-        call.table = table
+        call.table, call.policy = table, table.policy
         self._check_items(call, table)
         if batch.remaining_ms:
             self._refuse_expired(call)
@@ -401,6 +404,7 @@ class WriteCoordinator:
         keys, values, operations, contexts = batch.keys, batch.values, batch.operations, batch.contexts
         hlc = context.clock.stamps(context.wall_ms, len(indexes)) - 1
         context.commit.originated(hlc + 1)
+        self.stamped += len(indexes)
         ttl_ms = batch.ttl_ms or definition.ttl_ms
         deadline_ms = hlc_ms(hlc) + ttl_ms if ttl_ms > 0 else 0
         waiting = table.waiting
@@ -499,7 +503,9 @@ class WriteCoordinator:
         indexes = [part.indexes[position] for position in lost]
         again_bytes = records_bytes_max([batch.keys[i] for i in indexes], [batch.values[i] for i in indexes], packed)
         part_again = part.piece(indexes)
-        cannot = self._context.commit.reserve(again_bytes) or self._cannot_go_on(part)
+        # Under another policy it is no table of lww cells any more.
+        changed = "" if table.policy is part.call.policy else "the policy was changed meanwhile"
+        cannot = changed or self._context.commit.reserve(again_bytes) or self._cannot_go_on(part)
         stored: list[bytes | None] = []
         try:
             stored = [] if cannot else _stored(table, part_again)

@@ -178,9 +178,11 @@ class _Recorder:
             operation.value = value = reply.values[index]
             if reply.policy and value is not None:
                 operation.shown = decode_value(reply.policy, value)
+            operation.answered_as = reply.policy
             if reply.contexts:
                 operation.context = reply.contexts[index]
         else:
+            operation.answered_as = operation.policy if reply.contexts else ""
             operation.dcs = reply.dcs[index]
         self.world.trace.add(self.name, "told", f"{operation.index} {operation.outcome.name} {operation.version:x}")
 

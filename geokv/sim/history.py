@@ -48,6 +48,7 @@ class Operation:
     saw: frozenset[bytes] | None = None
     shown: Any = None
     context: bytes = b""
+    answered_as: str = ""  # of the policy that the coordinator knew, as far as the answer tells; empty for `lww`
 
     @property
     def is_write(self) -> bool:
@@ -71,6 +72,7 @@ class History:
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
+        self.born_as = ""  # the policy that the typed namespace was made with; it may be changed in the middle
 
     def begin(
         self,

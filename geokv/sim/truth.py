@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from geokv.core.cell import TAG, decode_lww, lww_version
-from geokv.core.cells.codec import append, decode, fold
+from geokv.core.cells import halves
+from geokv.core.cells.codec import append, decode, fold, tags
 from geokv.core.cells.context import Dot
-from geokv.core.cells.policies import CELL_TYPES
 from geokv.core.origin import unpack_origin
 from geokv.core.record import CELL, CONTROL, DELTA, NO_OPERATION, Record, decode_records
 from geokv.errors import RecordError
@@ -32,6 +32,7 @@ from geokv.protocol.effects import Answer, Asked, Delivered, Effect, Event, Pers
 from geokv.protocol.messages import Replicate, Replicated, Statement, StreamKey
 from geokv.protocol.requests import Outcome, WriteBatch, WriteReply
 from geokv.sim.disks import Storage
+from geokv.storage.lsm.facts import policy_of_tables
 
 if TYPE_CHECKING:
     from geokv.sim.host import Host
@@ -46,22 +47,30 @@ def is_lww(cell: bytes) -> bool:
 
 def joined(known: bytes, cell: bytes) -> bytes:
     """Both cells of a key as one, whatever the policy: the cell's first byte tells it."""
-    return max(known, cell) if is_lww(cell) else append(cell[0], known, cell)
+    if is_lww(cell) and is_lww(known):
+        return max(known, cell)
+    return append(cell[0], known, cell) if _is_plain(known, cell) else halves.append(known, cell)
 
 
 def folded(cell: bytes) -> bytes:
     """The one form of a cell that equal replicas share."""
-    return cell if is_lww(cell) else fold(cell[0], cell)
+    return fold(cell[0], cell) if _is_plain(cell, cell) else halves.fold(cell)
 
 
 def is_over(cell: bytes | None, now_ms: int) -> bool:
     """Whether a cell shows nothing any more, so that one replica may have collected it and another not yet."""
     if cell is None:
         return True
-    if not is_lww(cell):
-        return not decode(cell[0], cell).items
-    decoded = decode_lww(cell)
-    return decoded.is_tombstone or 0 < decoded.deadline_ms <= now_ms
+    held = halves.decode(cell)
+    return not held.state.items and not _lives(held, now_ms)
+
+
+def _lives(held: halves.Halves, now_ms: int) -> bytes | None:
+    """The lww cell of it, where that is shown."""
+    if held.lww is None or held.is_lww_ended():
+        return None
+    decoded = decode_lww(held.lww)
+    return None if decoded.is_tombstone or 0 < decoded.deadline_ms <= now_ms else held.lww
 
 
 def is_same(one: bytes | None, other: bytes | None, now_ms: int) -> bool:
@@ -69,16 +78,29 @@ def is_same(one: bytes | None, other: bytes | None, now_ms: int) -> bool:
     replica has still seen what the other has forgotten; what lives is the same, dot for dot."""
     if one == other or (is_over(one, now_ms) and is_over(other, now_ms)):
         return True
-    if one is None or other is None or is_lww(one):
+    if one is None or other is None:
         return False
-    return decode(one[0], one).items == decode(other[0], other).items
+    mine, theirs = halves.decode(one), halves.decode(other)
+    return mine.state.items == theirs.state.items and _lives(mine, now_ms) == _lives(theirs, now_ms)
 
 
 def includes(held: bytes | None, cell: bytes) -> bool:
     """Whether what is held contains all that a cell says."""
     if held is None:
         return False
-    return held >= cell if is_lww(cell) else decode(cell[0], held).context.covers(decode(cell[0], cell).context)
+    if is_lww(cell) and is_lww(held):
+        return held >= cell
+    if _is_plain(held, cell):
+        return decode(cell[0], held).context.covers(decode(cell[0], cell).context)
+    mine, theirs = halves.decode(held), halves.decode(cell)
+    has_lww = theirs.lww is None or (mine.lww is not None and lww_version(mine.lww) >= lww_version(theirs.lww))
+    return has_lww and mine.state.context.covers(theirs.state.context)
+
+
+def _is_plain(known: bytes, cell: bytes) -> bool:
+    """Whether both are of one type, whose policy was not changed."""
+    first = known[0]
+    return first == cell[0] and first not in (halves.TAG, halves.LWW_TAG) and tags(known) == tags(cell) == {first}
 
 
 class Image:
@@ -125,7 +147,13 @@ class Image:
             return False
         if is_lww(cell):
             return lww_version(cell) >= version
-        context = decode(cell[0], cell).context
+        if _is_plain(cell, cell):
+            context = decode(cell[0], cell).context
+        else:
+            held = halves.decode(cell)
+            context = held.state.context
+            if held.lww is not None and lww_version(held.lww) >= version:
+                return True
         return any(context.contains(dot.origin, dot.number) for dot in dots)
 
 
@@ -137,11 +165,9 @@ def image_of(storage: Storage) -> Image:
     image = Image()
     if storage.damaged_tables():
         return readable_image_of(storage)
-    sniffed = storage.open()[1]
-    policies = {namespace: _policy_of(sniffed.create(namespace, "lww").items()) for namespace in sniffed.stored_namespaces()}
     _, engine, log = storage.open()
-    for namespace, policy in policies.items():
-        image.add_cells(engine.create(namespace, policy).items())
+    for namespace in engine.stored_namespaces():
+        image.add_cells(engine.create(namespace, policy_of_tables(engine.tables(namespace))).items())
     for _, _, payload in log.replay():
         image.add(decode_records(payload))
     return image
@@ -162,12 +188,6 @@ def readable_image_of(storage: Storage) -> Image:
         else:
             image.add_numbers(decode_records(payload))
     return image
-
-
-def _policy_of(pairs: Iterable[tuple[bytes, bytes]]) -> str:
-    """The policy that stored cells are of, told by the first byte of one."""
-    cell = next((cell for _, cell in pairs), TAG)
-    return "lww" if is_lww(cell) else next(name for name, kind in CELL_TYPES.items() if kind.tag == cell[0])
 
 
 class Registry:

@@ -90,3 +90,5 @@ _DRAWS: Final[Mapping[str, Callable[[TypedWork, SdkClient, bytes], Update]]] = {
     "siblings": TypedWork._sibling,
 }
 TYPED: Final = tuple(sorted(_DRAWS))
+BORN_AS: Final[Mapping[str, str]] = {"set_aw": "set_grow", "siblings": "lww"}
+"""What some runs make the namespace as, to change its policy in the middle."""

@@ -17,8 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from geokv.core.cell import lww_version
+from geokv.core.cells import changed, halves
 from geokv.core.cells.codec import decode
-from geokv.core.cells.context import CausalContext
+from geokv.core.cells.context import CausalContext, Dot
 from geokv.core.cells.counter_bounded import Account, accounts, origins_in, rights
 from geokv.core.cells.policies import type_of
 from geokv.core.cells.update import value
@@ -29,7 +31,6 @@ from geokv.core.quorum import needed
 from geokv.protocol.requests import Outcome
 from geokv.sim.held import Held
 from geokv.sim.history import Operation
-from geokv.sim.truth import is_lww
 from geokv.sim.world import World
 
 OK: Final = "ok"
@@ -85,6 +86,8 @@ class _Key:
         """Whether the operation must have taken that value, by what was acknowledged before it began."""
         if not self.is_aimed(taker, add) or not taker.is_acknowledged or self.is_excused(self.world, taker, ()):
             return False
+        if self.is_older(taker) and not self.is_older(add):
+            return False
         if taker.saw is not None:
             return True
         replicas = self.world.options.replicas
@@ -97,11 +100,17 @@ class _Key:
 
     def is_read_by(self, read: Operation, write: Operation) -> bool:
         """Whether the read must show the effect of the write: their replicas overlap."""
+        if self.is_older(read) or self.is_older(write):
+            return False
         asked = needed(read.level, read.explicit, self.world.options.replicas)
         return self.is_before(write, read) and write.replicas + asked > self.world.options.replicas
 
     def is_sure(self, add: Operation) -> bool:
-        return add.is_acknowledged and not self.is_excused(self.world, add, ())
+        return add.is_acknowledged and not self.is_older(add) and not self.is_excused(self.world, add, ())
+
+    def is_older(self, operation: Operation) -> bool:
+        """Whether it was done, or may have been, while the namespace was `lww`: then one value stood for all."""
+        return self.world.history.born_as == "lww" and operation.policy != "lww" and not operation.answered_as
 
     def maybe_taken(self, add: Operation, until_us: int = NEVER_US) -> Operation | None:
         """Something that may have taken the value, of what began by then."""
@@ -130,14 +139,15 @@ def _shown(world: World, cells: Cells, key: bytes) -> Iterable[tuple[str, Any]]:
         for name in world.owners(key, dc):
             if name in cells and cells[name].answers(key):
                 cell = cells[name].get(key)
-                yield name, None if cell is None else value(kind, decode(kind.tag, cell))
+                yield name, None if cell is None else value(kind, changed.decode(kind, cell))
 
 
 def updates_survive(world: World, cells: Cells, is_excused: IsExcused) -> str:
     """At the end every owner, in every datacenter, has seen each acknowledged update."""
-    seen = _contexts(cells)
     has_collected = "collection.armed" in world.notes
     taken = {o.key for o in world.history.operations if o.is_write and _Key._takes(o)} if has_collected else set()
+    typed = {operation.key for operation in world.history.operations if operation.policy != "lww"}
+    seen = {(name, key): halves.decode(cell) for name, table in cells.items() for key, cell in table.items() if key in typed}
     for operation in world.history.operations:
         if operation.key in taken:
             continue  # the cell may have been collected, and with it what it had seen: the models tell of its values
@@ -148,9 +158,8 @@ def updates_survive(world: World, cells: Cells, is_excused: IsExcused) -> str:
             continue
         for dc in world.topology.dc_names:
             for name in world.owners(operation.key, dc):
-                context = seen.get((name, operation.key))
                 is_asked = name in cells and cells[name].answers(operation.key)
-                if is_asked and not (context and any(context.contains(dot.origin, dot.number) for dot in dots)):
+                if is_asked and not _has_seen(seen.get((name, operation.key)), dots, operation.version):
                     return f"{name} lacks {operation}"
     return OK
 
@@ -158,7 +167,7 @@ def updates_survive(world: World, cells: Cells, is_excused: IsExcused) -> str:
 def _contexts(cells: Cells) -> dict[tuple[str, bytes], CausalContext]:
     """What the cell of each (node, key) has seen."""
     return {
-        (name, key): decode(cell[0], cell).context
+        (name, key): halves.decode(cell).state.context
         for name, table in cells.items()
         for key, cell in table.items()
         if not is_lww(cell)
@@ -178,6 +187,14 @@ def updates_once(world: World, cells: Cells, _: IsExcused) -> str:
         if len(applied) > 1:
             return f"operation {name.hex()} on {key!r} was applied {len(applied)} times: {applied}"
     return OK
+
+
+def _has_seen(held: halves.Halves | None, dots: list[Dot], version: int) -> bool:
+    if held is None:
+        return False
+    if not dots:  # it was an lww write, before the policy was changed
+        return held.lww is not None and lww_version(held.lww) >= version
+    return any(held.state.context.contains(dot.origin, dot.number) for dot in dots)
 
 
 def values_kept(world: World, cells: Cells, is_excused: IsExcused) -> str:

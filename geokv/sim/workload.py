@@ -16,7 +16,7 @@ from geokv.errors import GeokvError, NamespaceExists
 from geokv.protocol.requests import AdminRequest, Reply
 from geokv.sim.clients import Ask, Batch, Client, SdkClient
 from geokv.sim.schedule import MS, SECOND
-from geokv.sim.typed import TYPED, TypedWork
+from geokv.sim.typed import BORN_AS, TYPED, TypedWork
 
 if TYPE_CHECKING:
     from geokv.sim.world import World
@@ -45,6 +45,7 @@ class WorkloadOptions:
     interval: tuple[str, ...] = ()  # those of them with durability "interval"
     policies: tuple[str, ...] = TYPED  # a run draws one of them, and makes a namespace of it and by its name
     typed_share: float = 0.4  # of the operations go there
+    changed_share: float = 0.4  # of the runs, where the policy is one that a namespace can be changed to
 
 
 _WRITE_LEVELS = (
@@ -72,19 +73,34 @@ class Workload:
         self._values = 0
         self.policy = rng.choice(options.policies) if options.policies else ""
         self._typed = TypedWork(self.policy, rng, options) if self.policy else None
+        is_changed = self.policy in BORN_AS and rng.random() < options.changed_share
+        self.born_as = BORN_AS[self.policy] if is_changed else self.policy
+        world.history.born_as = self.born_as
 
     def start(self) -> None:
         for name in self.options.namespaces:
             if name != "default":
                 self._create(name, "lww", 0)
         if self.policy:
-            self._create(self.policy, self.policy, 0)
+            self._create(self.policy, self.born_as, 0)
+            if self.born_as != self.policy:
+                self.world.schedule.after(self._rng.randrange(SECOND, 6 * SECOND), self._change_policy, 0)
         for client in self.clients:
             for _ in range(self.options.lanes):
                 self.world.schedule.after(self._rng.randrange(self.options.think_us), self._ask, client)
 
     def stop(self) -> None:
         self.is_stopped = True
+
+    def _change_policy(self, turn: int) -> None:
+        """Asked of one datacenter after the other until one says that it is done: two may do it, cut apart."""
+        client = self.clients[turn % len(self.clients)]
+
+        def told(_: Reply | None, error: GeokvError | None) -> None:
+            if error is not None and not self.is_stopped:
+                self.world.schedule.after(500 * MS, self._change_policy, turn + 1)
+
+        client.admin(AdminRequest("namespace_alter", {"name": self.policy, "policy": self.policy}), told)
 
     def _create(self, name: str, policy: str, turn: int) -> None:
         client = self.clients[turn % len(self.clients)]

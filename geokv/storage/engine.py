@@ -52,6 +52,9 @@ class Engine(Protocol):
     def meta(self) -> bytes:
         """The node's own state at `position`; empty where nothing was ever flushed."""
 
+    def define(self, namespace: int, policy: str) -> None:
+        """The policy of a namespace was changed: from now on its cells merge as this one says."""
+
     def check_holds(self, engine: str) -> None:
         """Raises InvalidRequest, with what to do, where a namespace of that engine cannot be kept here."""
 

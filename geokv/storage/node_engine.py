@@ -155,6 +155,13 @@ class NodeEngine:
             self._share_rows()
         return space.cells
 
+    def define(self, namespace: int, policy: str) -> None:
+        space = self._spaces.get(namespace)
+        if space is None:
+            self.lsm.define(namespace, policy)
+        else:
+            space.cells.define(policy)
+
     def drop(self, namespace: int) -> None:
         """Forget a namespace. What it has on the disk goes with one of the next jobs."""
         with self._lock:

@@ -20,7 +20,7 @@ from geokv.storage import checkpoint
 from geokv.storage.disk import Disk, RealDisk
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.engine import LsmEngine
-from geokv.storage.lsm.facts import TableFacts
+from geokv.storage.lsm.facts import TableFacts, policy_of_tables
 from geokv.storage.lsm.manifest import NAME, State, read_manifest
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.verify import verify as verify_tables
@@ -210,7 +210,7 @@ def _of_tree(disk: Disk, place: TreePlace) -> Iterator[Pair]:
 def compact(disk: Disk) -> int:
     """Make each namespace's tables one run, and each tree as small as it can be; how many there are. Raises StorageError."""
     engine = LsmEngine(disk)
-    policies = {namespace: engine.tables(namespace)[0].policy for namespace in engine.stored_namespaces()}
+    policies = {namespace: policy_of_tables(engine.tables(namespace)) for namespace in engine.stored_namespaces()}
     for namespace, policy in policies.items():
         engine.create(namespace, policy)
     for namespace in policies:

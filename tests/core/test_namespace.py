@@ -167,7 +167,7 @@ def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -
     ("changes", "message"),
     [
         ({}, "nothing to alter"),
-        ({"policy": "lww"}, "policy of a namespace cannot be altered; alterable: ttl_ms"),
+        ({"durability": "interval"}, "durability of a namespace cannot be altered; alterable: policy, ttl_ms"),
         ({"dcs": ["eu"]}, "cannot be altered"),
         ({"replicas": {"eu": 3}}, "cannot be altered"),
         ({"colour": 1}, "unknown setting"),
@@ -175,7 +175,7 @@ def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -
     ],
 )
 def test_what_cannot_be_altered_is_refused(changes: dict[str, object], message: str) -> None:
-    """Policy, replicas and datacenters stay; the message lists what can be changed."""
+    """Durability, replicas and datacenters stay; the message lists what can be changed."""
     with pytest.raises(InvalidRequest, match=message):
         made(5).altered(changes, 20, "us")
 

@@ -59,3 +59,57 @@ def test_a_datacenter_whose_clock_is_off_drags_nobody_along() -> None:
     told = cluster.put("dc1-1", b"k", b"v")
     assert told.outcomes == [Outcome.APPLIED]
     assert abs((told.versions[0] >> 16) - cluster.wall_us("dc1-1") // 1000) < 5_000
+
+
+def test_what_was_stamped_before_the_clock_was_found_wrong_is_counted() -> None:
+    """In `status` and in a metric, and said once in the log; what was stamped while it was right is not."""
+    cluster = Cluster().start().serving()
+    cluster.run(3 * SECOND)
+    cluster.put("dc1-2", b"right", b"v")
+    cluster.run(3 * SECOND)
+    cluster.wall_offset_us["dc1-2"] = 90 * SECOND
+    for number in range(3):
+        assert cluster.put("dc1-2", b"wrong-%d" % number, b"v").outcomes == [Outcome.APPLIED]
+    cluster.run(3 * SECOND)
+    assert cluster.put("dc1-2", b"k", b"v").outcomes == [Outcome.UNAVAILABLE]
+    assert cluster.admin("dc1-2", "status").body["lww_stamped_while_off"] == 3
+    assert cluster.admin("dc1-1", "status").body["lww_stamped_while_off"] == 0
+    assert cluster.notes["clock.lww_stamped_while_off"] == 3
+    cluster.wall_offset_us["dc1-2"] = 0
+    cluster.run(3 * SECOND)
+    cluster.put("dc1-2", b"right", b"again")
+    cluster.run(3 * SECOND)
+    assert cluster.admin("dc1-2", "status").body["lww_stamped_while_off"] == 3
+
+
+def test_what_a_wrong_clock_stamped_loses_to_any_later_write_that_saw_it() -> None:
+    """Without a context, at another coordinator that holds it, and with the context of a read: no clock is asked."""
+    cluster = Cluster().start().serving()
+    cluster.wall_offset_us["dc1-2"] = 90 * SECOND
+    stamped = cluster.put("dc1-2", b"k", b"from the future")
+    cluster.run(3 * SECOND)
+    assert cluster.get("dc1-1", b"k").values == [b"from the future"]
+    later = cluster.put("dc1-1", b"k", b"later")
+    assert later.outcomes == [Outcome.APPLIED] and later.versions[0] > stamped.versions[0]
+    read = cluster.get("dc1-3", b"k")
+    assert read.values == [b"later"]
+    last = cluster.put("dc1-3", b"k", None, contexts=[read.versions[0].to_bytes(8, "big")])
+    assert last.outcomes == [Outcome.APPLIED]
+    cluster.run(SECOND)
+    assert [cluster.get(node, b"k").values for node in cluster.names] == [[None]] * 3
+
+
+def test_status_shows_the_skew_to_every_peer() -> None:
+    """Per peer, in this datacenter and in others, in ms; what is not known is not told as 0."""
+    cluster = Cluster(datacenters=2).start().serving()
+    for node in (1, 2, 3):
+        cluster.wall_offset_us[f"dc2-{node}"] = 7 * SECOND
+    cluster.run(5 * SECOND)
+    peers = {one["node"]: one for one in cluster.admin("dc1-1", "status").body["peers"]}
+    assert peers["dc2-1"]["clock_skew_ms"] == pytest.approx(7000, abs=500)
+    assert peers["dc1-2"]["clock_skew_ms"] == pytest.approx(0, abs=500)
+    cluster.crash("dc2-3")
+    cluster.restart("dc1-1")
+    cluster.run_until(lambda: cluster.is_serving("dc1-1"))
+    peers = {one["node"]: one for one in cluster.admin("dc1-1", "status").body["peers"]}
+    assert peers["dc2-3"]["clock_skew_ms"] is None

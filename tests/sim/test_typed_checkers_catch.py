@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from geokv.core.cells.codec import decode, encode
+from geokv.core.cells.codec import encode
 from geokv.core.cells.operation import Operation
 from geokv.core.cells.siblings import Siblings
 from geokv.core.cells.state import CellState
 from geokv.core.cells.view import Draft, View
+from geokv.core.conflict import Policy
 from geokv.core.origin import Origin
 from geokv.protocol.decoded import Decoded
 from geokv.protocol.requests import WriteBatch
@@ -55,7 +56,7 @@ def failed(policy: str, plant: Plant | None, seeds: Iterable[int], faults: Fault
         make = real_node(topology)
         return make if plant is None else lambda *what: Planted(make(*what), plant)
 
-    workload = WorkloadOptions(policies=(policy,), typed_share=0.9, think_us=60_000)
+    workload = WorkloadOptions(policies=(policy,), typed_share=0.9, think_us=60_000, changed_share=0)
     options = RunOptions(workload=workload, faults=faults, faulty_us=4 * SECOND, calm_us_max=6 * SECOND)
     complaints: set[str] = set()
     for seed in seeds:
@@ -77,8 +78,8 @@ def forgets_every_other_delta(node: Any, _: Table) -> None:
     turn = iter(range(1 << 30))
 
     class Forgetful(Decoded):
-        def append(self, tag: int, namespace: int, key: bytes, stored: bytes, delta: bytes, arriving: CellState) -> bytes:
-            return stored if next(turn) % 2 else super().append(tag, namespace, key, stored, delta, arriving)
+        def append(self, policy: Policy, namespace: int, key: bytes, stored: bytes, delta: bytes, arriving: CellState) -> bytes:
+            return stored if next(turn) % 2 else super().append(policy, namespace, key, stored, delta, arriving)
 
     node.context.decoded = Forgetful()
 
@@ -135,12 +136,12 @@ def items_come_back(node: Any, _: Table) -> None:
     """A merge that forgets what was seen and is gone: what was taken comes back with an old delta."""
 
     class Undead(Decoded):
-        def append(self, tag: int, namespace: int, key: bytes, stored: bytes, delta: bytes, arriving: CellState) -> bytes:
-            state = decode(tag, stored)
+        def append(self, policy: Policy, namespace: int, key: bytes, stored: bytes, delta: bytes, arriving: CellState) -> bytes:
+            state = policy.decode(stored)
             for origin, items in arriving.items.items():
                 state.items.setdefault(origin, {}).update(items)
             state.context.join(arriving.context)
-            return encode(tag, state)
+            return policy.encode(state)
 
     node.context.decoded = Undead()
 
@@ -232,7 +233,9 @@ def test_without_a_bug_nobody_complains(policy: str) -> None:
 
 def test_an_owner_that_lacks_an_acknowledged_update_is_found() -> None:
     """At the end of an honest run one cell is taken back to what it was before its last updates, or away; over a second."""
-    options = RunOptions(workload=WorkloadOptions(policies=("siblings",), typed_share=0.9), faulty_us=3 * SECOND)
+    options = RunOptions(
+        workload=WorkloadOptions(policies=("siblings",), typed_share=0.9, changed_share=0), faulty_us=3 * SECOND
+    )
     run = Run(3, options, real_node)
     run.run()
     world = run.world

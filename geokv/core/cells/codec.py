@@ -18,8 +18,9 @@ Format page: docs/formats/cells.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from operator import sub
 from struct import Struct
 from struct import error as struct_error
@@ -48,40 +49,67 @@ def encode(tag: int, state: CellState) -> bytes:
     """One frame: the canonical bytes of `state`."""
     if len(state.context.spans) == 1 and not state.marks and (small := _small(tag, state)):
         return small
+    return framed(tag, encode_body(state))
+
+
+def encode_body(state: CellState) -> bytes:
+    """What a frame holds."""
     body = bytearray()
     _append_context(body, state.context, state.items)
     _append_items(body, state)
     if state.marks:
         _append_marks(body, state)
-    head = bytearray((tag, FORMAT))
-    append_varint(head, len(body))
-    return bytes(head + body)
+    return bytes(body)
+
+
+def framed(tag: int, body: bytes) -> bytes:
+    """A frame around a body."""
+    return b"%c%c" % (tag, FORMAT) + varint(len(body)) + body
 
 
 def _small(tag: int, state: CellState) -> bytes:
     """The same bytes for the usual delta, one item of one origin, in a third of the time; nothing where it is not so small."""
     ((origin, spans),) = state.context.spans.items()
     dots = state.items.get(origin, _NO_DOTS)
-    if len(spans) != 2 or len(dots) != 1:
+    if len(dots) != 1 or len(spans) > 8:
         return b""
     ((number, payload),) = dots.items()
-    after, upto = spans
-    if number != upto or len(payload) > 127 or len(origin) > 127:
+    if number != spans[-1] or len(payload) > 127 or len(origin) > 127:
         return b""
-    body = (
-        b"\1\0%c%b\1" % (len(origin), origin) + varint(after) + varint(upto - after) + b"\1\0\0%c%b" % (len(payload), payload)
-    )
+    steps = varint(spans[0])
+    for before, here in pairwise(spans):
+        steps += varint(here - before)
+    body = b"\1\0%c%b%c%b\1\0\0%c%b" % (len(origin), origin, len(spans) // 2, steps, len(payload), payload)
     return b"%c%c" % (tag, FORMAT) + varint(len(body)) + body
 
 
 def decode(tag: int, cell: bytes) -> CellState:
     """The join of all frames of `cell`. Raises RecordError when they are not frames of this policy, or damaged."""
     first, end = _frame(tag, cell, 0)
-    state = _decode_body(cell[first:end])
+    state = decode_body(cell[first:end])
     while end < len(cell):
         first, end = _frame(tag, cell, end)
-        state.join(_decode_body(cell[first:end]))
+        state.join(decode_body(cell[first:end]))
     return state
+
+
+def bodies(cell: bytes) -> Iterator[tuple[int, bytes]]:
+    """(tag, body) of all frames, of whatever types. Raises RecordError."""
+    end = 0
+    while end < len(cell):
+        tag = cell[end]
+        first, end = _frame(tag, cell, end)
+        yield tag, cell[first:end]
+
+
+def is_one_frame(cell: bytes) -> bool:
+    """Whether nothing is appended. Raises RecordError."""
+    return _frame(cell[0], cell, 0)[1] == len(cell)
+
+
+def tags(cell: bytes) -> set[int]:
+    """The types of all frames. Raises RecordError."""
+    return {tag for tag, _ in bodies(cell)}
 
 
 def fold(tag: int, cell: bytes) -> bytes:
@@ -269,7 +297,8 @@ def _width(column: list[int]) -> int:
     return 0 if highest < 1 << 8 else 1 if highest < 1 << 16 else 2 if highest < 1 << 32 else 3
 
 
-def _decode_body(body: bytes) -> CellState:
+def decode_body(body: bytes) -> CellState:
+    """Inverse of `encode_body`. Raises RecordError."""
     state = CellState()
     if body[:2] == b"\1\0" and _decode_small(body, state):
         return state
@@ -288,18 +317,17 @@ def _decode_body(body: bytes) -> CellState:
 def _decode_small(body: bytes, state: CellState) -> bool:
     """The usual delta, one item of one origin, in a third of the time; False, and nothing done, where it is another."""
     at = 3 + body[2] if len(body) > 2 else 0
-    if len(body) - at < 8 or at > 3 + PACKED_BYTES_MAX or body[at] != 1 or not is_origin(body[3:at]):
+    if len(body) - at < 8 or at > 3 + PACKED_BYTES_MAX or not 0 < body[at] <= 4 or not is_origin(body[3:at]):
         return False
-    after, offset = read_varint(body, at + 1)
-    length, offset = read_varint(body, offset)
-    if not 0 < length <= NUMBER_MAX - after or body[offset : offset + 3] != b"\1\0\0":
+    spans, offset = _read_spans(body, at)
+    if body[offset : offset + 3] != b"\1\0\0":
         return False
     start = offset + 4
     if len(body) < start or len(body) != start + body[start - 1]:
         return False
-    origin, upto = body[3:at], after + length
-    state.context.spans[origin] = (after, upto)
-    state.items[origin] = {upto: body[start:]}
+    origin = body[3:at]
+    state.context.spans[origin] = spans
+    state.items[origin] = {spans[-1]: body[start:]}
     return True
 
 

@@ -115,6 +115,8 @@ def join_spans(mine: Spans, theirs: Spans) -> Spans:
         if mine[0] <= theirs[1] and theirs[0] <= mine[1]:
             return (min(mine[0], theirs[0]), max(mine[1], theirs[1]))
         return mine + theirs if mine < theirs else theirs + mine
+    if len(mine) == 2 and theirs[0] >= mine[0] and theirs[-3] <= mine[1] >= theirs[-2]:
+        return (mine[0], max(mine[1], theirs[-1]))  # the usual update: its last span alone tells anything new
     merged: list[int] = []
     for after, upto in sorted([*_pairs(mine), *_pairs(theirs)]):
         if not merged or after > merged[-1]:

@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 from geokv.core.cells.context import CausalContext, Spans, is_within
 
 _WALK_MAX: Final = 16  # a span of at most so many numbers is walked; a longer one is held against the items
+_DELTA_ITEMS_MAX: Final = 64  # what has more is no delta: who asks after it makes the index anew
 _NO_ITEMS: Final[dict[int, bytes]] = {}
 
 
@@ -46,17 +47,34 @@ def join_totals(mine: Totals, theirs: Totals) -> Totals:
 
 
 class CellState:
-    """A decoded cell or delta. Grows in place by `join`."""
+    """A decoded cell or delta. Grows in place by `join`.
 
-    __slots__ = ("context", "items", "marks")
+    `_dots`: payload -> (origin, number) of the items that carry it. Made when it is first asked for, and kept up by `join`: so
+    an element of a large set is found at what an element of a small one costs, as long as its state is kept.
+    """
+
+    __slots__ = ("_dots", "context", "items", "marks")
 
     def __init__(self) -> None:
         self.context = CausalContext()
         self.items: dict[bytes, dict[int, bytes]] = {}
         self.marks: dict[bytes, dict[bytes, Totals]] = {}
+        self._dots: dict[bytes, tuple[tuple[bytes, int], ...]] | None = None
+
+    def dots_of(self, payload: bytes) -> tuple[tuple[bytes, int], ...]:
+        """(origin, number) of the items that carry exactly this."""
+        found = self._dots
+        if found is None:
+            found = self._dots = {}
+            for origin, dots in self.items.items():
+                for number, carried in dots.items():
+                    found[carried] = (*found.get(carried, ()), (origin, number))
+        return found.get(payload, ())
 
     def join(self, other: CellState) -> None:
         """Take in another state or delta. Costs what `other` holds, and not what is held here, where `other` is a delta."""
+        if self._dots is not None and other.count() > _DELTA_ITEMS_MAX:
+            self._dots = None
         self._drop_taken(other)
         self._take_new(other)
         for origin, marks in other.marks.items():
@@ -75,7 +93,7 @@ class CellState:
                 continue
             theirs = other.items.get(origin, _NO_ITEMS)
             for number in _taken(mine, theirs, spans, seen_here[origin][-1]):
-                del mine[number]
+                self._forget(mine.pop(number), (origin, number))
             if not mine:
                 del self.items[origin]
 
@@ -86,10 +104,27 @@ class CellState:
             mine = self.items.get(origin, _NO_ITEMS)
             if seen is None:
                 self.items[origin] = theirs.copy()
+                self._remember(origin, theirs)
                 continue
             fresh = {n: payload for n, payload in theirs.items() if not is_within(seen, n) or mine.get(n, payload) < payload}
             if fresh:
+                if not mine.keys().isdisjoint(fresh):
+                    self._dots = None  # one dot with two payloads: only a damaged cell has it
                 self.items.setdefault(origin, {}).update(fresh)
+                self._remember(origin, fresh)
+
+    def _remember(self, origin: bytes, dots: dict[int, bytes]) -> None:
+        if self._dots is not None:
+            for number, payload in dots.items():
+                self._dots[payload] = (*self._dots.get(payload, ()), (origin, number))
+
+    def _forget(self, payload: bytes, dot: tuple[bytes, int]) -> None:
+        if self._dots is not None:
+            left = tuple([one for one in self._dots[payload] if one != dot])
+            if left:
+                self._dots[payload] = left
+            else:
+                del self._dots[payload]
 
     def count(self) -> int:
         """How many items live."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from geokv.core.cells.cell_type import CellType
-from geokv.core.cells.codec import decode, encode_token
+from geokv.core.cells.codec import encode_token
 from geokv.core.cells.context import CausalContext, Dot
 from geokv.core.cells.map_rr import MapRr
 from geokv.core.cells.operation import DELETE, TAKING, Operation, check_arguments
@@ -122,9 +122,8 @@ def value(kind: CellType, state: CellState, now_ms: int = 0) -> object:
     return kind.value(View(state, now_ms=now_ms))
 
 
-def show(kind: CellType, cell: bytes, now_ms: int = 0) -> tuple[bytes | None, bytes]:
+def show(kind: CellType, state: CellState, now_ms: int = 0) -> tuple[bytes | None, bytes]:
     """(value as it travels, context token) of a cell; no value where there is nothing to show. Raises RecordError."""
-    state = decode(kind.tag, cell)
     view = View(state, now_ms=now_ms)
     shown = encode_value(kind.name, kind.value(view)) if kind.is_present(view) else None
     return shown, encode_token(state.context)

@@ -78,14 +78,7 @@ class View:
         """The items that carry exactly this."""
         if self._entries is not None:
             return [entry for entry in self._entries if entry.payload == payload]
-        sought = self.path + payload
-        return [
-            Entry(origin, number, payload)
-            for origin, dots in self._state.items.items()
-            if sought in dots.values()  # in a fifth of the time of the loop
-            for number, carried in dots.items()
-            if carried == sought
-        ]
+        return [Entry(origin, number, payload) for origin, number in self._state.dots_of(self.path + payload)]
 
     def starting(self, head: bytes) -> list[Entry]:
         """The items whose payload begins so."""

@@ -129,6 +129,17 @@ class LsmCells:
         self._denied: tuple[Sequence[ReaderRun], set[bytes]] = ((), set())  # of these runs no table holds these keys
         self._lock = threading.Lock()  # two threads replace the view
 
+    def define(self, policy: str) -> None:
+        """From now on cells merge as another policy says. A flush or a compaction that runs has only cells of the old one."""
+        traits = traits_of(policy)
+        with self._lock:
+            self.policy, self._traits, self._merge = policy, traits, traits.merge
+            self._view = self._view._replace(ceiling=self._ceiling(self._view.runs))
+
+    def _ceiling(self, runs: tuple[ReaderRun, ...]) -> bytes:
+        tables = [table.facts for run in runs for table in run.tables]
+        return self._traits.ceiling(max(facts.version_max for facts in tables)) if tables else b""
+
     # --- the hot path -----------------------------------------------------------------------------------------------
 
     def get(self, key: bytes, default: bytes | None = None) -> bytes | None:
@@ -360,11 +371,9 @@ class LsmCells:
     def show(self, runs: tuple[ReaderRun, ...], flushed: Position, has_collected: bool) -> None:
         """Let these tables stand, in which everything up to `flushed` is."""
         done = [memtable for memtable in self._view.frozen if memtable.until <= flushed]
-        tables = [table.facts for run in runs for table in run.tables]
-        ceiling = self._traits.ceiling(max(facts.version_max for facts in tables)) if tables else b""
         self._rows.close(None if has_collected else [memtable.cells for memtable in done])
-        with self._lock:
-            self._view = View(tuple(one for one in self._view.frozen if one.until > flushed), runs, ceiling)
+        with self._lock:  # the policy may be changed on the other thread
+            self._view = View(tuple(one for one in self._view.frozen if one.until > flushed), runs, self._ceiling(runs))
         self._rows.open()
         empty(done)
 

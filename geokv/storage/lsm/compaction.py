@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from geokv.core.conflict import Policy, policy_of
+from geokv.core.conflict import Policy, stored_policy
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.collection import CollectionRule
@@ -38,7 +38,7 @@ def compact(disk: Disk, job: Compaction, pace: Pace = unpaced) -> tuple[TableFac
         pairs = whole(pairs)
     if job.rule is not None:
         others = [TableReader(disk, number, uncached) for number in job.others]
-        pairs = _kept(pairs, job.rule, policy_of(job.policy), others)
+        pairs = _kept(pairs, job.rule, stored_policy(job.policy), others)
     written = write_tables(disk, job.number, job.namespace, job.policy, pairs, job.options, pace)
     return tuple(facts.at(job.level, job.run) for facts in written)
 

@@ -110,6 +110,10 @@ class LsmEngine:
                 self._share_rows()
         return cells
 
+    def define(self, namespace: int, policy: str) -> None:
+        """Another policy, under which the cells that are there merge as they did: tables are not written anew for it."""
+        self._cells[namespace].define(policy)
+
     def drop(self, namespace: int) -> None:
         """Forget a namespace. Its tables go with the next install; until then a restart brings them back."""
         with self._lock:

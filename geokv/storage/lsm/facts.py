@@ -13,9 +13,12 @@ Invariants: numbers are never used twice. A table never changes; only its level 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final
+
+from geokv.core.conflict import CHANGED
 
 _FIXED = Struct("<QQQQQQQQQQQHHB")
 _FIXED_1 = Struct("<QQQQQQQQHHB")  # of format 1: no deadlines by themselves, no oldest
@@ -141,3 +144,9 @@ def decode_placed(raw: bytes, offset: int, form: int = 2) -> tuple[TableFacts, i
         raise ValueError("the place of a table is cut off") from error
     facts, end = decode_facts(raw, offset + _PLACE.size, form)
     return facts.at(level, run), end
+
+
+def policy_of_tables(tables: Iterable[TableFacts]) -> str:
+    """As which policy the cells of a namespace merge, told by its tables alone: several where it was changed."""
+    named = {facts.policy for facts in tables}
+    return named.pop() if len(named) == 1 else CHANGED

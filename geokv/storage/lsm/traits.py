@@ -12,7 +12,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from geokv.core.cell import TAG, TOMBSTONE, lww_tail, lww_version
-from geokv.core.conflict import Merge, Policy, policy_of
+from geokv.core.conflict import Merge, Policy, stored_policy
 from geokv.errors import RecordError
 
 _U64 = Struct(">Q")
@@ -43,8 +43,8 @@ class Traits:
 
 def traits_of(policy: str) -> Traits:
     """Raises InvalidRequest for a policy that this version does not know."""
-    known = policy_of(policy)
-    if known.kind is None:
+    known = stored_policy(policy)
+    if known.kind is None and not known.earlier:
         return Traits(known.merge, _lww, _lww_ceiling)
     return Traits(known.merge, partial(_of_dots, known), _unbounded)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from geokv.core.conflict import policy_of
+from geokv.core.conflict import stored_policy
 from geokv.core.limits import MIB
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.table_writer import Pace, unpaced
@@ -95,7 +95,7 @@ def steps(cells: Mapping[bytes, bytes]) -> Iterator[tuple[list[bytes], int]]:
 
 def remove_dead(tree: Tree, rule: CollectionRule, policy: str, pace: Pace = unpaced) -> int:
     """Walk over a tree and remove what the rule covers; how many. Raises StorageError."""
-    measure, known = traits_of(policy).measure, policy_of(policy)
+    measure, known = traits_of(policy).measure, stored_policy(policy)
     seed, name = tree.seed, tree.name
     removed = left = 0
 

@@ -7,6 +7,7 @@ from geokv.core import limits
 from geokv.core.cells.policies import CELL_TYPES
 from geokv.core.conflict import POLICIES
 from tests.core.cells.test_codec import GOLDEN_COUNTER, GOLDEN_SET, GOLDEN_TOKEN
+from tests.core.cells.test_halves import BESIDE, ENDED
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -16,6 +17,8 @@ def test_the_format_page_shows_the_committed_bytes() -> None:
     page = (DOCS / "formats" / "cells.md").read_text(encoding="utf-8").replace("\n", "")
     for example in (GOLDEN_SET, GOLDEN_COUNTER, GOLDEN_TOKEN):
         assert example.hex() in page
+    for halves in (BESIDE, ENDED):
+        assert halves in page and f"{len(halves) // 2} bytes:" in page
     assert f"{len(GOLDEN_SET)} bytes:" in page and f"{len(GOLDEN_COUNTER)} bytes:" in page
 
 
