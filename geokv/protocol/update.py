@@ -495,7 +495,10 @@ def _seen(kind: CellType, operation: Operation, held: CellState, delta: CellStat
 
 def writer_token(kind: CellType, batch: WriteBatch, index: int, record: Record) -> bytes:
     """What the writer of an item has seen, as far as its record tells: what its context named or it replaced, and itself."""
-    delta = codec.decode(kind.tag, record.cell)
+    held = halves.decode(record.cell)
+    delta, dot = held.state, held.lww_dot()
+    if dot is not None:  # it was written before the policy was changed
+        delta.context.add(dot.origin, dot.number - 1, dot.number)
     token = batch.contexts[index] if batch.contexts else b""
     if token:
         try:

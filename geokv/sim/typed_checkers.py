@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from geokv.core.cell import lww_version
+from geokv.core.cell import TAG, lww_version
 from geokv.core.cells import changed, halves
 from geokv.core.cells.codec import decode
 from geokv.core.cells.context import CausalContext, Dot
@@ -170,7 +170,7 @@ def _contexts(cells: Cells) -> dict[tuple[str, bytes], CausalContext]:
         (name, key): halves.decode(cell).state.context
         for name, table in cells.items()
         for key, cell in table.items()
-        if not is_lww(cell)
+        if cell[:1] != TAG
     }
 
 

@@ -418,10 +418,16 @@ class LsmEngine:
         readers: dict[int, TableReader] = {}
         for facts in self._state.all_tables():
             try:
-                readers[facts.number] = self._reader(facts)
+                readers[facts.number] = self._reader_or_once_more(facts)
             except Damaged as error:
                 self._damaged[facts.number] = DamagedTable(facts, error.offset, error.what)
         return readers
+
+    def _reader_or_once_more(self, facts: TableFacts) -> TableReader:
+        try:
+            return self._reader(facts)
+        except Damaged:
+            return self._reader(facts)  # a single short read is no damage
 
     def _reader(self, facts: TableFacts) -> TableReader:
         reader = TableReader(self._disk, facts.number, self.cache)
