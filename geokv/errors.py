@@ -52,6 +52,10 @@ class NamespaceExists(InvalidRequest):
     code = "ALREADY_EXISTS"
 
 
+class SnapshotNotFound(InvalidRequest):
+    """A node holds no snapshot of that name (any more)."""
+
+
 class Conflicting(GeokvError):
     """A key has several concurrent values, and nobody said how to make one of them. `.siblings`; see `resolver=`."""
 

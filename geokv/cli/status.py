@@ -121,7 +121,7 @@ def _node(node: Any, said: Any) -> dict[str, Any]:
     refusing = said.get("refusing") or log.get("refusing_writes") or log.get("room_reason") or storage.get("refusing") or ""
     state = "refusing" if said.get("refusing") else "read-only" if refusing else "serving"
     refusing = refusing or _unserved(storage) or storage.get("failure") or storage.get("unreadable")
-    refusing = refusing or "; ".join(storage.get("unheld", ()))
+    refusing = refusing or "; ".join(storage.get("unheld", ())) or _pace(storage)
     state = "partly serving" if state == "serving" and _unserved(storage) else state
     return {**facts, "state": state, "reason": refusing, "status": said}
 
@@ -217,6 +217,15 @@ def _show_clocks(clocks: dict[str, Any]) -> None:
     for one in clocks["nodes"]:
         if one["refuses_lww"]:
             click.echo(f"\n{one['node']} takes no lww writes: {one['refuses_lww']}")
+
+
+def _pace(storage: dict[str, Any]) -> str:
+    """What an operator has told the storage worker live, so that nobody forgets it."""
+    if left_ms := storage.get("paused_ms_left"):
+        return f"flushes and compactions are paused for {left_ms // 1000} s more"
+    if rate := storage.get("bytes_per_s_max"):
+        return f"flushes and compactions are slowed down to {rate} bytes/s"
+    return ""
 
 
 def _figures(node: dict[str, Any]) -> tuple[object, ...]:

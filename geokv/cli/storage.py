@@ -1,4 +1,8 @@
-"""`geokv storage`: the folder of a node that is stopped. Verify it, look into it, flush and compact it."""
+"""`geokv storage`: the folder of a node that is stopped, and the storage of one that runs.
+
+stopped      verify, inspect, dump, flush, compact DIRECTORY
+running      flush, compact, pause, resume, throttle --address HOST:PORT
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,71 @@ import click
 
 from geokv.cli import exits
 from geokv.cli.output import print_json, print_table, text_or_base64
+from geokv.core.limits import PAUSE_MS_MAX
 from geokv.errors import ConfigurationError, GeokvError
 
 DIRECTORY = click.argument("directory", type=click.Path(path_type=Path))
+MAYBE_DIRECTORY = click.argument("directory", type=click.Path(path_type=Path), required=False)
+LONG_S = 300.0  # for what is answered when it is done
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 
 
-@click.group(short_help="Verify, inspect and compact the folder of a node that is stopped.")
+ADDRESS = click.option("--address", multiple=True, metavar="HOST:PORT", help="A node that runs; may be repeated.")
+
+
+@click.group(short_help="Verify, inspect and compact the folder of a stopped node; pace the storage of a running one.")
 def storage() -> None:
-    """Look into the folder of a node that is stopped, and compact it.
+    """Look into the folder of a node that is stopped, and compact it; pause, slow down, flush and compact one that runs.
 
     DIRECTORY is what `geokv serve` was given, or a folder with several of these.
     """
+
+
+def _ask_each(address: tuple[str, ...], verb: str, arguments: dict[str, Any], said: str, timeout_s: float = 10.0) -> int:
+    """Ask the nodes at these addresses, and say for each what came of it; `said` may name what stands in the answer."""
+    from geokv.lab.ask import ask_all
+
+    if not address:
+        raise click.UsageError("which node? give --address HOST:PORT")
+    failures: list[GeokvError] = []
+    for at, answer in ask_all({one: one for one in address}, verb, arguments, timeout_s).items():
+        if isinstance(answer, GeokvError):
+            click.echo(f"{at}: {answer}", err=True)
+            failures.append(answer)
+        else:
+            click.echo(f"{answer['node']}: {said.format(**answer)}")
+    return exits.code_of(failures[0]) if failures else exits.DONE
+
+
+@storage.command("pause")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.001, max=PAUSE_MS_MAX / 1000),
+    default=300.0,
+    show_default=True,
+    help="For so long; then it goes on by itself.",
+)
+@ADDRESS
+def pause(seconds: float, address: tuple[str, ...]) -> int:
+    """Let flushes and compactions of a running node wait. Writes go on, until too much is in memory only."""
+    arguments = {"duration_ms": max(1, round(seconds * 1000))}
+    return _ask_each(address, "storage_pause", arguments, "flushes and compactions wait for {paused_ms_left} ms")
+
+
+@storage.command("resume")
+@ADDRESS
+def resume(address: tuple[str, ...]) -> int:
+    """End a pause."""
+    return _ask_each(address, "storage_resume", {}, "flushes and compactions go on")
+
+
+@storage.command("throttle")
+@click.argument("bytes_per_s", type=click.IntRange(min=0))
+@ADDRESS
+def throttle(bytes_per_s: int, address: tuple[str, ...]) -> int:
+    """Let flushes and compactions write at most BYTES_PER_S, at once and until the node's next start. 0: as configured."""
+    said = f"at most {bytes_per_s} bytes per second" if bytes_per_s else "as fast as --storage-bytes-per-s says"
+    return _ask_each(address, "storage_throttle", {"bytes_per_s": bytes_per_s}, said)
 
 
 @storage.command("verify")
@@ -133,10 +190,17 @@ def dump(directory: Path, path: str, limit: int | None) -> int:
 
 
 @storage.command("compact")
-@DIRECTORY
-def compact(directory: Path) -> int:
+@MAYBE_DIRECTORY
+@click.option("--namespace", metavar="NAME", help="Of a node that runs: only this one.")
+@ADDRESS
+def compact(directory: Path | None, namespace: str | None, address: tuple[str, ...]) -> int:
     """Make the tables of each namespace one run, and trees compact: the least space, and the fastest to read."""
     from geokv.storage import offline
+
+    if directory is None:
+        return _ask_each(address, "storage_compact", {"namespace": namespace}, "compacted, {tables} tables", LONG_S)
+    if address:
+        raise click.UsageError("DIRECTORY is of a node that is stopped, --address of one that runs: give one of them")
 
     for folder in offline.node_folders(directory):
         with offline.locked(folder) as disk:
@@ -146,14 +210,19 @@ def compact(directory: Path) -> int:
 
 
 @storage.command("flush")
-@DIRECTORY
+@MAYBE_DIRECTORY
+@ADDRESS
 @click.option(
     "--topology",
     type=click.Path(path_type=Path),
     help="The topology file of the node; where it is not given, topology.toml in or above DIRECTORY.",
 )
-def flush(directory: Path, topology: Path | None) -> int:
+def flush(directory: Path | None, address: tuple[str, ...], topology: Path | None) -> int:
     """Put into tables what only the log holds. A node that is stopped in good order has done so by itself."""
+    if directory is None:
+        return _ask_each(address, "storage_flush", {}, "flushed, {tables} tables", LONG_S)
+    if address:
+        raise click.UsageError("DIRECTORY is of a node that is stopped, --address of one that runs: give one of them")
     from geokv.server.boot import flush as flush_node
     from geokv.server.config import read_config
     from geokv.server.identity import owner_of

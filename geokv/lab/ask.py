@@ -22,11 +22,12 @@ from geokv.errors import (
     NamespaceExists,
     NamespaceNotFound,
     Overloaded,
+    StorageError,
     Unavailable,
 )
 from geokv.protocol.requests import AdminRequest, Outcome, ReadBatch, ReadReply
 from geokv.runtime.channel import CHANNEL_OPTIONS
-from geokv.runtime.methods import ADMIN_DO, ADMIN_RING, KV_READ, Method
+from geokv.runtime.methods import ADMIN_DO, ADMIN_FETCH, ADMIN_RING, KV_READ, Method
 from geokv.runtime.wire import kv
 
 TIMEOUT_S: Final = 3.0
@@ -59,6 +60,10 @@ class NodeConnection:
         """The ring, with addresses as `viewpoint` (a datacenter's clients, or empty: from outside) sees them."""
         return kv.decode_ring_reply(self._call(ADMIN_RING, kv.encode_ring_request(viewpoint), timeout_s))
 
+    def fetch(self, fetch: kv.Fetch, timeout_s: float = TIMEOUT_S) -> bytes:
+        """A piece of a file of a snapshot."""
+        return kv.decode_fetch_reply(self._call(ADMIN_FETCH, kv.encode_fetch_request(fetch), timeout_s))
+
     def read(self, namespace: str, keys: list[bytes], timeout_s: float = TIMEOUT_S) -> ReadReply:
         """Read at ONE: where this node is an owner of the keys, what it holds itself.
 
@@ -89,6 +94,8 @@ class NodeConnection:
             code, text = error.code(), error.details() or ""
             if code is grpc.StatusCode.INVALID_ARGUMENT:
                 raise InvalidRequest(text) from error
+            if code is grpc.StatusCode.DATA_LOSS:
+                raise StorageError(text) from error
             raise Unavailable(f"{self.address} cannot be reached: {_said(code, text)}") from error
         return answer
 

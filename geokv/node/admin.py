@@ -10,6 +10,10 @@
     rights_drain [scope] [begin]                give all rights of bounded counters away; or how far that is
     gc [namespace]         what waits to be collected, what of it is stable, and who holds that up
     close_node node        close the streams of another node of this datacenter
+    snapshot_create name cut   take a snapshot that holds all that was stamped up to the HLC `cut`, in decimal
+    snapshot_list | snapshot_show name | snapshot_remove name
+    storage_pause duration_ms | storage_resume | storage_throttle bytes_per_s (0: as configured)
+    storage_flush | storage_compact [namespace]
 
 Every number in `status` is true or older than true, never newer. A figure that is not known is None.
 """
@@ -24,14 +28,9 @@ from geokv.core.hlc import hlc_ms
 from geokv.core.limits import CONFLICTS_PER_NAMESPACE_MAX
 from geokv.core.namespace import ENGINES, NamespaceDefinition
 from geokv.core.origin import unpack_origin
-from geokv.errors import (
-    GeokvError,
-    InvalidRequest,
-    NamespaceExists,
-    NamespaceNotFound,
-    Overloaded,
-    Unavailable,
-)
+from geokv.errors import GeokvError, InvalidRequest, NamespaceNotFound, Unavailable
+from geokv.node.answers import Respond, Verb, reply_of, text_of
+from geokv.node.storage_verbs import StorageVerbs
 from geokv.protocol.feed_receiver import LAG_BUCKETS_MS
 from geokv.protocol.journal import Conflict, Party
 from geokv.protocol.requests import AdminReply, AdminRequest, Outcome
@@ -40,15 +39,6 @@ from geokv.storage.memory import MemoryCells
 if TYPE_CHECKING:
     from geokv.node.node import Node
 
-Respond = Callable[[AdminReply], None]
-_OUTCOMES: tuple[tuple[type[GeokvError], Outcome], ...] = (
-    (NamespaceNotFound, Outcome.NOT_FOUND),
-    (NamespaceExists, Outcome.ALREADY_EXISTS),
-    (InvalidRequest, Outcome.INVALID),
-    (Overloaded, Outcome.OVERLOADED),
-    (Unavailable, Outcome.UNAVAILABLE),
-)
-
 
 class Admin:
     """Answers AdminRequests for its node."""
@@ -56,7 +46,7 @@ class Admin:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._deadlines: list[tuple[int, int, Respond]] = []
-        self._verbs: dict[str, Callable[[Mapping[str, Any], AdminRequest, Respond], None]] = {
+        self._verbs: dict[str, Verb] = {
             "namespace_create": self._create,
             "namespace_alter": self._alter,
             "namespace_delete": self._delete,
@@ -69,6 +59,7 @@ class Admin:
             "conflicts": self._conflicts,
             "rights_drain": self._rights_drain,
             "gc": self._gc,
+            **StorageVerbs(node).verbs,
         }
 
     def asked(self, request: AdminRequest, respond: Respond) -> None:
@@ -176,6 +167,7 @@ class Admin:
             "node": node.config.node,
             "dc": node.config.dc,
             "cluster": node.config.cluster,
+            "generation": node.config.generation,
             "incarnation": f"{node.incarnation:016x}",
             "refusing": context.is_refusing,
             "uptime_ms": (context.now_us - node.started_us) // 1000 if node.started_us is not None else 0,
@@ -220,6 +212,9 @@ class Admin:
             ),
             "refusing": upkeep.refusal(),
             "unheld": sorted(self._node.assembly.unheld.values()),
+            "paused_ms_left": upkeep.paused_ms_left,
+            "bytes_per_s_max": upkeep.bytes_per_s,
+            "snapshots": self._node.snapshots.count,
         }
 
     def quarantined(self) -> list[dict[str, Any]]:
@@ -477,17 +472,3 @@ def _from_base64(text: object) -> bytes:
         return b64decode(str(text), validate=True)
     except ValueError:
         raise InvalidRequest(f"key_base64 = {text!r} is not base64") from None
-
-
-def text_of(arguments: Mapping[str, Any], name: str) -> str:
-    """A text argument. Raises InvalidRequest where it is missing."""
-    value = arguments.get(name)
-    if not isinstance(value, str) or not value:
-        raise InvalidRequest(f"argument {name!r} is missing")
-    return value
-
-
-def reply_of(error: GeokvError) -> AdminReply:
-    """An error as a reply."""
-    outcome = next((outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), Outcome.AMBIGUOUS)
-    return AdminReply(outcome, {}, str(error))

@@ -26,6 +26,7 @@ class NodeConfig:
     dc: str
     node: str
     topology: Topology
+    generation: str = ""  # of a cluster that was restored: what sets it apart from the former one
     statement_us: int = 250_000
     frontiers_us: int = 1_000_000  # how often statements carry the frontiers that have moved
     full_statement_us: int = 5_000_000

@@ -32,6 +32,7 @@ from geokv.node.assembly import Assembly
 from geokv.node.collector import Collector
 from geokv.node.config import NodeConfig
 from geokv.node.recovery import Checkpoint, Recovered, restore
+from geokv.node.snapshots import SnapshotKeeper
 from geokv.node.upkeep import Upkeep
 from geokv.protocol import control, messages
 from geokv.protocol.closer import CloseRun, closing_item
@@ -54,6 +55,7 @@ from geokv.protocol.effects import (
     PersistFailed,
     ReadLog,
     RoomChanged,
+    SnapshotsKept,
     Stopping,
     WallClockRead,
     Woken,
@@ -101,6 +103,7 @@ class Node:
         self.context = assembly.context
         self.assembly = assembly
         self.upkeep = Upkeep(assembly.context, assembly.engine, config, recovered.replayed_bytes)
+        self.snapshots = SnapshotKeeper(assembly.context, self.upkeep, assembly.retention)
         self._wire(assembly)
         self.collector = Collector(
             assembly.context,
@@ -319,6 +322,8 @@ class Node:
             self._loads_done(event)  # type: ignore[arg-type]
         elif kind is Built:
             self._built(event)  # type: ignore[arg-type]
+        elif kind is SnapshotsKept:
+            self.snapshots.kept(event)  # type: ignore[arg-type]
         elif kind is Stopping:
             self._stopping(event)  # type: ignore[arg-type]
         else:
@@ -804,6 +809,7 @@ class Node:
         machines.quarantine.look()
         self.upkeep.tick()
         self.collector.tick()
+        self.snapshots.tick()
         self._hold_back()
         machines.retention.trim()
         refusal = machines.retention.refusal(self.config.log_bytes_max)

@@ -3,6 +3,9 @@
     log grows by a memtable ──> Build(flush) ──> Built ──> the log before it may go ──> Build(compaction) … while one is due
     fails ──> again after a pause that doubles, for each of the two its own
 
+    asked for    flush_soon: all that is synced now, for snapshots and operators      compact_soon: each namespace into one run
+    paused       for a time that is bounded, or slower: the worker is told, also in the midst of a job
+
 One job at a time: damaged tables are set aside before a flush, a flush goes before any compaction; so a table that cannot
 be compacted does not keep others from being written. A flush begins from what is synced and whole in the tables, with the
 node's own state of that moment; recovery begins exactly there.
@@ -16,19 +19,23 @@ Invariants: what is in memory only is bounded. Not here: what a job does (the en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from geokv.core.limits import MIB
+from geokv.errors import Overloaded, StorageError, Unavailable
 from geokv.node.config import NodeConfig
 from geokv.protocol.context import Context
-from geokv.protocol.effects import Build, Built, Stopping
+from geokv.protocol.effects import Build, Built, Pace, Stopping
 from geokv.storage.engine import Engine
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.position import Position
 
 RETRY_US: Final = (1_000_000, 60_000_000)
+ASK_AGAIN_S: Final = 5.0
+
+Done = Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -62,6 +69,12 @@ class Upkeep:
         self._debt_bytes = engine.debt_bytes()
         self.flushes = self.compactions = 0
         self.rules: Mapping[int, CollectionRule] = {}  # what compactions may collect, by namespace
+        self._wanted: list[Done] = []  # who waits for a flush that is not begun yet
+        self._serving: list[Done] = []  # and for the one under way
+        self._to_compact: list[int] = []  # namespaces that an operator wants merged into one run each
+        self._compacted: list[Done] = []  # who waits for that
+        self.paused_until_us: int | None = None
+        self.bytes_per_s = 0  # what an operator has set; 0: as configured
         self.meta: Callable[[], bytes] = bytes  # the node puts itself there once it is made
         self.on_flushed: Callable[[], None] = lambda: None
         self.damaged: Callable[[], tuple[Any, ...]] = tuple  # the tables that may be set aside now
@@ -101,15 +114,19 @@ class Upkeep:
 
     def landed(self) -> None:
         """A frame is synced, and what it brought is in the tables."""
-        if not self._job and self._pauses["flush"].until_us is None and self._is_due():
+        if not self._job and self._pauses["flush"].until_us is None and (self._wanted or self._is_due()):
             self._flush()
 
     def tick(self) -> None:
-        """Try again what failed."""
+        """Try again what failed, and go on where a pause is over."""
+        if self.paused_until_us is not None and self._context.now_us >= self.paused_until_us:
+            self._context.log("info", "the pause of the storage worker is over")
+            self.resume()
         flush, compaction, quarantine = self._pauses["flush"], self._pauses["compaction"], self._pauses["quarantine"]
         if quarantine.is_over(self._context.now_us):
             quarantine.until_us = None
         self.set_aside()
+        self._flush_wanted()
         if not self._job and flush.is_over(self._context.now_us):
             flush.until_us = None
             self._flush()
@@ -128,6 +145,50 @@ class Upkeep:
     def _is_due(self) -> bool:
         return self._context.commit.appended_bytes - self._begun_bytes >= self._memtable_bytes
 
+    def flush_soon(self, done: Done) -> None:
+        """Flush all that is synced now, once that can be; `done` with why it failed, or empty. Raises Unavailable."""
+        if self.paused_until_us is not None:
+            raise Unavailable(f"the storage worker is paused for {self.paused_ms_left / 1000:.0f} s more: resume it first")
+        if self._begun is not None and not self._job:
+            raise Unavailable(f"{self.failure or 'the last flush failed'}; it is tried again soon")
+        self._wanted.append(done)
+        self._flush_wanted()
+
+    def _flush_wanted(self) -> None:
+        if self._wanted and not self._job and self._begun is None:
+            self._flush()
+
+    def compact_soon(self, namespaces: Iterable[int], done: Done) -> None:
+        """Merge all tables of each namespace into one run, one after the other; `done` as above. Raises Overloaded."""
+        if self._to_compact or self._compacted:
+            raise Overloaded("a compaction that was asked for is under way", retry_after=ASK_AGAIN_S)
+        self._to_compact = list(namespaces)
+        self._compacted.append(done)
+        if not self._job:
+            self._compact()
+
+    def pause(self, duration_us: int) -> None:
+        """No more writes of flushes and compactions, until `resume` or so much later."""
+        self.paused_until_us = self._context.now_us + duration_us
+        self._pace()
+
+    def resume(self) -> None:
+        self.paused_until_us = None
+        self._pace()
+
+    def throttle(self, bytes_per_s: int) -> None:
+        """How fast flushes and compactions write; 0: as configured."""
+        self.bytes_per_s = bytes_per_s
+        self._pace()
+
+    def _pace(self) -> None:
+        self._context.effects.append(Pace(self.bytes_per_s, self.paused_until_us is not None))
+
+    @property
+    def paused_ms_left(self) -> int:
+        """How long the worker stays paused; 0: it is not."""
+        return 0 if self.paused_until_us is None else max(1, (self.paused_until_us - self._context.now_us) // 1000)
+
     def flush(self) -> bool:
         """Flush what there is now; False where a job is under way or a batch is half on the disk."""
         if self._job or self._is_stopping:
@@ -143,6 +204,8 @@ class Upkeep:
     def stopping(self, event: Stopping) -> None:
         """The node is about to stop: with a last flush, unless that takes long, the next start has nothing to replay."""
         self._is_stopping = True
+        self._flushed("the node stops")
+        self._end_compacting("the node stops")
         if 0 < self.unflushed_bytes <= event.flush_bytes_max and not self._job:
             self._flush()
 
@@ -153,14 +216,41 @@ class Upkeep:
         elif commit.is_whole and commit.position != (0, 0):
             self._begun_bytes = commit.appended_bytes
             self._begun = self._engine.begin_flush(Position(*commit.position), self.meta())
+            self._serving, self._wanted = self._wanted, []
         else:
             return  # with a frame that is to come soon
         self._begin("flush", self._begun)
 
     def _compact(self) -> None:
+        while self._to_compact and not self._job:
+            try:
+                job = self._engine.full_compaction(self._to_compact.pop(0))
+            except StorageError as error:
+                self._to_compact.clear()
+                self._end_compacting(str(error))
+                return
+            if job is not None:
+                self._begin("compaction", job)
+                return
+        if self._compacted:
+            self._end_compacting("")
         job = self._engine.next_compaction(self.rules)
         if job is not None:
             self._begin("compaction", job)
+
+    def _end_compacting(self, error: str) -> None:
+        self._to_compact = []
+        told, self._compacted = self._compacted, []
+        for done in told:
+            done(error)
+
+    def _flushed(self, error: str) -> None:
+        """Tell who waits for the flush that ended. After a failure also those behind it: it may fail for long."""
+        told, self._serving = self._serving, []
+        if error:
+            told, self._wanted = told + self._wanted, []
+        for done in told:
+            done(error)
 
     def _begin(self, what: str, job: Any) -> None:
         self._job = what
@@ -181,6 +271,7 @@ class Upkeep:
             self._begun = None
             self._flushed_bytes = self._begun_bytes
             self.on_flushed()
+            self._flushed("")
         elif what == "compaction":
             self.compactions += 1
         self._context.count(f"storage.{what}")
@@ -196,6 +287,10 @@ class Upkeep:
         if self._is_stopping:
             return
         context.note(f"{what}.failed")
+        if what == "flush":
+            self._flushed(error)
+        elif self._compacted:
+            self._end_compacting(error)
         pause = self._pauses[what]
         pause.failure = f"the {what} failed: {error}"
         pause.until_us = context.now_us + pause.length_us

@@ -119,6 +119,15 @@ class Built:
 
 
 @dataclass(slots=True)
+class SnapshotsKept:
+    """A KeepSnapshots effect is done: the snapshots that there are now. With an `error` it was not done."""
+
+    token: int
+    found: list[Any]
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
 class Stopping:
     """The process is about to end in good order: a last flush may be done, where no more than so much is to be flushed."""
 
@@ -143,6 +152,7 @@ Event = (
     | LogRead
     | Loaded
     | Built
+    | SnapshotsKept
     | Stopping
     | Woken
 )
@@ -200,6 +210,22 @@ class Build:
 
 
 @dataclass(slots=True)
+class KeepSnapshots:
+    """Have an `order` about snapshots followed (`storage.snapshots`), after the builds before it and before those behind it."""
+
+    token: int
+    order: Any
+
+
+@dataclass(slots=True)
+class Pace:
+    """From now on, also for the build that runs: write at most so fast (0: the host's own setting), or wait."""
+
+    bytes_per_s: int = 0
+    is_paused: bool = False
+
+
+@dataclass(slots=True)
 class Trim:
     """Remove log segments below `segment`: nobody needs them."""
 
@@ -229,4 +255,4 @@ class EndIncarnation:
     reason: str
 
 
-Effect = Send | Answer | Persist | ReadLog | Load | Build | Trim | Note | Log | EndIncarnation
+Effect = Send | Answer | Persist | ReadLog | Load | Build | KeepSnapshots | Pace | Trim | Note | Log | EndIncarnation

@@ -4,7 +4,8 @@ A segment may go when all of it is flushed into tables, every co-owner here cove
 this datacenter originated, so does the frontier of every other DC that holds the namespace. Until fencing exists,
 nobody stops waiting: past the budget writes are refused, naming who holds the log up.
 
-Invariants: a segment is never removed while somebody may still ask for a record in it.
+Invariants: a segment is never removed while somebody may still ask for a record in it, or a snapshot that is being
+taken is to contain it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Retention:
         self._placement = placement
         self._shipped_everywhere = shipped_everywhere
         self.built_segment = 0
+        self.is_held = False  # a snapshot is being taken: what it is to contain stays
         self.first_segment = 1
         self.held_by: dict[str, int] = {}  # who holds the oldest segment, and from which number
 
@@ -52,6 +54,8 @@ class Retention:
 
     def trim(self) -> None:
         """Let go of the oldest segments that nobody needs."""
+        if self.is_held:
+            return
         commit = self._context.commit
         gone = 0
         for segment in sorted(commit.segment_last):

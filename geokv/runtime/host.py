@@ -164,6 +164,13 @@ class Host:
             raise Overloaded(f"{CALLS_MAX} calls are in progress here", retry_after=RETRY_AFTER_S)
         return run.ask(request)
 
+    async def read_snapshot(self, name: str, path: str, offset: int, length: int) -> bytes:
+        """Bytes of a file of a snapshot. Raises Unavailable, StorageError, InvalidRequest."""
+        run = self._run
+        if run is None:
+            raise Unavailable(self._why_not)
+        return await asyncio.to_thread(run.read_snapshot, name, path, offset, length)
+
     def call_gone(self, call: int) -> None:
         if self._run is not None:
             self._run.call_gone(call)

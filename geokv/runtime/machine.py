@@ -28,6 +28,14 @@ class Machine(Protocol):
     def metrics(self) -> Mapping[str, int | float]: ...
 
 
+class Snapshots(Protocol):
+    """The snapshots in the node's folder. Called on any thread."""
+
+    def do(self, order: Any) -> list[Any]: ...
+
+    def read(self, name: str, path: str, offset: int, length: int) -> bytes: ...
+
+
 class LogFile(Protocol):
     """The write-ahead log. `append`, `sync` and `room_bytes` are called on one thread, the others on any."""
 
@@ -50,13 +58,15 @@ class Opened:
 
     `room_bytes_low`: with less room than this in the log the next segment is made. `build` runs a job of the engine and
     installs what it made; `stop_building` ends the process that does so: the job that runs fails, a later one runs here.
-    `close` syncs and lets go of the log.
+    `pace` says how fast that process may write, and whether at all. `close` syncs and lets go of the log.
     """
 
     machine: Machine
     log: LogFile
     build: Callable[[Any], None]
     stop_building: Callable[[], None]
+    pace: Callable[[int, bool], None]
+    snapshots: Snapshots
     close: Callable[[], None]
     room_bytes_low: int
 

@@ -59,6 +59,7 @@ KV_WRITE: Final = Method("geokv.v1.Kv", "Write", Kind.UNARY, Caller.CLIENT, _BAT
 KV_READ: Final = Method("geokv.v1.Kv", "Read", Kind.UNARY, Caller.CLIENT, _BATCH_REQUEST_BYTES)
 ADMIN_DO: Final = Method("geokv.v1.Admin", "Do", Kind.UNARY, Caller.OPERATOR, 1 * MIB)
 ADMIN_RING: Final = Method("geokv.v1.Admin", "Ring", Kind.UNARY, Caller.CLIENT, 4 * KIB)
+ADMIN_FETCH: Final = Method("geokv.v1.Admin", "Fetch", Kind.UNARY, Caller.OPERATOR, 4 * KIB)
 PEER_REPLICATION: Final = Method("geokv.v1.Peer", "Replication", Kind.BIDI, Caller.NODE, MESSAGE_BYTES_MAX)
 PEER_BULK: Final = Method("geokv.v1.Peer", "Bulk", Kind.BIDI, Caller.NODE, MESSAGE_BYTES_MAX)
 HEALTH_CHECK: Final = Method("grpc.health.v1.Health", "Check", Kind.UNARY, Caller.ANYBODY, 4 * KIB)
@@ -69,6 +70,7 @@ METHODS: Final = (
     KV_READ,
     ADMIN_DO,
     ADMIN_RING,
+    ADMIN_FETCH,
     PEER_REPLICATION,
     PEER_BULK,
     HEALTH_CHECK,

@@ -23,6 +23,7 @@ from geokv.storage.lsm.engine import LsmOptions
 from geokv.storage.lsm.jobs import Quarantine
 from geokv.storage.lsm.worker import Worker
 from geokv.storage.node_engine import NodeEngine
+from geokv.storage.snapshots import Snapshots
 from geokv.storage.wal import Log
 
 _log = logging.getLogger("geokv.runtime")
@@ -83,11 +84,15 @@ def opener(
                 raise
             engine.install(job, tables)
 
+        def pace(bytes_per_s: int, is_paused: bool) -> None:
+            worker.throttle(bytes_per_s or storage_bytes_per_s, is_paused)
+
         def close() -> None:
             with contextlib.suppress(StorageError):  # a log that failed is why the run has ended
                 log.sync()
             engine.close()
 
-        return Opened(node, log, build, worker.close, close, room_bytes_low=segment_bytes * 3 // 2)
+        low = segment_bytes * 3 // 2
+        return Opened(node, log, build, worker.close, pace, Snapshots(disk, engine), close, room_bytes_low=low)
 
     return open_node

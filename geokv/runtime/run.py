@@ -26,11 +26,13 @@ from geokv.protocol.effects import (
     Delivered,
     EndIncarnation,
     Event,
+    KeepSnapshots,
     Load,
     Loaded,
     Log,
     LogRead,
     Note,
+    Pace,
     PeerConnected,
     PeerLost,
     Persist,
@@ -39,6 +41,7 @@ from geokv.protocol.effects import (
     ReadLog,
     RoomChanged,
     Send,
+    SnapshotsKept,
     Stopping,
     Trim,
     WallClockRead,
@@ -85,6 +88,8 @@ class Run:
             ReadLog: self._on_read_log,
             Load: self._on_load,
             Build: self._on_build,
+            KeepSnapshots: self._on_keep_snapshots,
+            Pace: self._on_pace,
             Trim: self._on_trim,
             Note: self._on_note,
             Log: self._on_log,
@@ -263,6 +268,20 @@ class Run:
             self.handle(Built(effect.token, "" if error is None else str(error) or type(error).__name__))
 
         self._threads["build"].submit(lambda: self._opened.build(effect.job), done)
+
+    def _on_keep_snapshots(self, effect: KeepSnapshots) -> None:
+        def done(found: list[Any] | None, error: Exception | None) -> None:
+            self.handle(SnapshotsKept(effect.token, found or [], error))
+
+        # On the thread that installs: what stands is then exactly what stood when the machine wanted this.
+        self._threads["build"].submit(lambda: self._opened.snapshots.do(effect.order), done)
+
+    def read_snapshot(self, name: str, path: str, offset: int, length: int) -> bytes:
+        """Bytes of a file of a snapshot. Waits for the disk. Raises StorageError, InvalidRequest."""
+        return self._opened.snapshots.read(name, path, offset, length)
+
+    def _on_pace(self, effect: Pace) -> None:
+        self._opened.pace(effect.bytes_per_s, effect.is_paused)
 
     def _on_trim(self, effect: Trim) -> None:
         # Removing a large file may take tens of milliseconds: not where commits wait.

@@ -21,7 +21,7 @@ from geokv.runtime.machine import Opener
 from geokv.runtime.offline import flush as flush_folder
 from geokv.runtime.recovery import opener
 from geokv.server.config import Config
-from geokv.server.identity import claim_directory
+from geokv.server.identity import claim_directory, generation_of, told_to_peers
 from geokv.server.logs import set_up_logging
 from geokv.server.process import Server
 from geokv.storage.disk import RealDisk
@@ -40,8 +40,9 @@ def serve(config: Config) -> None:
     disk = RealDisk(config.directory)
     try:
         begin = _opener(config, topology, spec, disk)
+        cluster = told_to_peers(topology.cluster, generation_of(disk))
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            runner.run(Server(config, topology, spec, begin).run())
+            runner.run(Server(config, topology, spec, begin, cluster).run())
     finally:
         disk.close()
 
@@ -64,6 +65,7 @@ def _opener(config: Config, topology: Topology, spec: NodeSpec, disk: RealDisk) 
         spec.dc,
         spec.name,
         topology,
+        generation=generation_of(disk),
         segment_bytes=config.log_segment_bytes,
         log_bytes_warn=config.log_bytes_max // 2,
         log_bytes_max=config.log_bytes_max,

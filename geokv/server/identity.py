@@ -4,6 +4,7 @@
     cluster = three-dc
     dc = eu-west
     node = eu-west-1
+    generation = 2026-11-21     only after a restore: sets the cluster apart from the one that the backup was made of
 
 It is the one thing beside the log and the tables. Everything else that a node knows of itself is in its log; this
 must be readable before the log is, and by people.
@@ -22,11 +23,14 @@ _FORMAT: Final = 1
 _BYTES_MAX: Final = 1024
 
 
-def claim_directory(disk: Disk, cluster: str, dc: str, node: str) -> None:
-    """Check that the directory is this node's, or make it so where it is new. Raises ConfigurationError, StorageError."""
+def claim_directory(disk: Disk, cluster: str, dc: str, node: str, generation: str = "") -> None:
+    """Check that the directory is this node's, or make it so where it is new. Raises ConfigurationError, StorageError.
+
+    `generation` counts where it is new.
+    """
     wanted = {"cluster": cluster, "dc": dc, "node": node}
     if not disk.exists(FILE):
-        _write(disk, wanted)
+        _write(disk, {**wanted, "generation": generation} if generation else wanted)
         return
     found = _parse(disk.read_at(FILE, 0, _BYTES_MAX))
     for name, value in wanted.items():
@@ -41,6 +45,16 @@ def claim_directory(disk: Disk, cluster: str, dc: str, node: str) -> None:
 def owner_of(disk: Disk) -> str:
     """The node whose directory this is; empty where nobody has claimed it. Raises StorageError."""
     return _parse(disk.read_at(FILE, 0, _BYTES_MAX)).get("node", "") if disk.exists(FILE) else ""
+
+
+def generation_of(disk: Disk) -> str:
+    """What sets the cluster of this directory apart from others of the same name; empty unless it was restored."""
+    return _parse(disk.read_at(FILE, 0, _BYTES_MAX)).get("generation", "") if disk.exists(FILE) else ""
+
+
+def told_to_peers(cluster: str, generation: str) -> str:
+    """The cluster as nodes name it to each other: those of another generation are of another cluster."""
+    return f"{cluster} (restored: {generation})" if generation else cluster
 
 
 def _write(disk: Disk, facts: dict[str, str]) -> None:

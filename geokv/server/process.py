@@ -43,7 +43,9 @@ _log = logging.getLogger("geokv.server")
 class Server:
     """The process's one server. `run` is its whole life."""
 
-    def __init__(self, config: Config, topology: Topology, spec: NodeSpec, begin: Opener) -> None:
+    def __init__(self, config: Config, topology: Topology, spec: NodeSpec, begin: Opener, cluster: str) -> None:
+        """`cluster`: as nodes name it to each other."""
+        self._cluster = cluster
         self._config = config
         self._topology = topology
         self._spec = spec
@@ -54,7 +56,7 @@ class Server:
     async def run(self) -> None:
         self._stopped = asyncio.Event()
         self._supervisor = Supervisor(self._counters, self._task_failed)
-        hello = Hello(self._topology.cluster, self._spec.dc, self._spec.name, 0)
+        hello = Hello(self._cluster, self._spec.dc, self._spec.name, 0)
         host = Host(hello, self._topology, self._begin, self._counters)
         health = Health()
         handlers = implementations(host, self._counters, self._topology, self._spec.name, health)

@@ -1,18 +1,19 @@
 """What the server offers, wired: every method of the table with its handler, on one gRPC server.
 
-Kv and Admin.Do are the runtime's (rpc.py), streams of peers go to the host, and the ring and health are answered here.
+Kv and Admin.Do are the runtime's (rpc.py), streams of peers go to the host; the ring, pieces of snapshots and health are
+answered here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
 
 from geokv.core.topology import Topology
-from geokv.errors import InvalidRequest, WireError
+from geokv.errors import InvalidRequest, StorageError, Unavailable, WireError
 from geokv.runtime import methods
 from geokv.runtime.channel import SERVER_OPTIONS
 from geokv.runtime.counters import Counters
@@ -23,6 +24,7 @@ from geokv.runtime.wire import kv
 from geokv.server.health import Health
 from geokv.server.ring import ring_seen, ring_version, viewpoint_of
 
+FETCHES_MAX: Final = 8
 VIEWPOINT_KEY = "geokv-dc"  # call metadata: the client's datacenter
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -58,6 +60,30 @@ def _viewpoint_in(context: Context) -> str:
     return ""
 
 
+class SnapshotService:
+    """Answers Admin.Fetch: snapshots leave the node in pieces that the caller asks for. At most FETCHES_MAX at once."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._reading = 0
+
+    async def fetch(self, payload: bytes, context: Context) -> bytes:
+        if self._reading >= FETCHES_MAX:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{FETCHES_MAX} pieces of snapshots are being read here")
+        self._reading += 1
+        try:
+            content = await self._host.read_snapshot(*kv.decode_fetch_request(payload))
+        except (WireError, InvalidRequest) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except Unavailable as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except StorageError as error:
+            await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+        finally:
+            self._reading -= 1
+        return kv.encode_fetch_reply(content)
+
+
 class PeerService:
     """Hands peers' streams to the host."""
 
@@ -82,6 +108,7 @@ def implementations(
         methods.KV_READ.path: calls.read,
         methods.ADMIN_DO.path: calls.do,
         methods.ADMIN_RING.path: RingService(host, topology, node).ring,
+        methods.ADMIN_FETCH.path: SnapshotService(host).fetch,
         methods.PEER_REPLICATION.path: peers.replication,
         methods.PEER_BULK.path: peers.bulk,
         methods.HEALTH_CHECK.path: health.check,

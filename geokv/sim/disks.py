@@ -27,6 +27,8 @@ from geokv.storage.lsm.strategy import Levelled
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import TableOptions
 from geokv.storage.lsm.work import run_job
+from geokv.storage.snapshot_orders import Snapshot
+from geokv.storage.snapshots import Snapshots
 from geokv.storage.wal import Log
 from geokv.storage.wal_recovery import segment_name
 
@@ -109,6 +111,10 @@ class Storage:
             engine.discard(job)
             raise
         engine.install(job, tables)
+
+    def keep_snapshots(self, engine: LsmEngine, order: Any) -> list[Snapshot]:
+        """Follow an order about snapshots. Raises GeokvError."""
+        return Snapshots(self.disk, engine).do(order)
 
     def build_in_part(self, engine: LsmEngine, job: Any) -> None:
         """What a process leaves behind that ends somewhere in the middle of it."""

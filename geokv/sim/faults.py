@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from geokv.node.node import Node
 from geokv.protocol.effects import Effect, Persist
+from geokv.protocol.requests import AdminRequest
 from geokv.sim.disks import Storage
 from geokv.sim.host import Host, Onlooker
 from geokv.sim.schedule import MS, SECOND
@@ -47,6 +49,7 @@ class FaultOptions:
     full_disk: float = 0.5  # nothing can be allocated for a while
     bit_rot: float = 1.0  # a bit of a table flips, of one node per datacenter at most: a majority can do without it
     old_disk: float = 0.0  # a machine comes back with a copy of its disk from before (needs re-entry: scenarios only)
+    snapshot: float = 0.0  # no fault: a node takes a snapshot, and removes it after the duration (scenarios only)
     wiped_disk: float = 0.0  # a machine comes back with an empty disk (needs re-entry: scenarios only)
 
     clock_step_ms_max: int = 5_000
@@ -239,6 +242,14 @@ class Faults:
             self.struck["bit_rot"] -= 1
         else:
             self._rotten.add(host.dc)
+
+    def _snapshot(self, duration_us: int) -> None:
+        """With a cut above every clock that is up, as a backup draws it."""
+        host = self._host()
+        clocks = [int(other.node.status()["hlc"]) for other in self.world.hosts.values() if isinstance(other.node, Node)]
+        arguments: dict[str, object] = {"name": f"s{self.struck['snapshot']}", "cut": str(max(clocks, default=0))}
+        host.ask(AdminRequest("snapshot_create", arguments), lambda reply: None)
+        self._later(duration_us, host.ask, AdminRequest("snapshot_remove", arguments), lambda reply: None)
 
     def _copy_disk(self, name: str) -> None:
         self._old_disks[name] = self.world.hosts[name].storage.copied()

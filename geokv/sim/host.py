@@ -18,9 +18,9 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from geokv.errors import StorageError
+from geokv.errors import GeokvError, StorageError
 from geokv.node.recovery import Checkpoint
 from geokv.protocol.effects import (
     Answer,
@@ -32,17 +32,20 @@ from geokv.protocol.effects import (
     Effect,
     EndIncarnation,
     Event,
+    KeepSnapshots,
     Load,
     Loaded,
     Log,
     LogRead,
     Note,
+    Pace,
     Persist,
     Persisted,
     PersistFailed,
     ReadLog,
     RoomChanged,
     Send,
+    SnapshotsKept,
     Trim,
     WallClockRead,
     Woken,
@@ -200,6 +203,8 @@ class Host:
             ReadLog: self._do_read,
             Load: self._do_load,
             Build: self._do_build,
+            KeepSnapshots: self._do_keep_snapshots,
+            Pace: lambda effect: None,
             Trim: self._do_trim,
             Note: self._do_note,
             Log: self._do_log,
@@ -558,6 +563,21 @@ class Host:
             except (StorageError, OSError) as error:
                 errors.append(str(error) or type(error).__name__)
         self.deliver(Loaded(effect.token, errors))
+
+    def _do_keep_snapshots(self, effect: KeepSnapshots) -> None:
+        """At once, so that it stands between the builds before it and those behind it; told as late as a read."""
+        found: list[Any] = []
+        failure: GeokvError | None = None
+        try:
+            found = self.storage.keep_snapshots(self._engine(), effect.order)
+        except GeokvError as error:
+            failure = error
+        kept = SnapshotsKept(effect.token, found, failure)
+        self._schedule.after(self._rng.randint(*self._options.read_us), self._snapshots_kept, self.boot, kept)
+
+    def _snapshots_kept(self, boot: int, kept: SnapshotsKept) -> None:
+        if boot == self.boot:
+            self.deliver(kept)
 
     def _do_trim(self, effect: Trim) -> None:
         try:

@@ -198,12 +198,16 @@ class CrashDisk:
         for step in self._steps:
             if fate == "kept" or (fate == "each" and rng.random() < 0.5):
                 _apply(step, names)
-        return self._with({name: file.after_crash(rng) for name, file in names.items()}, rng)
+        settled: dict[int, _File] = {}  # a file may have several names
+        for file in names.values():
+            if id(file) not in settled:
+                settled[id(file)] = file.after_crash(rng)
+        return self._with({name: settled[id(file)] for name, file in names.items()}, rng)
 
     def copy(self) -> CrashDisk:
         """A disk with all that is visible on this one, durable: an image taken now and put back later."""
-        files = {name: _File(bytearray(file.content), file.length) for name, file in self._files.items()}
-        return self._with(files, self._rng)
+        copies = {id(file): _File(bytearray(file.content), file.length) for file in self._files.values()}
+        return self._with({name: copies[id(file)] for name, file in self._files.items()}, self._rng)
 
     def damage(self, name: str, offset: int, payload: bytes) -> None:
         """Change what the platter holds, behind the back of whoever uses it."""
@@ -224,7 +228,10 @@ class CrashDisk:
         other._files = files
         other._platter_names = dict(files)
         other._folders = set(self._folders)
-        other._used_bytes = sum(file.length for file in files.values())
+        for name in files:  # the folder of a file that came back did so, too
+            parts = name.split("/")[:-1]
+            other._folders.update("/".join(parts[: index + 1]) for index in range(len(parts)))
+        other._used_bytes = sum({id(file): file.length for file in files.values()}.values())
         return other
 
     # --- Disk -------------------------------------------------------------------------------------------------------
@@ -266,8 +273,16 @@ class CrashDisk:
         self._called("rename", old)
         file = self._file(old, "renaming")
         self._folder_of(new, "renaming")
-        self._used_bytes -= self._files[new].length if new in self._files else 0
+        self._used_bytes -= self._freed_by(new)
         self._change(_Step(file, new, old))
+
+    def link(self, old: str, new: str) -> None:
+        self._called("link", new)
+        file = self._file(old, "linking")
+        self._folder_of(new, "linking")
+        if new in self._files:
+            raise _error(errno.EEXIST, "linking", new)
+        self._change(_Step(file, new, ""))
 
     def sync_dir(self, folder: str) -> None:
         self._called("sync_dir", folder)
@@ -280,6 +295,11 @@ class CrashDisk:
                 left.append(step)
         self._steps = left
 
+    def folders(self, folder: str) -> list[str]:
+        self._called("list", folder)
+        self._known(folder, "listing")
+        return sorted(name.rpartition("/")[2] for name in self._folders if name and _folder(name) == folder)
+
     def list(self, folder: str) -> list[str]:
         self._called("list", folder)
         self._known(folder, "listing")
@@ -288,7 +308,7 @@ class CrashDisk:
     def remove(self, name: str) -> None:
         self._called("remove", name)
         file = self._file(name, "removing")
-        self._used_bytes -= file.length
+        self._used_bytes -= self._freed_by(name)
         self._change(_Step(file, "", name))
 
     def exists(self, name: str) -> bool:
@@ -298,6 +318,13 @@ class CrashDisk:
         self._called("make_folder", name)
         parts = name.split("/")
         self._folders.update("/".join(parts[: index + 1]) for index in range(len(parts)))
+
+    def remove_folder(self, name: str) -> None:
+        self._called("remove", name)
+        self._known(name, "removing")
+        if any(_folder(one) == name for one in (*self._files, *self._folders) if one):
+            raise _error(errno.ENOTEMPTY, "removing", name)
+        self._folders.discard(name)
 
     def free_bytes(self) -> int:
         return (1 << 60 if self.capacity_bytes is None else self.capacity_bytes) - self._used_bytes
@@ -333,11 +360,17 @@ class CrashDisk:
 
     def _create(self, name: str) -> _File:
         self._folder_of(name, "making")
-        if name in self._files:
-            self._used_bytes -= self._files[name].length
+        self._used_bytes -= self._freed_by(name)
         file = _File(bytearray(), 0)
         self._change(_Step(file, name, ""))
         return file
+
+    def _freed_by(self, name: str) -> int:
+        """The space that comes back when `name` goes: none where its file has another name."""
+        file = self._files.get(name)
+        if file is None or sum(other is file for other in self._files.values()) > 1:
+            return 0
+        return file.length
 
     def _change(self, step: _Step) -> None:
         self._steps.append(step)

@@ -6,7 +6,9 @@ Code above this seam opens no file. So the simulator can put a disk there that l
     write_at, append     visible at once, durable after sync(name)
     allocate             a file of zeros, durable but for its name
     rename, remove       visible at once, durable after sync_dir(folder); so is the name of a new file
+    link                 a second name of the same file: as that of a new one
     make_folder          durable when it returns
+    remove_folder        an empty one; a crash may bring it back, as empty
 
 Names are relative, with "/" ("log/00000001.wal"). Every failure is a StorageError that names the path and
 what was being done; a full disk or quota is its subclass DiskFull.
@@ -58,7 +60,13 @@ class Disk(Protocol):
     def rename(self, old: str, new: str) -> None:
         """Rename, over `new` where it exists."""
 
+    def link(self, old: str, new: str) -> None:
+        """Give a file a second name, which must be free. What is written to it later is seen under both."""
+
     def sync_dir(self, folder: str) -> None: ...
+
+    def folders(self, folder: str) -> list[str]:
+        """The names (without the folder) of the folders in a folder, sorted."""
 
     def list(self, folder: str) -> list[str]:
         """The names (without the folder) of the files in a folder, sorted."""
@@ -69,6 +77,9 @@ class Disk(Protocol):
 
     def make_folder(self, name: str) -> None:
         """Make a folder and its parents, durably. No error where it stands already."""
+
+    def remove_folder(self, name: str) -> None:
+        """Remove an empty folder."""
 
     def free_bytes(self) -> int: ...
 
@@ -209,11 +220,24 @@ class RealDisk:
         except OSError as error:
             raise storage_error(error, "renaming", self.root / old) from error
 
+    def link(self, old: str, new: str) -> None:
+        try:
+            os.link(self.root / old, self.root / new, follow_symlinks=False)
+        except OSError as error:
+            raise storage_error(error, "linking", self.root / new) from error
+
     def sync_dir(self, folder: str) -> None:
         try:
             _sync_folder(self.root / folder)
         except OSError as error:
             raise storage_error(error, "syncing the folder", self.root / folder) from error
+
+    def folders(self, folder: str) -> list[str]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except OSError as error:
+            raise storage_error(error, "listing", self.root / folder) from error
 
     def list(self, folder: str) -> list[str]:
         try:
@@ -237,6 +261,12 @@ class RealDisk:
             _make_folders(self.root / name)
         except OSError as error:
             raise storage_error(error, "making", self.root / name) from error
+
+    def remove_folder(self, name: str) -> None:
+        try:
+            (self.root / name).rmdir()
+        except OSError as error:
+            raise storage_error(error, "removing", self.root / name) from error
 
     def free_bytes(self) -> int:
         try:

@@ -98,6 +98,9 @@ class Engine(Protocol):
     def begin_quarantine(self, tables: Iterable[Any]) -> Any:
         """A job that sets damaged tables aside."""
 
+    def full_compaction(self, namespace: int) -> Any | None:
+        """All tables of a namespace into one run; None where it has none, or there is no such namespace."""
+
     def debt_bytes(self) -> int:
         """What compaction is behind by."""
 

@@ -32,6 +32,7 @@ from geokv.storage.lsm.cells import LsmCells
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
 from geokv.storage.lsm.facts import DamagedTable, TableFacts
+from geokv.storage.lsm.manifest import State
 from geokv.storage.node_jobs import FlushedTree, NodeFlush, Removal, TreeCollection, do, do_own
 from geokv.storage.position import Position
 from geokv.storage.tree.merging import load_into
@@ -401,6 +402,15 @@ class NodeEngine:
         with self._opened(space.place) as tree:
             if tree is not None:
                 load_into(tree, cells, space.cells.policy, position)
+
+    @property
+    def root(self) -> Path:
+        """The node's folder."""
+        return self._root
+
+    def standing(self) -> AbstractContextManager[State]:
+        """As `LsmEngine.standing`."""
+        return self.lsm.standing()
 
     # --- copies -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ it but the lock's text. Not here: flushing, for which a node has to say what its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,10 +82,12 @@ def locked(folder: Path) -> Iterator[RealDisk]:
         disk.close()
 
 
-def verify(disk: Disk, node: str) -> Verified:
-    """Read and check every byte of tables, manifest, log and old checkpoints, and every value of trees."""
+def verify(disk: Disk, node: str, passed_over: Collection[str] = ()) -> Verified:
+    """Read and check every byte of tables (but for those that are passed over), manifest, log and old checkpoints, and
+    every value of trees.
+    """
     damage = list(_verify_checkpoint(disk))
-    damage += verify_tables(disk)
+    damage += verify_tables(disk, passed_over)
     try:
         state = _state(disk)
     except StorageError:

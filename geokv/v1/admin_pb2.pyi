@@ -69,3 +69,21 @@ class RingReply(_message.Message):
     datacenters: _containers.RepeatedCompositeFieldContainer[RingDatacenter]
     answered_by: str
     def __init__(self, cluster: _Optional[str] = ..., partitions: _Optional[int] = ..., version: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[RingNode, _Mapping]]] = ..., datacenters: _Optional[_Iterable[_Union[RingDatacenter, _Mapping]]] = ..., answered_by: _Optional[str] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("snapshot", "path", "offset", "length")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    snapshot: str
+    path: str
+    offset: int
+    length: int
+    def __init__(self, snapshot: _Optional[str] = ..., path: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class FetchReply(_message.Message):
+    __slots__ = ("content",)
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    def __init__(self, content: _Optional[bytes] = ...) -> None: ...

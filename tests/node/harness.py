@@ -16,7 +16,7 @@ from zlib import crc32
 
 from geokv.core.quorum import Consistency
 from geokv.core.topology import Topology, parse_topology
-from geokv.errors import StorageError
+from geokv.errors import GeokvError, StorageError
 from geokv.node.config import NodeConfig
 from geokv.node.node import Node
 from geokv.protocol.effects import (
@@ -28,11 +28,13 @@ from geokv.protocol.effects import (
     Effect,
     EndIncarnation,
     Event,
+    KeepSnapshots,
     Load,
     Loaded,
     Log,
     LogRead,
     Note,
+    Pace,
     PeerConnected,
     PeerLost,
     Persist,
@@ -40,6 +42,7 @@ from geokv.protocol.effects import (
     ReadLog,
     RoomChanged,
     Send,
+    SnapshotsKept,
     Trim,
     WallClockRead,
     Woken,
@@ -48,6 +51,7 @@ from geokv.protocol.requests import AdminReply, AdminRequest, ReadBatch, ReadRep
 from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
 from geokv.storage.lsm.work import run_job
+from geokv.storage.snapshots import Snapshots
 from geokv.storage.wal_format import (
     BODY,
     FORMAT,
@@ -188,6 +192,8 @@ class Cluster:
         self.trimmed: dict[str, int] = {}
         self.builds: list[tuple[str, Build]] = []
         self.is_build_slow = False
+        self.keeping: list[tuple[str, KeepSnapshots]] = []
+        self.paces: dict[str, Pace] = {}
         self.notes: dict[str, int] = {}
         self._call = 0
 
@@ -226,6 +232,7 @@ class Cluster:
         self.reading = [entry for entry in self.reading if entry[0] != name]
         self.loading = [entry for entry in self.loading if entry[0] != name]
         self.builds = [entry for entry in self.builds if entry[0] != name]
+        self.keeping = [entry for entry in self.keeping if entry[0] != name]
         self.queue = deque(m for m in self.queue if name not in m[:2])
         for other in list(self.nodes):
             self.give(other, PeerLost(name))
@@ -265,7 +272,7 @@ class Cluster:
             self._perform(name, effect)
         return effects
 
-    def _perform(self, name: str, effect: Effect) -> None:
+    def _perform(self, name: str, effect: Effect) -> None:  # noqa: C901  # one branch per effect
         match effect:
             case Send(peer=peer, message=message):
                 self._send(name, peer, message)
@@ -281,6 +288,10 @@ class Cluster:
                 self.loading.append((name, effect))
             case Build():
                 self.builds.append((name, effect))
+            case KeepSnapshots():
+                self.keeping.append((name, effect))
+            case Pace():
+                self.paces[name] = effect
             case Trim(segment=segment):
                 self.trimmed[name] = segment
                 self.disks[name].trim(segment)
@@ -348,6 +359,16 @@ class Cluster:
             error = str(failure)
         self.give(name, Built(effect.token, error))
 
+    def keep(self, name: str, effect: KeepSnapshots) -> None:
+        """An order about snapshots is followed."""
+        found: list[Any] = []
+        failure: Exception | None = None
+        try:
+            found = Snapshots(self.disks[name].folder, self.engines[name]).do(effect.order)
+        except GeokvError as error:
+            failure = error
+        self.give(name, SnapshotsKept(effect.token, found, failure))
+
     def load(self, name: str, error: str = "") -> None:
         """The first Load of a slow disk is done, or has failed."""
         at = next(at for at, entry in enumerate(self.loading) if entry[0] == name)
@@ -382,6 +403,8 @@ class Cluster:
                 self.read_log(name)
             elif name := next((n for n, _ in self.loading if n not in self.slow_loads), None):
                 self.load(name)
+            elif self.keeping:
+                self.keep(*self.keeping.pop(0))
             elif self.builds and not self.is_build_slow:
                 self.build(self.builds[0][0])
             else:

@@ -209,9 +209,20 @@ def small_opener(disk: Disk, name: str, opened: list[SmallNode]) -> Opener:
         def build(job: object) -> None:
             raise StorageError("a small node has no engine")
 
-        return Opened(node, log, build, lambda: None, close, room_bytes_low=SEGMENT_BYTES)
+        low = SEGMENT_BYTES
+        return Opened(node, log, build, lambda: None, lambda rate, is_paused: None, NoSnapshots(), close, room_bytes_low=low)
 
     return begin
+
+
+class NoSnapshots:
+    """A small node has none."""
+
+    def do(self, order: object) -> list[object]:
+        return []
+
+    def read(self, name: str, path: str, offset: int, length: int) -> bytes:
+        raise StorageError("a small node has no snapshots")
 
 
 def small_topology(ports: dict[str, int], cluster: str = "small") -> Topology:

@@ -46,6 +46,56 @@ def test_what_is_written_is_read(disk: Disk) -> None:
     assert disk.free_bytes() > 0
 
 
+def test_a_link_is_a_second_name_of_one_file(disk: Disk) -> None:
+    """What is written shows under both names; one of them removed leaves the other; a taken name is refused."""
+    disk.make_folder("a/b")
+    disk.append("a/one", b"12")
+    disk.link("a/one", "a/b/two")
+    disk.append("a/one", b"3")
+    assert disk.read_at("a/b/two", 0, 9) == b"123"
+    with pytest.raises(StorageError, match="linking"):
+        disk.link("a/one", "a/b/two")
+    with pytest.raises(StorageError, match="linking"):
+        disk.link("a/none", "a/b/three")
+    disk.remove("a/one")
+    assert disk.read_at("a/b/two", 0, 9) == b"123" and not disk.exists("a/one")
+
+
+def test_folders_are_listed_and_removed_when_they_are_empty(disk: Disk) -> None:
+    """Only folders, sorted; one that holds something stays."""
+    disk.make_folder("a/c")
+    disk.make_folder("a/b")
+    disk.append("a/b/file", b"x")
+    assert disk.folders("a") == ["b", "c"]
+    with pytest.raises(StorageError, match="removing"):
+        disk.remove_folder("a/b")
+    disk.remove("a/b/file")
+    disk.remove_folder("a/b")
+    assert disk.folders("a") == ["c"]
+
+
+def test_a_link_is_durable_with_its_folder_and_takes_no_space() -> None:
+    """Without a sync of the folder it may be lost, with it it is there; the space comes back with the last name."""
+    disk = CrashDisk(capacity_bytes=100)
+    disk.make_folder("a")
+    disk.make_folder("b")
+    disk.append("a/f", b"0123456789")
+    disk.sync("a/f")
+    disk.sync_dir("a")
+    disk.link("a/f", "b/f")
+    assert disk.free_bytes() == 90
+    found = {disk.crash_clone(random.Random(seed)).exists("b/f") for seed in range(30)}
+    assert found == {True, False}
+    disk.sync_dir("b")
+    for seed in range(30):
+        crashed = disk.crash_clone(random.Random(seed))
+        assert crashed.read_at("b/f", 0, 99) == b"0123456789" and crashed.free_bytes() == 90
+    disk.remove("a/f")
+    assert disk.free_bytes() == 90
+    disk.remove("b/f")
+    assert disk.free_bytes() == 100
+
+
 def test_names_follow_renames_and_removals(disk: Disk) -> None:
     """A rename takes the content along, over another file too; a removed name is free; lists are sorted."""
     disk.make_folder("log/deep")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from geokv.core.limits import BATCH_BYTES_MAX, BATCH_ITEMS_MAX, MESSAGE_BYTES_MAX, TIMEOUT_MS_MAX
 from geokv.core.quorum import Consistency
@@ -259,6 +259,32 @@ def decode_admin_reply(payload: bytes) -> AdminReply:
     except ValueError:
         raise WireError(f"outcome {message.outcome} is not known here") from None
     return AdminReply(outcome, _from_json(message.body_json, "body_json"), message.message)
+
+
+class Fetch(NamedTuple):
+    """A piece of a file of a snapshot that is asked for."""
+
+    snapshot: str
+    path: str
+    offset: int
+    length: int
+
+
+def encode_fetch_request(fetch: Fetch) -> bytes:
+    return admin_pb2.FetchRequest(**fetch._asdict()).SerializeToString()
+
+
+def decode_fetch_request(payload: bytes) -> Fetch:
+    message = checks.parse(admin_pb2.FetchRequest, payload)
+    return Fetch(message.snapshot, message.path, message.offset, message.length)
+
+
+def encode_fetch_reply(content: bytes) -> bytes:
+    return admin_pb2.FetchReply(content=content).SerializeToString()
+
+
+def decode_fetch_reply(payload: bytes) -> bytes:
+    return checks.parse(admin_pb2.FetchReply, payload).content
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ One job at a time: the node plans it, the worker runs it, a thread installs it (
 plan the next. Reads and puts go on all the while. In the simulator all four are plain calls.
 
     log position of the manifest        recovery merges the frames from there on into the memtables (`merge_in`)
-    manifest's meta                     the node's own state at that position
+    meta                                the node's own state at that position, a file that the manifest names
 
 A table that is found damaged, by a read, a job or on opening, is read once more. Where it is damaged still, it is told
 (`damaged`), and set aside by a job of its own (`begin_quarantine`) once the node has done what must be done before that. Until
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from geokv.core.namespace import LSM
@@ -37,6 +37,7 @@ from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.facts import JOB_SHIFT, DamagedTable, TableFacts, table_name
 from geokv.storage.lsm.jobs import Compaction, Edit, Flush, FlushedNamespace, Job, Quarantine
 from geokv.storage.lsm.manifest import State, open_manifest, stage_manifest, switch_manifest, table_numbers
+from geokv.storage.lsm.meta import meta_name, write_meta
 from geokv.storage.lsm.sealing import damaged
 from geokv.storage.lsm.strategy import Choice, Levelled, Strategy, everything, runs_of, shed
 from geokv.storage.lsm.table_reader import TableReader
@@ -71,6 +72,7 @@ class LsmEngine:
         self._shedding: dict[int, tuple[CollectionRule, int]] = {}  # the rule that counts, and the first job under it
         self.collected: dict[int, int] = {}  # by namespace: tombstones and expired cells that are no more, since this start
         self._doomed: set[int] = set()  # files that no manifest names, or none will once the next one stands
+        self._doomed_metas: set[int] = set()  # likewise, by the jobs that wrote them
         self._is_dropped = False  # the manifest names tables of dropped namespaces
         self._lock = threading.Lock()  # state, readers, cells and doomed, for moments
         self._installing = threading.Lock()
@@ -276,14 +278,14 @@ class LsmEngine:
         return shed(self.tables(namespace), clock_ms, self._next_job) is not None
 
     def full_compaction(self, namespace: int, rule: CollectionRule | None = None) -> Compaction | None:
-        """All tables of a namespace into one run. None where it has no table. KeyError where there is no namespace.
+        """All tables of a namespace into one run. None where it has no table, or there is no such namespace.
 
         Raises Damaged where a table is.
         """
         for one in self.damaged():
             raise damaged(one.facts.name, one.offset, one.what)
-        choice = everything(self.tables(namespace))
-        return None if choice is None else self._compaction(choice, self._cells[namespace], rule)
+        choice, cells = everything(self.tables(namespace)), self._cells.get(namespace)
+        return None if choice is None or cells is None else self._compaction(choice, cells, rule)
 
     def _compaction(self, choice: Choice, cells: LsmCells, rule: CollectionRule | None) -> Compaction:
         inputs = tuple(tuple(facts.number for facts in run) for run in choice.inputs)
@@ -360,12 +362,16 @@ class LsmEngine:
                 state = self._edited(edit, job)
             named = {facts.number for facts in state.all_tables()}
             try:
+                if edit.position is not None or (state.meta and not state.meta_file.job):
+                    self._doomed_metas.add(job)  # until a manifest that names it stands
+                    state = replace(state, meta_file=write_meta(self._disk, job, state.meta))
                 stage_manifest(self._disk, state)
             except BaseException:
                 new = readers.keys() - self._readers.keys()
                 with self._lock:
                     self._doomed |= new
                 self._remove(set(new))  # what stands is certain, and does not name them
+                self._remove_metas({job})
                 raise
             try:
                 switch_manifest(self._disk)
@@ -374,8 +380,10 @@ class LsmEngine:
                 with self._lock:
                     self._doomed |= readers.keys() - self._readers.keys()
                 raise
+            self._doomed_metas = (self._doomed_metas | {self._state.meta_file.job, job}) - {0, state.meta_file.job}
             with self._lock:
-                self._state = state = self._edited(edit, job)  # a namespace may have been dropped meanwhile
+                # A namespace may have been dropped meanwhile.
+                self._state = state = replace(self._edited(edit, job), meta_file=state.meta_file)
                 live = {facts.number for facts in state.all_tables()}
                 self._readers = {number: one for number, one in (self._readers | readers).items() if number in live}
                 self._damaged = {number: one for number, one in self._damaged.items() if number in live}
@@ -386,6 +394,15 @@ class LsmEngine:
             for cells, runs in shown:
                 cells.show(runs, state.position, has_collected)
             self._remove(removable)
+            self._remove_metas(set(self._doomed_metas))
+
+    @contextmanager
+    def standing(self) -> Iterator[State]:
+        """What the manifest says, and none of its files goes meanwhile: no job is installed. For a thread."""
+        with self._installing:
+            with self._lock:
+                state = self._state
+            yield state
 
     def _edited(self, edit: Edit, job: int) -> State:
         """The state after `edit`, without what belongs to dropped namespaces."""
@@ -402,10 +419,9 @@ class LsmEngine:
                 held = (*tables.get(facts.namespace, ()), facts)
                 tables[facts.namespace] = tuple(sorted(held, key=lambda one: one.recency))
         tables = {namespace: held for namespace, held in tables.items() if held}
-        moved = edit.position is not None
-        position = edit.position if edit.position is not None else self._state.position
         quarantined = (*self._state.quarantined, *aside)
-        return State(self._next_job, position, edit.meta if moved else self._state.meta, tables, quarantined)
+        state = replace(self._state, next_job=self._next_job, tables=tables, quarantined=quarantined)
+        return state if edit.position is None else replace(state, position=edit.position, meta=edit.meta)
 
     def _runs(self, namespace: int) -> tuple[ReaderRun, ...]:
         return tuple(
@@ -435,6 +451,15 @@ class LsmEngine:
             what = "it is not the table that the manifest means: it states other facts"
             raise damaged(reader.name, reader.facts.nbytes, what)
         return reader
+
+    def _remove_metas(self, jobs: set[int]) -> None:
+        """As `_remove`, for the states that these jobs wrote."""
+        for job in sorted(jobs):
+            name = meta_name(job)
+            with suppress(StorageError):
+                if self._disk.exists(name):
+                    self._disk.remove(name)
+                self._doomed_metas.discard(job)
 
     def _remove(self, numbers: set[int]) -> None:
         """Remove files that the manifest that stands does not name; what cannot be removed is tried the next time."""

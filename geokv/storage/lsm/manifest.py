@@ -1,4 +1,4 @@
-"""The manifest: which tables are live and where, up to which place of the log they hold everything, and the node's meta.
+"""The manifest: which tables are live and where, up to which place of the log they hold everything, and which meta counts.
 
 One file, `lsm/MANIFEST`, always whole: the next one is written beside it, synced, renamed over it, and the folder
 synced. Only then may a file that it no longer names be removed; only then may the log before `position` go.
@@ -6,13 +6,16 @@ synced. Only then may a file that it no longer names be removed; only then may t
     lsm/MANIFEST                  what counts
     lsm/MANIFEST.tmp              an interrupted switch: removed on opening
     lsm/0000000000030001.sst      table 1 of job 3: live where the manifest names it, else an orphan: removed on opening
+    lsm/META-0000000000000003     the node's state at `position` (`lsm.meta`): the one that the manifest names, else an orphan
 
 A table that was found damaged is named as quarantined: its file is kept, and is nobody's any more.
 
 The position names a frame by segment and offset of its payload. Frames before it are in tables, so recovery merges
 from there on. It is exact on purpose: what is merged again could bring back what was collected meanwhile.
 
-Invariants: after a crash at any moment the manifest is the old or the new one, and every table that it names is
+Manifests of format 1 hold the meta themselves. They are read; the next one that is written is of format 2.
+
+Invariants: after a crash at any moment the manifest is the old or the new one, and every file that it names is
 there, whole. Tables without a manifest are refused, not removed: somebody lost it. Format page: docs/formats/manifest.md.
 """
 
@@ -31,16 +34,19 @@ import zstandard
 from geokv.errors import StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.facts import FOLDER, JOB_SHIFT, DamagedTable, TableFacts, decode_placed
+from geokv.storage.lsm.meta import MetaFile, meta_jobs, meta_name, read_meta
 from geokv.storage.lsm.sealing import Kind, damaged, seal, unseal
 from geokv.storage.position import Position
 
 NAME: Final = f"{FOLDER}/MANIFEST"
 TEMPORARY: Final = f"{FOLDER}/MANIFEST.tmp"
 MAGIC: Final = b"geokvman"
-FORMAT: Final = 2
+FORMAT: Final = 3
+META_INSIDE: Final = 2  # up to this format it held the node's state itself
 _HEADER = Struct("<8sIHH")
 _HEADER_BODY = Struct("<HH")
-_STATE = Struct("<QQQII")
+_STATE = Struct("<QQQQIII")
+_STATE_1 = Struct("<QQQII")
 _NAMESPACE = Struct("<QI")
 _COUNT = Struct("<I")
 _DAMAGED = Struct("<QH")
@@ -50,11 +56,15 @@ _TABLE_NAME = re.compile(r"([0-9a-f]{16})\.sst")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a manifest says. A value: a change makes a new one."""
+    """What a manifest says. A value: a change makes a new one.
+
+    `meta` is what stands in `meta_file`; after a manifest of format 1 it is here and in no file yet.
+    """
 
     next_job: int = 1
     position: Position = field(default_factory=Position)
-    meta: bytes = b""
+    meta: bytes = field(default=b"", repr=False)
+    meta_file: MetaFile = field(default_factory=MetaFile)
     tables: Mapping[int, tuple[TableFacts, ...]] = field(default_factory=dict)
     """By namespace, newest first (`TableFacts.recency`)."""
     quarantined: tuple[DamagedTable, ...] = ()
@@ -91,7 +101,7 @@ def switch_manifest(disk: Disk) -> None:
 def open_manifest(disk: Disk) -> State:
     """What stands, after removing what does not belong to it; a first one is made where nothing is there.
 
-    Raises StorageError on damage, on a newer format, and where tables stand without a manifest or are missing.
+    Raises StorageError on damage, on a newer format, and where files stand without a manifest or are missing.
     """
     disk.make_folder(FOLDER)
     names = disk.list(FOLDER)
@@ -117,7 +127,10 @@ def open_manifest(disk: Disk) -> State:
         disk.remove(TEMPORARY)
     for orphan in sorted(numbers - named - kept):
         disk.remove(f"{FOLDER}/{orphan:016x}.sst")
-    newest_job = max([state.next_job - 1, *(number >> JOB_SHIFT for number in numbers)])
+    metas = meta_jobs(disk)
+    for job in sorted(metas - {state.meta_file.job}):
+        disk.remove(meta_name(job))
+    newest_job = max([state.next_job - 1, *metas, *(number >> JOB_SHIFT for number in numbers)])
     return replace(state, next_job=newest_job + 1)
 
 
@@ -128,14 +141,16 @@ def table_numbers(disk: Disk) -> set[int]:
 
 def read_manifest(disk: Disk) -> State:
     """What stands, and nothing else is touched. Raises StorageError."""
-    return decode_manifest(disk.read_at(NAME, 0, disk.size(NAME)))
+    state = decode_manifest(disk.read_at(NAME, 0, disk.size(NAME)))
+    return replace(state, meta=read_meta(disk, state.meta_file)) if state.meta_file.job else state
 
 
 # --- the bytes ------------------------------------------------------------------------------------------------------
 
 
 def encode_manifest(state: State) -> bytes:
-    pieces = [_STATE.pack(state.next_job, *state.position, len(state.meta), len(state.tables)), state.meta]
+    assert state.meta_file.length == len(state.meta), "the node's state is written before the manifest that names it"
+    pieces = [_STATE.pack(state.next_job, *state.position, *state.meta_file, len(state.tables))]
     for namespace, tables in sorted(state.tables.items()):
         pieces.append(_NAMESPACE.pack(namespace, len(tables)))
         pieces += [facts.encode_placed() for facts in tables]
@@ -151,7 +166,7 @@ def encode_manifest(state: State) -> bytes:
 
 
 def decode_manifest(raw: bytes) -> State:
-    """Inverse of `encode_manifest`. Raises StorageError."""
+    """Inverse of `encode_manifest`, without `meta`, which is in its file. Raises StorageError."""
     if len(raw) < _HEADER.size:
         raise damaged(NAME, 0, "it has no whole header")
     magic, crc, form, flags = _HEADER.unpack_from(raw)
@@ -171,9 +186,16 @@ def decode_manifest(raw: bytes) -> State:
 
 
 def _decode_state(body: bytes, form: int, has_quarantined: bool) -> State:
-    next_job, segment, offset, meta_length, namespaces = _STATE.unpack_from(body)
-    at = _STATE.size + meta_length
-    meta = body[_STATE.size : at]
+    meta, file = b"", MetaFile()
+    if form <= META_INSIDE:
+        next_job, segment, offset, length, namespaces = _STATE_1.unpack_from(body)
+        at = _STATE_1.size + length
+        meta = body[_STATE_1.size : at]
+        if len(meta) != length:
+            raise ValueError("its lengths do not fit together")
+    else:
+        next_job, segment, offset, job, length, crc, namespaces = _STATE.unpack_from(body)
+        file, at = MetaFile(job, length, crc), _STATE.size
     tables: dict[int, tuple[TableFacts, ...]] = {}
     for _ in range(namespaces):
         namespace, count = _NAMESPACE.unpack_from(body, at)
@@ -193,6 +215,6 @@ def _decode_state(body: bytes, form: int, has_quarantined: bool) -> State:
             what = body[at - length : at].decode(errors="replace")
             facts, at = decode_placed(body, at, form)
             quarantined.append(DamagedTable(facts, damaged_at, what))
-    if at != len(body) or len(meta) != meta_length:
+    if at != len(body):
         raise ValueError("its lengths do not fit together")
-    return State(next_job, Position(segment, offset), meta, tables, tuple(quarantined))
+    return State(next_job, Position(segment, offset), meta, file, tables, tuple(quarantined))

@@ -50,6 +50,7 @@ class Kind:
     INDEX: Final = 3
     FACTS: Final = 4
     MANIFEST: Final = 5
+    META: Final = 6
 
 
 def seal(raw: bytes, number: int, offset: int, kind: int, compressor: zstandard.ZstdCompressor | None) -> bytes:

@@ -116,7 +116,22 @@ class FailingDisk:
     anything else is done; then `fail` raises.
     """
 
-    CALLS = ("append", "write_at", "read_at", "size", "sync", "allocate", "rename", "sync_dir", "list", "remove", "make_folder")
+    CALLS = (
+        "append",
+        "write_at",
+        "read_at",
+        "size",
+        "sync",
+        "allocate",
+        "rename",
+        "sync_dir",
+        "list",
+        "remove",
+        "make_folder",
+        "link",
+        "folders",
+        "remove_folder",
+    )
 
     def __init__(self, disk: CrashDisk, at: int, fail: Callable[[], Exception], is_short: bool = False) -> None:
         self.disk = disk
@@ -147,6 +162,14 @@ class FailingDisk:
             raise self._fail()
 
         return counted
+
+
+def sealed_files(disk: Disk) -> list[str]:
+    """What stands in the engine's folder, but for the node's state: a flush leaves exactly one."""
+    names = disk.list("lsm")
+    states = [name for name in names if name.startswith("META-")]
+    assert len(states) <= 1, "a state that nobody names stays"
+    return [name for name in names if name not in states]
 
 
 def refused() -> StorageError:

@@ -7,7 +7,7 @@ import pytest
 
 from geokv.storage.crash_disk import CrashDisk
 from tests.conftest import Samples
-from tests.storage.lsm.little_node import FailingDisk, LittleNode, PowerCut, cell_of
+from tests.storage.lsm.little_node import FailingDisk, LittleNode, PowerCut, cell_of, sealed_files
 from tests.tally import Tally
 
 Step = Callable[[LittleNode], None]
@@ -93,7 +93,7 @@ def test_a_power_cut_at_every_disk_operation_loses_nothing(samples: Samples, tal
                 crashed = disk.crash_clone(random.Random(at * 1000 + seed))
                 node = LittleNode(crashed)
                 work.check(node)
-                assert len(crashed.list("lsm")) == 1 + len(node.engine.tables(1)), "an orphan stays"
+                assert len(sealed_files(crashed)) == 1 + len(node.engine.tables(1)), "an orphan stays"
                 count.add()
             again = Workload()
             again.settle(node)

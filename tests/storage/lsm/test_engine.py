@@ -2,6 +2,7 @@
 
 import errno
 import random
+from itertools import product
 
 import pytest
 from hypothesis import settings
@@ -15,7 +16,7 @@ from geokv.storage.lsm.strategy import SizeTiered
 from geokv.storage.lsm.table_writer import TableOptions
 from geokv.storage.lsm.work import run_job
 from geokv.storage.position import Position
-from tests.storage.lsm.little_node import SMALL, LittleNode, cell_of
+from tests.storage.lsm.little_node import SMALL, LittleNode, cell_of, sealed_files
 
 _KEYS = st.builds(lambda group, index: b"%c/%02d" % (group, index), st.integers(97, 99), st.integers(0, 15))
 _CELLS = st.builds(cell_of, st.integers(1, 60), st.none() | st.binary(max_size=30))
@@ -80,14 +81,14 @@ class EngineAgainstModel(RuleBasedStateMachine):
 
     @rule()
     def flush_that_fails(self) -> None:
-        before = set(self.disk.list("lsm"))
+        before = set(sealed_files(self.disk))
         self.disk.fail("sync", name=".sst")
         try:
             self.node.flush()
         except StorageError:
             pass
         self.disk.heal()
-        assert set(self.disk.list("lsm")) <= before, "a job that failed leaves nothing"
+        assert set(sealed_files(self.disk)) <= before, "a job that failed leaves nothing"
 
     @rule()
     def compact(self) -> None:
@@ -125,7 +126,7 @@ class EngineAgainstModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         live = {facts.name.rpartition("/")[2] for facts in LsmEngine(self.disk)._state.all_tables()}
-        assert set(self.disk.list("lsm")) == {"MANIFEST", *live}
+        assert set(sealed_files(self.disk)) == {"MANIFEST", *live}
 
 
 class TieredAgainstModel(EngineAgainstModel):
@@ -242,7 +243,7 @@ def test_a_dropped_namespace_is_gone_and_its_files_too() -> None:
     assert node.engine.create(1).get(b"000") is None
     node.flush()
     assert {facts.namespace for facts in LsmEngine(node.disk)._state.all_tables()} == {2}
-    assert len(node.disk.list("lsm")) == 2
+    assert len(sealed_files(node.disk)) == 2
 
 
 def test_a_flush_in_progress_brings_nothing_of_a_dropped_namespace_back() -> None:
@@ -274,7 +275,7 @@ def test_what_a_manifest_names_stays_though_its_namespace_is_dropped_while_it_is
     again = LittleNode(node.disk.crash_clone(random.Random(1)), (1, 2))
     assert again.engine.get(2, b"k") == cell_of(1, b"kept")
     node.flush()
-    assert len(node.disk.list("lsm")) == 2
+    assert len(sealed_files(node.disk)) == 2
 
 
 def test_a_load_is_what_the_engine_begins_with() -> None:
@@ -313,7 +314,7 @@ def test_a_failed_switch_keeps_the_files_of_both_sides_until_the_next() -> None:
         for seed in range(5):
             assert dict(LittleNode(node.disk.crash_clone(random.Random(seed))).engine.scan(1)) == model
         node.compact_all()
-        assert len(node.disk.list("lsm")) == 1 + len(node.engine.tables(1)) and dict(node.engine.scan(1)) == model
+        assert len(sealed_files(node.disk)) == 1 + len(node.engine.tables(1)) and dict(node.engine.scan(1)) == model
 
 
 def test_tries_on_a_disk_that_is_nearly_full_do_not_fill_it() -> None:
@@ -330,7 +331,7 @@ def test_tries_on_a_disk_that_is_nearly_full_do_not_fill_it() -> None:
     for _ in range(3):
         with pytest.raises(DiskFull):
             node.build(job)
-        assert node.disk.list("lsm") == ["MANIFEST"] and node.disk.free_bytes() == one_table
+        assert sealed_files(node.disk) == ["MANIFEST"] and node.disk.free_bytes() == one_table
         job = node.engine.flush_again(job)
         taken = max(taken, job.number)
     assert taken == job.number, "no try takes the name of an earlier one's files"
@@ -340,21 +341,22 @@ def test_tries_on_a_disk_that_is_nearly_full_do_not_fill_it() -> None:
 
 
 def test_tables_that_no_manifest_was_written_for_go_at_once() -> None:
-    """Where the manifest itself finds no room, or is not synced, the tables made for it do not add up either."""
-    for call in ("append", "sync"):
+    """Where manifest or state find no room, or are not synced, what was made for them does not add up either."""
+    for call, failing in product(("append", "sync"), ("MANIFEST", "META")):
         node = LittleNode(CrashDisk())
         model = _fill(node, 1)
         live = set(node.disk.list("lsm"))
         node.put(1, newer := {b"001": cell_of(9_000, b"newer")})
-        node.disk.fail(call, errno.ENOSPC, name="MANIFEST", times=3)
-        job = node.engine.begin_flush(node.end, b"")
+        node.disk.fail(call, errno.ENOSPC, name=failing, times=3)
+        job = node.engine.begin_flush(node.end, b"a newer state")
         for _ in range(3):
             with pytest.raises(StorageError):
                 node.build(job)
             assert set(node.disk.list("lsm")) - {"MANIFEST.tmp"} == live
             job = node.engine.flush_again(job)
         node.build(job)
-        assert live < set(node.disk.list("lsm")) and len(node.disk.list("lsm")) == 1 + len(node.engine.tables(1))
+        assert set(sealed_files(node.disk)) > {name for name in live if "META" not in name}
+        assert len(sealed_files(node.disk)) == 1 + len(node.engine.tables(1))
         assert dict(LittleNode(node.disk.crash_clone(random.Random(1))).engine.scan(1)) == model | newer
 
 
@@ -364,5 +366,5 @@ def test_space_of_a_dropped_namespace_comes_back_without_a_flush() -> None:
     _fill(node, 1)
     assert not node.compact()
     node.engine.drop(1)
-    assert node.compact() and node.disk.list("lsm") == ["MANIFEST"]
+    assert node.compact() and sealed_files(node.disk) == ["MANIFEST"]
     assert not node.compact()

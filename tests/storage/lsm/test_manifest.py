@@ -21,6 +21,7 @@ from geokv.storage.lsm.manifest import (
     read_manifest,
     write_manifest,
 )
+from geokv.storage.lsm.meta import MetaFile, decode_meta, encode_meta, meta_name, read_meta, write_meta
 from tests.storage.lsm.little_node import FailingDisk, PowerCut, refused
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,7 +39,8 @@ _STATES = st.builds(
     State,
     _U64,
     st.builds(Position, _U64, _U64),
-    st.binary(max_size=300),
+    st.just(b""),
+    st.builds(MetaFile, _U64, st.just(0), st.integers(0, 2**32 - 1)),
     st.dictionaries(_U64, st.lists(_FACTS, max_size=3).map(tuple), max_size=3),
 )
 
@@ -91,17 +93,19 @@ def test_a_missing_table_is_told_by_name() -> None:
 def test_orphans_go_on_opening_and_strangers_stay() -> None:
     """What no manifest names is removed, only what has a table's name; job numbers go on above all that were seen."""
     disk = _disk(5 << 16, 6 << 16 | 3)
-    write_manifest(disk, State(6, Position(3, 99), b"m", {7: (_facts(5 << 16),)}))
+    write_manifest(disk, State(6, Position(3, 99), b"m", write_meta(disk, 5, b"m"), {7: (_facts(5 << 16),)}))
     disk.append(TEMPORARY, b"half a manif")
+    disk.append(meta_name(4), b"an older state")
+    disk.append(meta_name(6), b"half a newer sta")
     disk.append("lsm/notes.txt", b"an operator's")
     state = open_manifest(disk)
-    assert disk.list("lsm") == [f"{5 << 16:016x}.sst", "MANIFEST", "notes.txt"]
+    assert disk.list("lsm") == [f"{5 << 16:016x}.sst", "MANIFEST", "META-0000000000000005", "notes.txt"]
     assert (state.next_job, state.position, state.meta) == (7, (3, 99), b"m")
 
 
 def test_a_crash_at_any_moment_leaves_the_old_or_the_new_one(samples) -> None:
     """Power cut or error at each disk call of a switch: what opens then is one of the two, and all its tables stand."""
-    old, new = State(6, Position(1, 1), b"old", {7: (_facts(5),)}), State(7, Position(2, 2), b"new", {7: (_facts(6),)})
+    old, new = State(6, Position(1, 1), tables={7: (_facts(5),)}), State(7, Position(2, 2), tables={7: (_facts(6),)})
     for fail in (PowerCut, refused):
         for at in range(1, 7):
             disk = _disk(5, 6)
@@ -121,21 +125,21 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_one(samples) -> None:
 def test_nothing_is_written_upon_what_a_failed_write_left() -> None:
     """A manifest that was not synced, and cannot be removed before the next: that one fails too, and the old one stands."""
     disk = _disk(5)
-    write_manifest(disk, old := State(6, Position(1, 1), b"old", {7: (_facts(5),)}))
+    write_manifest(disk, old := State(6, Position(1, 1), tables={7: (_facts(5),)}))
     disk.fail("sync", name=TEMPORARY)
     disk.fail("remove", name=TEMPORARY)
     for _ in range(2):
         with pytest.raises(StorageError):
-            write_manifest(disk, State(7, Position(2, 2), b"new", {7: (_facts(5),)}))
+            write_manifest(disk, State(7, Position(2, 2), tables={7: (_facts(5),)}))
         assert read_manifest(disk) == old
     assert open_manifest(disk.crash_clone(random.Random(1))) == old
-    write_manifest(disk, new := State(8, Position(3, 3), b"newest", {7: (_facts(5),)}))
+    write_manifest(disk, new := State(8, Position(3, 3), tables={7: (_facts(5),)}))
     assert open_manifest(disk) == new
 
 
 def test_every_flipped_bit_and_truncation_is_refused() -> None:
     """All of them: a StorageError that names the file, never another state."""
-    raw = encode_manifest(State(6, Position(1, 1), b"the node's state", {7: (_facts(5),)}))
+    raw = encode_manifest(State(6, Position(1, 1), b"state", MetaFile(5, 5, 77), {7: (_facts(5),)}))
     for bit in range(len(raw) * 8):
         wrong = bytearray(raw)
         wrong[bit // 8] ^= 1 << bit % 8
@@ -149,22 +153,72 @@ def test_every_flipped_bit_and_truncation_is_refused() -> None:
 
 
 def test_a_newer_format_is_refused_by_name() -> None:
-    """A manifest of format 3 asks for the newer version, and nothing is removed."""
+    """A manifest of format 4 asks for the newer version, and nothing is removed."""
     from zlib import crc32
 
     disk = _disk(5)
-    body = b"\3\0\0\0"
+    body = b"\4\0\0\0"
     disk.append(NAME, b"geokvman" + crc32(body).to_bytes(4, "little") + body + b"whatever is in it")
-    with pytest.raises(StorageError, match=r"newer version \(format 3, this one reads up to 2\)"):
+    with pytest.raises(StorageError, match=r"newer version \(format 4, this one reads up to 3\)"):
         open_manifest(disk)
     assert len(disk.list("lsm")) == 2
 
 
-@pytest.mark.parametrize("form", [1, 2])
-def test_the_bytes_of_each_format_still_open(form: int) -> None:
-    """A manifest that was written by an earlier version is read for ever, and fits its table."""
-    state = decode_manifest((GOLDEN / f"format-{form}.manifest").read_bytes())
-    assert (state.next_job, state.position, state.meta) == (4, (2, 4096), b"the node's state")
+def _is_golden(state: State) -> bool:
     (facts,) = state.tables[7]
-    assert (facts.number, facts.level, facts.run, facts.pairs, facts.partials) == (3 << 16, 1, 0, 3, 1)
-    assert (facts.first_key, facts.last_key) == (b"apple", b"plum")
+    return (
+        (state.next_job, state.position) == (4, (2, 4096))
+        and (facts.number, facts.level, facts.run, facts.pairs, facts.partials) == (3 << 16, 1, 0, 3, 1)
+        and (facts.first_key, facts.last_key) == (b"apple", b"plum")
+    )
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_the_bytes_of_earlier_formats_still_open(form: int) -> None:
+    """A manifest with the state inside is read for ever."""
+    state = decode_manifest((GOLDEN / f"format-{form}.manifest").read_bytes())
+    assert _is_golden(state) and (state.meta, state.meta_file) == (b"the node's state", MetaFile())
+
+
+def test_the_bytes_of_format_3_still_open() -> None:
+    """Manifest and state fit each other."""
+    state = decode_manifest((GOLDEN / "format-3.manifest").read_bytes())
+    assert _is_golden(state) and state.meta_file.job == 3
+    disk = _disk()
+    disk.append(state.meta_file.name, (GOLDEN / "format-1.meta").read_bytes())
+    assert read_meta(disk, state.meta_file) == b"the node's state"
+
+
+@given(st.integers(0, 2**64 - 1), st.binary(max_size=300))
+def test_a_state_comes_back(job: int, meta: bytes) -> None:
+    """Any bytes."""
+    assert decode_meta(encode_meta(job, meta), job) == meta
+
+
+def test_a_state_of_many_pieces_comes_back() -> None:
+    """More than one block holds; another job's file is not taken for this one's."""
+    meta = random.Random(1).randbytes(3 * 1024 * 1024 + 5)
+    raw = encode_meta(9, meta)
+    assert decode_meta(raw, 9) == meta
+    with pytest.raises(StorageError, match="checksum"):
+        decode_meta(raw, 8)
+
+
+def test_every_flipped_bit_and_truncation_of_a_state_is_refused() -> None:
+    """All of them: a StorageError that names the file. A whole block cut off shows in the length that the manifest states."""
+    disk = _disk()
+    file = write_meta(disk, 5, b"the node's state")
+    raw = disk.read_at(file.name, 0, disk.size(file.name))
+    wrong = [raw[:length] for length in range(len(raw))]
+    for bit in range(len(raw) * 8):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        wrong.append(bytes(flipped))
+    for image in [*wrong, raw + b"\0"]:
+        disk.remove(file.name)
+        disk.append(file.name, image)
+        with pytest.raises(StorageError, match=rf"{file.name}: damaged at byte \d+"):
+            read_meta(disk, file)
+    disk.remove(file.name)
+    with pytest.raises(StorageError, match="the manifest names it, and it is not there"):
+        read_meta(disk, file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -44,8 +45,8 @@ def test_a_manifest_says_what_is_quarantined_and_everything_else_as_before() -> 
     """Place, position, state and tables are those of the same state without it; nothing else is in the bytes."""
     node = two_tables()
     newer, older = node.engine.tables(1)
-    plain = State(9, Position(3, 77), b"the node's state", {1: (newer,)})
-    state = State(9, Position(3, 77), b"the node's state", {1: (newer,)}, (DamagedTable(older, 400, "the checksum — no"),))
+    plain = State(9, Position(3, 77), tables={1: (newer,)})
+    state = replace(plain, quarantined=(DamagedTable(older, 400, "the checksum — no"),))
     assert decode_manifest(encode_manifest(state)) == state
     assert decode_manifest(encode_manifest(plain)) == plain
     assert encode_manifest(plain)[14:16] == b"\0\0" and encode_manifest(state)[14:16] == b"\1\0"

@@ -1,0 +1,103 @@
+"""Snapshots: when one may be taken, and what its cut means. Files and links are `storage.snapshots`.
+
+    asked with a cut ──> clock past it ──> what was stamped so far is synced ──> flush ──> KeepSnapshots ──> answered
+                         (the log is not trimmed meanwhile)
+
+The cut is an HLC that the asker draws: the highest clock that any node told it. The node's clock is moved past it, so
+whatever it stamps from then on is later; what it had stamped is on its way to the log, and when that is synced, the
+flush that begins then has all of it. So a snapshot contains every record with an HLC up to the cut that this node
+stamped, and with the snapshots of all nodes every such record is in one of them at least.
+
+Invariants: one is taken at a time, with the node's state exactly of its tables' position. Writes go on meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from geokv.errors import GeokvError, InvalidRequest, Overloaded, StorageError, Unavailable
+from geokv.node.upkeep import Upkeep
+from geokv.protocol.context import Context
+from geokv.protocol.effects import KeepSnapshots, SnapshotsKept
+from geokv.protocol.retention import Retention
+from geokv.storage.snapshot_orders import Look, Order, Remove, Snapshot, Take, check_name
+
+Found = Callable[[list[Snapshot] | GeokvError], None]
+LOOK_US: Final = 600_000_000
+WAITING_MAX: Final = 16  # orders that are not done yet
+AGAIN_S: Final = 2.0
+
+
+class SnapshotKeeper:
+    """Answers what is asked about the snapshots of one run of a node."""
+
+    def __init__(self, context: Context, upkeep: Upkeep, retention: Retention) -> None:
+        self._context = context
+        self._upkeep = upkeep
+        self._retention = retention
+        self._waiting: dict[int, Found] = {}
+        self._look_us = 0
+        self.count = 0  # how many there were when somebody looked last
+
+    def take(self, name: str, cut: int, found: Found) -> None:
+        """Take one; `found` gets what there is then. Raises GeokvError where it is not even begun."""
+        check_name(name)
+        context = self._context
+        if self._retention.is_held:
+            raise Overloaded("another snapshot is being taken", retry_after=AGAIN_S)
+        if context.is_refusing:
+            raise Unavailable(context.is_refusing)
+        if not context.clock.observe(cut, context.wall_ms):
+            raise InvalidRequest(f"the cut {cut} is further ahead of this node's clock than it follows: set the clocks right")
+        self._retention.is_held = True
+
+        def over(what: list[Snapshot] | GeokvError) -> None:
+            self._retention.is_held = False
+            found(what)
+
+        def flushed(error: str) -> None:
+            if error:
+                over(StorageError(f"nothing was taken: {error}"))
+            else:
+                first = self._retention.first_segment
+                self._order(Take(name, cut, context.wall_ms, first), over)
+
+        def synced() -> None:
+            try:
+                self._upkeep.flush_soon(flushed)
+            except GeokvError as error:
+                over(error)
+
+        context.commit.after_pending(synced)
+
+    def remove(self, name: str, found: Found) -> None:
+        self._order(Remove(check_name(name)), found)
+
+    def look(self, found: Found) -> None:
+        """What there is; too old ones go."""
+        self._order(Look(self._context.wall_ms), found)
+
+    def tick(self) -> None:
+        """Look now and then: what an earlier run left half made, and what is too old, goes."""
+        if self._context.now_us >= self._look_us and len(self._waiting) < WAITING_MAX:
+            self._look_us = self._context.now_us + LOOK_US
+            self.look(lambda what: None)
+
+    def _order(self, order: Order, found: Found) -> None:
+        if len(self._waiting) >= WAITING_MAX and not isinstance(order, Take):
+            raise Overloaded("too much is asked about snapshots at once", retry_after=AGAIN_S)
+        token = self._context.next_id()
+        self._waiting[token] = found
+        self._context.effects.append(KeepSnapshots(token, order))
+
+    def kept(self, event: SnapshotsKept) -> None:
+        """The host has followed an order."""
+        found = self._waiting.pop(event.token)
+        if event.error is None:
+            self.count = len(event.found)
+            found(event.found)
+        elif isinstance(event.error, GeokvError):
+            found(event.error)
+        else:
+            found(StorageError(f"{type(event.error).__name__}: {event.error}"))
