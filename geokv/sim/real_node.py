@@ -21,7 +21,12 @@ STABILITY_US: Final = 200_000
 COLLECT_US: Final = 500_000
 
 
-def real_node(topology: Topology) -> Recover:
+def keeping_node(topology: Topology) -> Recover:
+    """As `real_node`, of nodes that never ask whether anything may be collected."""
+    return real_node(topology, stability_us=1 << 60)
+
+
+def real_node(topology: Topology, stability_us: int = STABILITY_US) -> Recover:
     """Return what recovers the node of a given name."""
 
     def recover(
@@ -43,7 +48,7 @@ def real_node(topology: Topology) -> Recover:
             topology,
             memtable_bytes=MEMTABLE_BYTES,
             control_room_bytes=CONTROL_ROOM_BYTES,
-            stability_us=STABILITY_US,
+            stability_us=stability_us,
             collect_us=COLLECT_US,
         )
         return Node.recover(config, rng, now_us, wall_us, checkpoint, frames, room_bytes, log_sequence, engine)

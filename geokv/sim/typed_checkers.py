@@ -19,10 +19,12 @@ from typing import Any, Final
 
 from geokv.core.cell import TAG, lww_version
 from geokv.core.cells import changed, halves
-from geokv.core.cells.codec import decode
+from geokv.core.cells.cell_type import CellType
+from geokv.core.cells.codec import decode, tags
 from geokv.core.cells.context import CausalContext, Dot
 from geokv.core.cells.counter_bounded import Account, accounts, origins_in, rights
 from geokv.core.cells.policies import type_of
+from geokv.core.cells.state import CellState
 from geokv.core.cells.update import value
 from geokv.core.cells.view import View
 from geokv.core.conflict import BOUNDED, policy_of
@@ -139,7 +141,13 @@ def _shown(world: World, cells: Cells, key: bytes) -> Iterable[tuple[str, Any]]:
         for name in world.owners(key, dc):
             if name in cells and cells[name].answers(key):
                 cell = cells[name].get(key)
-                yield name, None if cell is None else value(kind, changed.decode(kind, cell))
+                yield name, None if cell is None else value(kind, _seen_as(kind, cell))
+
+
+def _seen_as(kind: CellType, cell: bytes) -> CellState:
+    """What a type sees of a cell that may have halves of others."""
+    is_plain = cell[:1] != TAG and tags(cell) == {kind.tag}
+    return decode(kind.tag, cell) if is_plain else changed.decode(kind, cell)
 
 
 def updates_survive(world: World, cells: Cells, is_excused: IsExcused) -> str:

@@ -56,7 +56,10 @@ def meta_jobs(disk: Disk) -> set[int]:
 
 
 def write_meta(disk: Disk, job: int, meta: bytes) -> MetaFile:
-    """Write it, durably but for its name: the manifest's switch syncs the folder. Raises StorageError, DiskFull."""
+    """Write it, durably, its name included: a switch of the manifest may last where a name beside it is lost.
+
+    Raises StorageError, DiskFull.
+    """
     if not meta:
         return MetaFile()
     name = meta_name(job)
@@ -64,6 +67,7 @@ def write_meta(disk: Disk, job: int, meta: bytes) -> MetaFile:
         disk.remove(name)
     disk.append(name, encode_meta(job, meta))
     disk.sync(name)
+    disk.sync_dir(FOLDER)
     return MetaFile(job, len(meta), crc32(meta))
 
 
