@@ -31,7 +31,7 @@ COMMANDS = {
     "namespace": Lazy("geokv.cli.namespace", "namespace", "Create, list, show, alter and delete namespaces."),
     "status": Lazy("geokv.cli.status", "status", "Show the nodes, the ring and the lag between datacenters."),
     "storage": Lazy(
-        "geokv.cli.storage", "storage", "Verify, inspect and compact a stopped node's folder; pace a running node's."
+        "geokv.cli.storage", "storage", "Verify, inspect, compact a stopped node's folder; pace a running node's."
     ),
     "backup": Lazy("geokv.cli.backup", "backup", "Back a whole cluster up while it runs; verify and restore."),
     "lab": Lazy("geokv.cli.lab", "lab", "Run several datacenters on this machine."),

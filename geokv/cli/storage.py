@@ -25,7 +25,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON documen
 ADDRESS = click.option("--address", multiple=True, metavar="HOST:PORT", help="A node that runs; may be repeated.")
 
 
-@click.group(short_help="Verify, inspect and compact a stopped node's folder; pace a running node's.")
+@click.group(short_help="Verify, inspect, compact a stopped node's folder; pace a running node's.")
 def storage() -> None:
     """Look into the folder of a node that is stopped, and compact it; pause, slow down, flush and compact one that runs.
 
