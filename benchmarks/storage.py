@@ -3,7 +3,7 @@
 16-byte keys and 256-byte values, in batches that are synced before they count. Each store has a process of its own and fresh
 files on a real disk; they take turns. 1,000,000 pairs are loaded in random order, compaction included; then come
 overwrites, gets in and out of the caches, absent keys, scans and a restart. What is not installed (the extra
-`stores`) is skipped by name.
+`stores`) is skipped by name. Last, geokv with encryption at rest beside geokv without, by turns in one process.
 
 Exits 1 when a store that is installed failed, 2 for arguments that make no sense.
 """
@@ -21,16 +21,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from benchmarks.common import BenchmarkError, cell, disk_directory, machine_facts, quotient, table
-from benchmarks.stores import STORES, Pairs, Store
+from benchmarks.stores import STORES, Geokv, Pairs, Store
+from geokv.storage.encryption.keys import KeyRing, Keys
+from geokv.storage.lsm.engine import LsmOptions
 
 VALUE_BYTES: Final = 256
 BATCH: Final = 500
 HOT: Final = 10_000
+ENCRYPTION_PAIRS: Final = 100_000
+ENCRYPTION_ROUNDS: Final = 200
+ENCRYPTION: Final = "encryption"  # its process
 NEEDS: Final = {"geokv": "geokv", "rocksdb": "rocksdict", "lmdb": "lmdb"}
 AIMS: Final = {
     "put_vs_rocksdb": 0.3,
@@ -93,7 +100,8 @@ def measure(name: str, directory: Path, pairs: int) -> dict[str, Any]:
     if name == "geokv":
         figures |= asyncio.run(_stalls(store, pairs, rng))
     store.close()
-    files = [path for path in directory.rglob("*") if path.is_file() and (name != "geokv" or path.suffix == ".sst")]
+    pattern = "*.sst" if name == "geokv" else "*"
+    files = [path for path in directory.rglob(pattern) if path.is_file()]
     figures["space_amplification"] = sum(path.stat().st_blocks * 512 for path in files) / user_bytes
     return figures
 
@@ -151,6 +159,46 @@ async def _stalls(store: Store, pairs: int, rng: random.Random) -> dict[str, Any
     return {"loop_stall_quiet_ms": quiet, "loop_stall_max_ms": await latest(write_and_settle)}
 
 
+def measure_encryption(directory: Path, pairs: int) -> dict[str, Any]:
+    """What encryption costs: the same work by turns, so that both meet the same machine; ratios of medians."""
+    uncached = LsmOptions(block_cache_bytes=0, row_cache_bytes=0)  # each get decrypts and decompresses a block
+    keys_given = Keys(KeyRing({"bench": bytes(range(32))}, "bench"))
+    stores = {
+        "plain": Geokv(directory / "plain", None, uncached),
+        "encrypted": Geokv(directory / "encrypted", keys_given, uncached),
+    }
+    loaded = min(pairs, ENCRYPTION_PAIRS)
+    taken: dict[str, list[tuple[float, float]]] = {}
+
+    def timed(name: str, work: Callable[[], object]) -> None:
+        begun, begun_cpu = time.perf_counter(), time.process_time()
+        work()
+        taken.setdefault(name, []).append((time.process_time() - begun_cpu, time.perf_counter() - begun))
+
+    rng = random.Random(11)
+    for numbers in batches(list(range(loaded)), rng):
+        for name, store in stores.items():
+            timed(f"put_{name}", partial(store.put, numbers))
+    for store in stores.values():
+        store.settle()
+    for _ in range(ENCRYPTION_ROUNDS):
+        keys = [key_of(rng.randrange(loaded)) for _ in range(500)]
+        for name, store in stores.items():
+            timed(f"get_{name}", partial(_gets, store, keys))
+    for store in stores.values():
+        store.close()
+
+    def ratio(what: str, index: int) -> float:
+        plain, encrypted = (median(one[index] for one in taken[f"{what}_{name}"]) for name in stores)
+        return plain / encrypted
+
+    return {
+        f"encrypted_{what}_vs_plain{suffix}": ratio(what, index)
+        for what in ("put", "get")
+        for index, suffix in ((0, "_cpu"), (1, ""))
+    }
+
+
 def _rss_mb() -> float | None:
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -165,7 +213,7 @@ def _rss_mb() -> float | None:
 def run(stores: list[str], directory: Path, pairs: int) -> dict[str, dict[str, Any]]:
     """Measure one store after the other. Raises BenchmarkError where one fails."""
     found: dict[str, dict[str, Any]] = {}
-    for name in stores:
+    for name in [*stores, ENCRYPTION]:
         with tempfile.TemporaryDirectory(prefix=f"geokv-storage-{name}-", dir=directory) as place:
             command = [sys.executable, "-m", "benchmarks.storage", "--only", name, "--directory", place, "--pairs", str(pairs)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -184,6 +232,7 @@ def summary(found: dict[str, dict[str, Any]], pairs: int) -> dict[str, Any]:
         "put_vs_rocksdb": quotient(ours.get("load_per_s"), rocksdb.get("load_per_s")),
         "put_vs_lmdb": quotient(ours.get("load_per_s"), lmdb.get("load_per_s")),
         "cached_get_vs_rocksdb": quotient(ours.get("cached_get_per_s"), rocksdb.get("cached_get_per_s")),
+        **found.get(ENCRYPTION, {}),
         "absent_gets_per_s": ours.get("absent_get_per_s"),
         "overwrite_vs_empty": quotient(ours.get("overwrite_per_s"), ours.get("put_empty_per_s")),
         "rss_mb": ours.get("rss_mb"),
@@ -199,10 +248,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures into this file")
     parser.add_argument("--pairs", type=int, default=1_000_000, help="how many are loaded (1000000)")
     parser.add_argument("--directory", type=Path, help="where the stores write; on a real disk")
-    parser.add_argument("--only", choices=tuple(STORES), help=argparse.SUPPRESS)  # the process of one store
+    parser.add_argument("--only", choices=(*STORES, ENCRYPTION), help=argparse.SUPPRESS)  # the process of one store
     asked = parser.parse_args()
     if asked.pairs < 1_000:
         parser.error("--pairs must be at least 1000")
+    if asked.only == ENCRYPTION:
+        print(json.dumps(measure_encryption(asked.directory, asked.pairs)))
+        return 0
     if asked.only:
         print(json.dumps(measure(asked.only, asked.directory, asked.pairs)))
         return 0
@@ -217,7 +269,7 @@ def main() -> int:
         print(f"benchmarks.storage: {error}", file=sys.stderr)
         return 1
     figures = summary(found, asked.pairs)
-    _show(found, figures)
+    _show({name: one for name, one in found.items() if name in STORES}, figures)
     if asked.json is not None:
         tree = {**figures, "stores": found, "aims": AIMS, "machine": machine_facts(directory)}
         asked.json.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

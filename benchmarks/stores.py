@@ -20,7 +20,8 @@ from geokv.core.origin import Origin
 from geokv.core.partial import Partial
 from geokv.core.record import NO_OPERATION, decode_records
 from geokv.storage.disk import RealDisk
-from geokv.storage.lsm.engine import LsmEngine
+from geokv.storage.encryption.keys import Keys
+from geokv.storage.lsm.engine import LsmEngine, LsmOptions
 from geokv.storage.lsm.worker import Worker
 from geokv.storage.position import Position
 from geokv.storage.wal import Log
@@ -56,9 +57,9 @@ class Store(Protocol):
 class Geokv:
     """The engine of a node over its log."""
 
-    def __init__(self, directory: Path) -> None:
-        self._disk = RealDisk(directory)
-        self._engine = LsmEngine(self._disk)
+    def __init__(self, directory: Path, keys: Keys | None = None, options: LsmOptions | None = None) -> None:
+        self._disk = RealDisk(directory, keys)
+        self._engine = LsmEngine(self._disk, options)
         self._cells = self._engine.create(NAMESPACE)
         position = self._engine.position
         self._log = Log.open(self._disk, SEGMENT_BYTES, position.segment)
@@ -70,7 +71,7 @@ class Geokv:
                     self._number = max(self._number, record.number)
             self._end = Position(segment, offset + len(payload))
         self._number = max(self._number, 1 << 30) if position.segment else self._number
-        self._worker = Worker(directory)
+        self._worker = Worker(directory, keys=self._disk.keys)
         self._unflushed = 0
         self._written = 0
         self._building: threading.Thread | None = None
@@ -255,4 +256,8 @@ class Lmdb:
         self._store.close()
 
 
-STORES: dict[str, type[Geokv] | type[RocksDb] | type[Lmdb]] = {"geokv": Geokv, "rocksdb": RocksDb, "lmdb": Lmdb}
+STORES: dict[str, type[Geokv] | type[RocksDb] | type[Lmdb]] = {
+    "geokv": Geokv,
+    "rocksdb": RocksDb,
+    "lmdb": Lmdb,
+}

@@ -151,6 +151,13 @@ class TopologyError(ConfigurationError):
     """A topology file is wrong; the message starts with file and line."""
 
 
+class EncryptionKeyError(ConfigurationError):
+    """A file is encrypted with a key that is missing, or is another one. Not damage. `.key_id`, `.path`."""
+
+    key_id: str = ""
+    path: str = ""
+
+
 class StorageError(GeokvError):
     """The disk failed or holds what cannot be right. The node refuses rather than guesses."""
 

@@ -50,16 +50,23 @@ class Cluster:
     """`nodes` real nodes, `node-1` and so on, started by `start()` or a `with` block.
 
     `directory`: where they keep their logs; None: a temporary one, removed at the end. `settings`: flags of `geokv
-    serve` for all nodes, without the dashes.
+    serve` for all nodes, without the dashes. `encryption_key_file`: the keys with which they encrypt what they store.
     """
 
     def __init__(
-        self, nodes: int = 1, directory: str | Path | None = None, *, settings: Mapping[str, str] | None = None
+        self,
+        nodes: int = 1,
+        directory: str | Path | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+        encryption_key_file: str | Path | None = None,
     ) -> None:
         if nodes < 1:
             raise LabError(f"nodes = {nodes}: a cluster has at least one")
         self.names = [f"node-{number}" for number in range(1, nodes + 1)]
         self._settings = {**_SETTINGS, **(settings or {})}
+        if encryption_key_file is not None:
+            self._settings["encryption-key-file"] = str(Path(encryption_key_file).absolute())
         self._given = Path(directory).absolute() if directory is not None else None
         self._directory: Path | None = None
         self._ports = Ports()

@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -33,6 +33,8 @@ from geokv.errors import ConfigurationError, GeokvError, InvalidRequest, Overloa
 from geokv.lab.ask import NodeConnection, ask_all, ring_from
 from geokv.runtime.wire.kv import Fetch, RingSeen
 from geokv.storage import offline
+from geokv.storage.encryption.keys import KeyRing, Keys
+from geokv.storage.key_use import demand_keys, encrypted_with
 from geokv.storage.lsm.shared_disk import SharedDisk
 
 Report = Callable[[str], None]
@@ -53,9 +55,17 @@ class Moved:
 
 
 def create(
-    addresses: Iterable[str], target: Path, report: Report, viewpoint: str = "", only: Iterable[str] = ()
+    addresses: Iterable[str],
+    target: Path,
+    report: Report,
+    viewpoint: str = "",
+    only: Iterable[str] = (),
+    ring_of_keys: KeyRing | None = None,
 ) -> tuple[Backup, Moved]:
-    """Back up the cluster that these addresses lead to, into the folder `target`. Raises GeokvError, OSError."""
+    """Back up the cluster that these addresses lead to, into the folder `target`. Raises GeokvError, OSError.
+
+    `ring_of_keys`: to look into what is encrypted; without any that is taken as it comes, which is reported.
+    """
     begun_ms = _now_ms()
     ring = ring_from(addresses, viewpoint)
     nodes = {node.name: node.address for node in ring.nodes}
@@ -73,7 +83,7 @@ def create(
         try:
             asked = ask_all(wanted, "snapshot_create", {"name": name, "cut": str(cut)}, _SNAPSHOT_S_MAX)
             snapshots = _all_of(asked, "snapshot_create")
-            pull = _Pull(partial, ring.cluster, generation, name, report)
+            pull = _Pull(partial, ring.cluster, generation, name, report, ring_of_keys)
             with ThreadPoolExecutor(NODES_AT_ONCE) as pool:
                 files = dict(
                     zip(wanted, pool.map(lambda one: pull.node(one, wanted[one], snapshots[one]), wanted), strict=True)
@@ -124,7 +134,10 @@ def _one_generation(statuses: Mapping[str, Mapping[str, Any]]) -> str:
 class _Pull:
     """Fetches the snapshots; `node` may be called from several threads."""
 
-    def __init__(self, partial: Partial, cluster: str, generation: str, snapshot: str, report: Report) -> None:
+    def __init__(
+        self, partial: Partial, cluster: str, generation: str, snapshot: str, report: Report, keys: KeyRing | None
+    ) -> None:
+        self._keys = keys
         self._partial = partial
         self._place = cluster, generation
         self._snapshot = snapshot
@@ -210,11 +223,16 @@ class _Pull:
 
     def _check(self, node: str, folder: Path, shared: set[str]) -> None:
         """What a node sends may have been damaged on its disk: a backup of that helps nobody."""
-        disk = SharedDisk(folder)
-        try:
+        with closing(SharedDisk(folder, Keys(self._keys))) as disk:
+            ids = encrypted_with(disk)
+            if ids and not self._keys:
+                self._report(
+                    f"{node}: encrypted with key {', '.join(ids)}, which is not given: what was fetched is as the node has it,"
+                    " and was not looked into; `geokv backup verify --encryption-key-file` does that"
+                )
+                return
+            demand_keys(disk, whose=f"{node}/")
             damage = offline.verify(disk, node, shared).damage
-        finally:
-            disk.close()
         if damage:
             first = damage[0]
             raise StorageError(

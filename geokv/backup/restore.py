@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -29,8 +30,10 @@ from geokv.node.restoring import Meta, reconciled
 from geokv.protocol import control
 from geokv.server.identity import claim_directory
 from geokv.storage.disk import RealDisk
+from geokv.storage.encryption.keys import KeyRing, Keys
+from geokv.storage.key_use import demand_keys
 from geokv.storage.lsm.manifest import NAME as MANIFEST
-from geokv.storage.lsm.manifest import read_manifest, write_manifest
+from geokv.storage.lsm.manifest import manifest_key_id, read_manifest, write_manifest
 from geokv.storage.lsm.meta import write_meta
 from geokv.storage.lsm.shared_disk import SharedDisk
 
@@ -39,16 +42,23 @@ GENERATION_CHARACTERS_MAX: Final = 40
 
 
 def restore(
-    folder: Path, targets: Mapping[str, Path], generation: str, report: Report, topology: Topology | None = None
+    folder: Path,
+    targets: Mapping[str, Path],
+    generation: str,
+    report: Report,
+    topology: Topology | None = None,
+    ring: KeyRing | None = None,
 ) -> Backup:
     """Restore nodes (name to directory) from the backup in `folder`. Raises GeokvError, OSError.
 
     `topology`: of the cluster that is to run; where it is given it must have the ring of the backup.
+    `ring`: the keys of all nodes that are encrypted, for the state of each is read. What is written anew for a node is
+    encrypted with the key that it had written with.
     """
     backup = repository.read(folder)
     _check_asked(backup, targets, generation, topology)
-    metas = reconciled(_states(folder, backup), backup.places(), hlc_ms(int(backup.cut)))
-    _check_files(folder, backup, targets)
+    metas = reconciled(_states(folder, backup, ring), backup.places(), hlc_ms(int(backup.cut)))
+    _refuse(list(verify(folder, backup, set(targets), ring)))
     staged: list[tuple[Path, Path]] = []
     try:
         for node, target in targets.items():
@@ -56,7 +66,7 @@ def restore(
             if staging.exists():
                 shutil.rmtree(staging)
             staged.append((staging, target))
-            _stage(folder, backup, node, staging, metas[node], generation)
+            _stage(folder, backup, node, staging, metas[node], generation, ring)
             report(f"{node}: {len(backup.files[node])} files")
         for staging, target in staged:
             if target.exists():
@@ -104,26 +114,20 @@ def _check_ring(backup: Backup, topology: Topology) -> None:
             raise ConfigurationError(f"the topology does not fit the backup: {what}: {here} here, {there} in the backup")
 
 
-def _states(folder: Path, backup: Backup) -> dict[str, Meta]:
-    """The states of all nodes, restored here or not. Raises StorageError."""
+def _states(folder: Path, backup: Backup, ring: KeyRing | None) -> dict[str, Meta]:
+    """The states of all nodes, restored here or not. Raises StorageError, EncryptionKeyError."""
     states: dict[str, Meta] = {}
     for node, files in backup.files.items():
         for file in files:
             if file.path == MANIFEST or "/META-" in file.path:
                 _refuse([verify_file(folder, node, file)])
-        disk = SharedDisk(folder / node)
-        try:
+        with closing(SharedDisk(folder / node, Keys(ring))) as disk:
+            demand_keys(disk, whose=f"{node}/")
             meta = control.unpack(read_manifest(disk).meta)
-        finally:
-            disk.close()
         if meta.get("format") != 1:
             raise StorageError(f"the state of {node} is of format {meta.get('format')}: use a newer geokv")
         states[node] = meta
     return states
-
-
-def _check_files(folder: Path, backup: Backup, targets: Iterable[str]) -> None:
-    _refuse(list(verify(folder, backup, set(targets))))
 
 
 def _refuse(wrongs: Iterable[Wrong | None]) -> None:
@@ -135,15 +139,16 @@ def _refuse(wrongs: Iterable[Wrong | None]) -> None:
         raise StorageError(f"{node}/{path}: {what}{more}; nothing was restored (`geokv backup verify` names all)", path=path)
 
 
-def _stage(folder: Path, backup: Backup, node: str, staging: Path, meta: Meta, generation: str) -> None:
+def _stage(folder: Path, backup: Backup, node: str, staging: Path, meta: Meta, generation: str, ring: KeyRing | None) -> None:
     """A whole directory of a node, durable but for its name."""
     for part in ("lsm", "log"):
         (staging / part).mkdir(parents=True)
     for file in backup.files[node]:
         (staging / file.path).parent.mkdir(parents=True, exist_ok=True)
         repository.copy(folder / node / file.path, staging / file.path)
-    disk = RealDisk(staging)
+    disk = RealDisk(staging, Keys(ring))
     try:
+        disk.keys.replace(disk.keys.ring.writing_with(manifest_key_id(disk)))
         state = read_manifest(disk)
         packed = control.pack(meta)
         old, job = state.meta_file, state.next_job

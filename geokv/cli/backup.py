@@ -12,6 +12,7 @@ import click
 
 from geokv.cli import exits
 from geokv.cli.addresses import Place, place_options
+from geokv.cli.keys import keys_option, read_ring
 from geokv.cli.output import print_json, print_table
 from geokv.errors import ConfigurationError
 
@@ -32,15 +33,20 @@ def backup() -> None:
 @click.option(
     "--only", multiple=True, metavar="NODE", help="Only this node; may be repeated. Such a backup cannot be restored."
 )
+@keys_option
 @AS_JSON
 @place_options
-def create(backup: Path, only: tuple[str, ...], as_json: bool, place: Place) -> int:
-    """Make a backup of all nodes at one cut. Run it again after it was broken off: it goes on."""
+def create(backup: Path, only: tuple[str, ...], as_json: bool, place: Place, key_file: Path | None, key_command: str) -> int:
+    """Make a backup of all nodes at one cut. Run it again after it was broken off: it goes on.
+
+    What is encrypted stays so, and comes without keys; with them it is looked into, too.
+    """
     from geokv.backup.create import create as create_backup
     from geokv.core.topology import clients_of
 
     viewpoint = clients_of(place.dc) if place.dc else ""
-    made, moved = create_backup(place.addresses(), backup, _reporter(as_json), viewpoint, only)
+    ring = read_ring(key_file, key_command)
+    made, moved = create_backup(place.addresses(), backup, _reporter(as_json), viewpoint, only, ring)
     if as_json:
         sizes = {
             "fetched_files": moved.fetched_files,
@@ -93,21 +99,34 @@ def list_backups(repository: Path, as_json: bool) -> int:
 
 @backup.command("verify")
 @FOLDER
+@keys_option
 @AS_JSON
-def verify(backup: Path, as_json: bool) -> int:
-    """Read and check every byte, without a node. Exit code 1, with what is wrong, where it is not whole."""
+def verify(backup: Path, as_json: bool, key_file: Path | None, key_command: str) -> int:
+    """Read and check every byte, without a node. Exit code 1, with what is wrong, where it is not whole.
+
+    What is encrypted is compared with its SHA-256 where its keys are not given; with them its content is checked, too.
+    """
     from geokv.backup.repository import read
+    from geokv.backup.verify import unread
     from geokv.backup.verify import verify as verify_backup
 
+    ring = read_ring(key_file, key_command)
     made = read(backup)
-    wrong = list(verify_backup(backup, made))
+    wrong = list(verify_backup(backup, made, ring=ring))
+    closed = {} if ring else unread(backup, made)
     if as_json:
-        print_json({"backup": str(backup), "is_whole": not wrong, "wrong": [one._asdict() for one in wrong]})
+        faults = [one._asdict() for one in wrong]
+        print_json({"backup": str(backup), "is_whole": not wrong, "wrong": faults, "contents_unchecked": closed})
     else:
         verdict = f"{len(wrong)} faults" if wrong else "whole"
         click.echo(f"{backup}: {len(made.files)} nodes, {sum(map(len, made.files.values()))} files: {verdict}")
         for one in wrong:
             click.echo(f"  {backup / one.node / one.path}: {one.what}")
+        for node, ids in closed.items():
+            click.echo(
+                f"  {node}: encrypted with key {', '.join(ids)}, which is not given: every byte was compared with its SHA-256,"
+                " the contents were not checked; --encryption-key-file does that"
+            )
     return exits.EXPECTATION_FAILED if wrong else exits.DONE
 
 
@@ -139,6 +158,7 @@ def remove(backup: Path) -> int:
     " with --all drawn where it is not given.",
 )
 @click.option("--topology", type=click.Path(path_type=Path), help="Check that this topology has the ring of the backup.")
+@keys_option
 @AS_JSON
 def restore(
     backup: Path,
@@ -148,8 +168,13 @@ def restore(
     generation: str | None,
     topology: Path | None,
     as_json: bool,
+    key_file: Path | None,
+    key_command: str,
 ) -> int:
-    """Restore into empty directories, as a new cluster of the same name that the former one cannot talk to."""
+    """Restore into empty directories, as a new cluster of the same name that the former one cannot talk to.
+
+    Where nodes are encrypted the keys of all of them are given, in one file.
+    """
     from geokv.backup.repository import read
     from geokv.backup.restore import restore as restore_backup
     from geokv.core.topology import parse_topology
@@ -168,7 +193,7 @@ def restore(
             parsed = parse_topology(topology.read_text(encoding="utf-8"), str(topology))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"the topology {topology} cannot be read: {error}") from error
-    made = restore_backup(backup, targets, chosen, _reporter(as_json), parsed)
+    made = restore_backup(backup, targets, chosen, _reporter(as_json), parsed, read_ring(key_file, key_command))
     if as_json:
         nodes = {name: str(path) for name, path in targets.items()}
         print_json({"cluster": made.cluster, "generation": chosen, "cut": made.cut, "nodes": nodes})

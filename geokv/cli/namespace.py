@@ -29,6 +29,11 @@ def _settings(command: Any) -> Any:
         click.option("--write-level", metavar="LEVEL", help=f"Default of writes: {LEVEL_HELP}"),
         click.option("--read-level", metavar="LEVEL", help="Default of reads."),
         click.option("--memory-bytes-max", type=click.IntRange(1), help="On each node, with --engine memory."),
+        click.option(
+            "--dictionary/--no-dictionary",
+            default=None,
+            help="Compress tables with a dictionary trained on their values, where that pays: many small, similar values.",
+        ),
         click.option("--interval-ms", type=click.IntRange(1), help="How often to sync, with --durability interval."),
     ):
         command = option(command)

@@ -72,6 +72,7 @@ SETTINGS: Final = (
     "links_off",
     "engine",
     "memory_bytes_max",
+    "dictionary",
 )
 ALTERABLE: Final = (
     "policy",
@@ -83,6 +84,7 @@ ALTERABLE: Final = (
     "interval_ms",
     "links_off",
     "memory_bytes_max",
+    "dictionary",
 )
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -95,6 +97,7 @@ class NamespaceDefinition:
     `dcs` empty: every datacenter of the topology. `replicas`: (dc, copies) pairs, or None for the topology's.
     `links_off`: (from, to) pairs of datacenters between which it is not shipped for now; the log is kept for later.
     `memory_bytes_max`: on each node, for the engine "memory"; 0 for others.
+    `dictionary`: its tables are compressed with a trained dictionary, where that pays; for the engine "lsm".
     `earlier`: the policies that it had before, in alphabetical order; `policy_hlc`, `policy_dc`: when and where it was changed.
     `unknown`: MessagePack of the fields that this version does not know.
     """
@@ -114,6 +117,7 @@ class NamespaceDefinition:
     links_off: tuple[tuple[str, str], ...] = ()
     engine: str = LSM
     memory_bytes_max: int = 0
+    dictionary: bool = False
     created_hlc: int = 0
     created_dc: str = ""
     altered_hlc: int = 0
@@ -141,6 +145,8 @@ class NamespaceDefinition:
         tree["write_level"], tree["read_level"] = self.write_level.name, self.read_level.name
         if self.engine != MEMORY:
             del tree["memory_bytes_max"]
+        if self.engine != LSM:
+            del tree["dictionary"]
         return tree
 
     def encode(self) -> bytes:
@@ -148,6 +154,8 @@ class NamespaceDefinition:
         tree["write_level"], tree["read_level"] = int(self.write_level), int(self.read_level)
         if self.engine == LSM:  # as version 0.1 encodes it, which knows no other
             del tree["engine"], tree["memory_bytes_max"]
+        if not self.dictionary:
+            del tree["dictionary"]
         if not self.earlier:
             del tree["earlier"], tree["policy_hlc"], tree["policy_dc"]
         if self.unknown:
@@ -172,6 +180,8 @@ class NamespaceDefinition:
             raise InvalidRequest(f'interval_ms is only for durability "interval"; {self.name} has "{self.durability}"')
         if self.engine != MEMORY and "memory_bytes_max" in changes:
             raise InvalidRequest(f'memory_bytes_max is only for engine "memory"; {self.name} has "{self.engine}"')
+        if self.engine != LSM and "dictionary" in changes:
+            raise InvalidRequest(f'dictionary is only for engine "lsm"; {self.name} has "{self.engine}"')
         chosen = _checked(changes)
         _check_keys(self.engine, chosen)
         chosen |= self._changed_policy(chosen, hlc, dc)
@@ -254,6 +264,8 @@ def _choose_engine(chosen: dict[str, Any]) -> None:
     """Complete the settings of the engine. Raises InvalidRequest where they do not fit together."""
     engine = chosen.get("engine", LSM)
     _check_keys(engine, chosen)
+    if engine != LSM and chosen.get("dictionary"):
+        raise InvalidRequest('dictionary is only for engine "lsm"; leave it out, or ask for that engine')
     if engine == LMDB:
         chosen.setdefault("key_bytes_max", LMDB_KEY_BYTES_MAX)
     if engine != MEMORY:
@@ -325,6 +337,8 @@ def _check_types(known: Mapping[str, Any]) -> None:
         raise ValueError(f"earlier = {earlier!r}")
     if not isinstance(known.get("engine", LSM), str) or not isinstance(known.get("memory_bytes_max", 0), int):
         raise ValueError("engine or memory_bytes_max")
+    if not isinstance(known.get("dictionary", False), bool):
+        raise ValueError("dictionary")
     if not known["id"] or not isinstance(known["is_deleted"], bool) or not _NAME.fullmatch(known["name"]):
         raise ValueError("id, name or is_deleted")
 
@@ -384,6 +398,12 @@ def _engine(name: str, value: object) -> str:
     return str(value)
 
 
+def _is_on(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} = {value!r}: give true or false")
+    return value
+
+
 def _durability(name: str, value: object) -> str:
     if value not in DURABILITIES:
         raise InvalidRequest(f"unknown {name} {value!r}: choose one of {', '.join(DURABILITIES)}")
@@ -404,6 +424,7 @@ _CHECKS: Final[dict[str, Any]] = {
     "links_off": _links_off,
     "engine": _engine,
     "memory_bytes_max": _whole(CACHE_BYTES_MIN, CACHE_BYTES_MAX),
+    "dictionary": _is_on,
 }
 assert set(_CHECKS) == set(SETTINGS) > set(ALTERABLE)
 

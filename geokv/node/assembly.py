@@ -147,6 +147,8 @@ class Assembly:
             table.define(definition)
             if isinstance(table.cells, MemoryCells):
                 table.cells.resize(definition.memory_bytes_max)
+            else:
+                self.engine.set_dictionary(definition.id, definition.dictionary)
             return
         try:
             cells: Cells = (
@@ -157,6 +159,7 @@ class Assembly:
         except InvalidRequest as error:
             self._cannot_hold(definition, str(error))
             return
+        self.engine.set_dictionary(definition.id, definition.dictionary)
         tables[definition.id] = Table(definition, self.placement, cells, self.context.partitions)
 
     def _cannot_hold(self, definition: NamespaceDefinition, why: str) -> None:

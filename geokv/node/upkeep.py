@@ -130,7 +130,8 @@ class Upkeep:
         if not self._job and flush.is_over(self._context.now_us):
             flush.until_us = None
             self._flush()
-        if not self._job and compaction.is_over(self._context.now_us):
+        is_wanted = compaction.until_us is None and self._engine.wants_compaction
+        if not self._job and (compaction.is_over(self._context.now_us) or is_wanted):
             compaction.until_us = None
             self._compact()
 

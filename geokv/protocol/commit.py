@@ -60,7 +60,7 @@ class Commit:
         self.frames = 0
         self.records = 0
         self.segment = 0
-        self.position = (0, 0)  # segment and offset where the last synced frame ends
+        self.position = (0, 0)  # segment and offset where the payload of the last synced frame ends
         self.on_landed: Callable[[list[Entry]], None] = lambda entries: None
         self.segment_last: dict[int, dict[Stream, int]] = {}
 

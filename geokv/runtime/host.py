@@ -181,6 +181,11 @@ class Host:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._name.node}: {self._why_not}")
         await self._transport.accept(purpose, context)
 
+    def keys_rotated(self) -> None:
+        """New files are to be written with another key: the log goes on in a new one soon."""
+        if self._run is not None:
+            self._run.make_room()
+
     def metrics(self) -> dict[str, int | float]:
         """All counters: the machine's and the host's."""
         found: dict[str, int | float] = dict(self.counters.as_dict())

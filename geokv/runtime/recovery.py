@@ -19,6 +19,7 @@ from geokv.runtime.clock import monotonic_us, wall_us
 from geokv.runtime.machine import Opened, Opener
 from geokv.storage.checkpoint import read_checkpoint, remove_checkpoints
 from geokv.storage.disk import RealDisk
+from geokv.storage.key_use import demand_keys
 from geokv.storage.lsm.engine import LsmOptions
 from geokv.storage.lsm.jobs import Quarantine
 from geokv.storage.lsm.worker import Worker
@@ -40,7 +41,8 @@ def opener(
     """What the host calls to begin a run on `disk`."""
 
     def open_node() -> Opened:
-        engine = NodeEngine(disk, options)
+        demand_keys(disk)  # before anything is touched
+        engine = NodeEngine(disk, options, is_encrypted=len(disk.keys.ring) > 0)
         try:
             return open_on(engine)
         except BaseException:
@@ -70,7 +72,7 @@ def opener(
         )
         remove_checkpoints(disk)  # of version 0.1: its cells are in the engine now
         _log.info("recovered in %.3f s: %d frames in the log", time.monotonic() - begun, log.sequence)
-        worker = Worker(disk.root)
+        worker = Worker(disk.root, keys=disk.keys)
         worker.throttle(storage_bytes_per_s)
 
         def build(job: Any) -> None:

@@ -13,7 +13,7 @@ are bounded in number (the host) and bytes (here).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
@@ -39,6 +39,7 @@ NOT_BEGUN: Final = "geokv-not-begun"
 RETRY_AFTER_MS: Final = "geokv-retry-after-ms"
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Own = Callable[[AdminRequest], Awaitable[AdminReply]]
 Unary = Callable[[bytes, Context], Awaitable[bytes]]
 _RequestT = TypeVar("_RequestT", WriteBatch, ReadBatch, AdminRequest)
 
@@ -46,8 +47,10 @@ _RequestT = TypeVar("_RequestT", WriteBatch, ReadBatch, AdminRequest)
 class Calls:
     """The handlers of Kv and Admin.Do."""
 
-    def __init__(self, host: Host, counters: Counters, ring_version: int) -> None:
+    def __init__(self, host: Host, counters: Counters, ring_version: int, own: Mapping[str, Own] | None = None) -> None:
+        """`own`: verbs of administration that the server answers by itself, past the node."""
         self._host = host
+        self._own = own or {}
         self._counters = counters
         self._ring_version = ring_version
         self._bytes = 0
@@ -83,6 +86,8 @@ class Calls:
         except WireError as error:
             await self._refuse_malformed(context, error)
         self._counters.add("calls.admin")
+        if request.verb in self._own:
+            return kv.encode_admin_reply(await self._own[request.verb](request))
         reply = await self._ask(request, len(payload), context)
         if not isinstance(reply, AdminReply):
             raise TypeError(f"an admin request was answered with {type(reply).__name__}")

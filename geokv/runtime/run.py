@@ -326,6 +326,10 @@ class Run:
         self._is_preparing = False
         self._keep_room(0)
 
+    def make_room(self) -> None:
+        """Have the log's next segment made now, where it wants one."""
+        self._keep_room(0)
+
     def _room_measured(self, room_bytes: int, error: Exception | None, reason: str = "") -> None:
         if error is not None:
             _log.error("the room in the log cannot be told: %s", error)

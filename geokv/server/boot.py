@@ -22,9 +22,13 @@ from geokv.runtime.offline import flush as flush_folder
 from geokv.runtime.recovery import opener
 from geokv.server.config import Config
 from geokv.server.identity import claim_directory, generation_of, told_to_peers
+from geokv.server.keys import KeyKeeper
 from geokv.server.logs import set_up_logging
 from geokv.server.process import Server
 from geokv.storage.disk import RealDisk
+from geokv.storage.encryption.keys import Keys
+from geokv.storage.encryption.source import KeySource
+from geokv.storage.key_use import demand_keys
 from geokv.storage.lsm.engine import LsmOptions
 
 _log = logging.getLogger("geokv.server")
@@ -37,12 +41,13 @@ def serve(config: Config) -> None:
     for warning in topology.warnings():
         _log.warning("%s", warning)
     tune_interpreter()
-    disk = RealDisk(config.directory)
+    source = KeySource(config.encryption_key_file, config.encryption_key_command)
+    disk = RealDisk(config.directory, Keys(source.read()))
     try:
         begin = _opener(config, topology, spec, disk)
         cluster = told_to_peers(topology.cluster, generation_of(disk))
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            runner.run(Server(config, topology, spec, begin, cluster).run())
+            runner.run(Server(config, topology, spec, begin, cluster, KeyKeeper(disk, source)).run())
     finally:
         disk.close()
 
@@ -50,7 +55,7 @@ def serve(config: Config) -> None:
 def flush(config: Config) -> None:
     """Have all that a stopped node's log holds in tables. Raises GeokvError where that cannot be."""
     topology, spec = read_place(config)
-    disk = RealDisk(config.directory)
+    disk = RealDisk(config.directory, Keys(KeySource(config.encryption_key_file, config.encryption_key_command).read()))
     try:
         flush_folder(_opener(config, topology, spec, disk))
     finally:
@@ -59,6 +64,7 @@ def flush(config: Config) -> None:
 
 def _opener(config: Config, topology: Topology, spec: NodeSpec, disk: RealDisk) -> Opener:
     """What begins a run of that node on `disk`. Raises ConfigurationError where it is another's."""
+    demand_keys(disk)
     claim_directory(disk, topology.cluster, spec.dc, spec.name)
     node = NodeConfig(
         topology.cluster,

@@ -109,6 +109,18 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         smallest=0,
     ),
     Setting(
+        "encryption_key_file",
+        Path,
+        None,
+        "File of keys with which what is stored is encrypted, readable by its owner only; see docs/storage.md. Empty: plain.",
+    ),
+    Setting(
+        "encryption_key_command",
+        str,
+        "",
+        "Command that prints such a file, instead of one; run without a shell, at the start and when keys are rotated.",
+    ),
+    Setting(
         "drift_ms_max",
         int,
         DRIFT_MS_MAX,
@@ -155,6 +167,8 @@ class Config:
     memtable_bytes: int = MEMTABLE_BYTES
     block_cache_bytes: int = 64 * MIB
     storage_bytes_per_s: int = 0
+    encryption_key_file: Path | None = None
+    encryption_key_command: str = ""
     drift_ms_max: int = DRIFT_MS_MAX
     drain_seconds: float = 5.0
     ready_file: Path | None = None

@@ -43,6 +43,7 @@ _GAUGES: Final = {
     "storage.tables": "Sorted tables on disk.",
     "storage.table_bytes": "Size of the sorted tables on disk, in bytes.",
     "storage.table_pairs": "Pairs in the sorted tables; a key counts in each table that has it.",
+    "storage.tables_of_other_keys": "Tables that are not written with the key that new ones are; they are rewritten by and by.",
     "storage.quarantined_tables": "Damaged tables that were set aside, or are about to be.",
     "storage.partitions_unserved": "Partitions, of all namespaces, that this node owns and cannot serve: a table was damaged.",
     "storage.memtables": "Memtables of the namespace that has most: one, and those that wait to be flushed.",

@@ -31,6 +31,7 @@ from geokv.runtime.supervisor import Supervisor
 from geokv.runtime.wire.peer import Hello
 from geokv.server.config import Config
 from geokv.server.health import Health
+from geokv.server.keys import KeyKeeper
 from geokv.server.metrics import MetricsServer, render
 from geokv.server.services import implementations, make_server
 
@@ -43,9 +44,12 @@ _log = logging.getLogger("geokv.server")
 class Server:
     """The process's one server. `run` is its whole life."""
 
-    def __init__(self, config: Config, topology: Topology, spec: NodeSpec, begin: Opener, cluster: str) -> None:
+    def __init__(
+        self, config: Config, topology: Topology, spec: NodeSpec, begin: Opener, cluster: str, keeper: KeyKeeper
+    ) -> None:
         """`cluster`: as nodes name it to each other."""
         self._cluster = cluster
+        self._keeper = keeper
         self._config = config
         self._topology = topology
         self._spec = spec
@@ -59,10 +63,10 @@ class Server:
         hello = Hello(self._cluster, self._spec.dc, self._spec.name, 0)
         host = Host(hello, self._topology, self._begin, self._counters)
         health = Health()
-        handlers = implementations(host, self._counters, self._topology, self._spec.name, health)
+        handlers = implementations(host, self._counters, self._topology, self._spec.name, health, self._keeper)
         server = make_server(handlers)
         metrics = MetricsServer(lambda: render(host.metrics, self._spec.name, self._spec.dc))
-        with self._signals(), self._parent_watched():
+        with self._signals(host), self._parent_watched():
             try:
                 address = self._bind(server)
                 await server.start()
@@ -143,6 +147,18 @@ class Server:
         finally:
             stopping.cancel()
 
+    def _rotate_keys(self, host: Host) -> None:
+        """The operator says that the keys have changed."""
+
+        async def rotate() -> None:
+            try:
+                await asyncio.to_thread(self._keeper.rotate)
+                host.keys_rotated()
+            except GeokvError as error:
+                _log.error("got SIGHUP, and the keys stay as they were: %s", error)
+
+        self._supervisor.once("rotation of keys", rotate())
+
     def _stop(self, reason: str) -> None:
         if not self._stopped.is_set():
             self._stop_reason = reason
@@ -150,11 +166,14 @@ class Server:
             self._stopped.set()
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self, host: Host) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        wanted = (signal.SIGTERM, signal.SIGINT)
+        wanted = [signal.SIGTERM, signal.SIGINT]
         for number in wanted:
             loop.add_signal_handler(number, self._stop, f"got {number.name}")
+        if self._keeper.has_source:
+            loop.add_signal_handler(signal.SIGHUP, self._rotate_keys, host)
+            wanted.append(signal.SIGHUP)
         try:
             yield
         finally:

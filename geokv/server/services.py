@@ -6,6 +6,7 @@ answered here.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,7 +14,8 @@ import grpc
 import grpc.aio
 
 from geokv.core.topology import Topology
-from geokv.errors import InvalidRequest, StorageError, Unavailable, WireError
+from geokv.errors import GeokvError, InvalidRequest, StorageError, Unavailable, WireError
+from geokv.protocol.requests import AdminReply, AdminRequest, Outcome
 from geokv.runtime import methods
 from geokv.runtime.channel import SERVER_OPTIONS
 from geokv.runtime.counters import Counters
@@ -22,6 +24,7 @@ from geokv.runtime.routes import Purpose
 from geokv.runtime.rpc import NOT_BEGUN, Calls
 from geokv.runtime.wire import kv
 from geokv.server.health import Health
+from geokv.server.keys import KeyKeeper
 from geokv.server.ring import ring_seen, ring_version, viewpoint_of
 
 FETCHES_MAX: Final = 8
@@ -84,6 +87,24 @@ class SnapshotService:
         return kv.encode_fetch_reply(content)
 
 
+class KeyService:
+    """Answers the verb `keys`: which key is needed by how many files; with `rotate`, after they were read anew."""
+
+    def __init__(self, host: Host, keeper: KeyKeeper) -> None:
+        self._host = host
+        self._keeper = keeper
+
+    async def keys(self, request: AdminRequest) -> AdminReply:
+        is_rotation = bool(request.arguments.get("rotate"))
+        try:
+            found = await asyncio.to_thread(self._keeper.rotate if is_rotation else self._keeper.report)
+        except GeokvError as error:
+            return AdminReply(Outcome.INVALID, {}, str(error))
+        if is_rotation:
+            self._host.keys_rotated()
+        return AdminReply(Outcome.APPLIED, found)
+
+
 class PeerService:
     """Hands peers' streams to the host."""
 
@@ -98,10 +119,10 @@ class PeerService:
 
 
 def implementations(
-    host: Host, counters: Counters, topology: Topology, node: str, health: Health
+    host: Host, counters: Counters, topology: Topology, node: str, health: Health, keeper: KeyKeeper
 ) -> Mapping[str, methods.Handler]:
     """Path to handler, for the table of methods."""
-    calls = Calls(host, counters, ring_version(topology))
+    calls = Calls(host, counters, ring_version(topology), {"keys": KeyService(host, keeper).keys})
     peers = PeerService(host)
     return {
         methods.KV_WRITE.path: calls.write,

@@ -3,6 +3,9 @@
 Everything above the `Disk` protocol is the code that runs in production. What the simulator adds: power cuts, old copies,
 injected errors, a disk that is full for a while, a flush or compaction that ends in the middle, and the question that the
 checkers rest on (`is_durable`): would these bytes survive if the power failed now?
+
+An encrypted disk has two keys; at every start, and now and then in between, new files begin to be written with the other
+one, or in the clear. Salts and nonces are drawn from the seed.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from geokv.errors import Damaged, StorageError
 from geokv.node.recovery import Checkpoint
 from geokv.storage.checkpoint import read_checkpoint, remove_checkpoints
 from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.encryption.keys import KeyRing, Keys
+from geokv.storage.key_use import demand_keys, rotate
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
 from geokv.storage.lsm.facts import TableFacts
@@ -30,9 +35,21 @@ from geokv.storage.lsm.work import run_job
 from geokv.storage.snapshot_orders import Snapshot
 from geokv.storage.snapshots import Snapshots
 from geokv.storage.wal import Log
+from geokv.storage.wal_cipher import cipher_of, unseal_payload
+from geokv.storage.wal_format import (
+    FRAME_HEADER_BYTES,
+    RUN_BYTES,
+    SEALED_BYTES,
+    SEGMENT_HEADER_BYTES_MAX,
+    decode_segment_header,
+    frame_at,
+    segment_seed,
+)
 from geokv.storage.wal_recovery import segment_name
 
 _T = TypeVar("_T")
+KEYS: Final = KeyRing({"first": bytes(range(16)), "second": bytes(range(32))}, "first")
+ROTATE_SHARE: Final = 0.1  # of the jobs of an encrypted engine
 # In proportion to the small segments: a short run has tables on several levels, and caches that do not hold them all.
 ENGINE: Final = LsmOptions(
     TableOptions(block_bytes=1 << 10, table_bytes=16 << 10),
@@ -48,6 +65,7 @@ class StorageOptions:
 
     segment_bytes: int = 512 << 10
     engine: LsmOptions = ENGINE
+    is_encrypted: bool = False
 
 
 class Ended(BaseException):
@@ -60,6 +78,7 @@ class _DyingDisk:
     def __init__(self, disk: CrashDisk, calls: int) -> None:
         self._disk = disk
         self._calls = calls
+        self.keys = disk.keys
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -85,10 +104,16 @@ class Storage:
         self._rng = rng
         self.options = options
         self.disk = disk if disk is not None else CrashDisk(random.Random(rng.getrandbits(64)))
+        self._key_rng = random.Random(rng.getrandbits(64)) if options.is_encrypted else None
+        if self._key_rng is not None and disk is None:
+            self.disk.keys = Keys(KEYS, self._key_rng.randbytes)
         self.log: Log = None  # type: ignore[assignment]  # stands from `open` on
 
     def open(self) -> tuple[Checkpoint | None, LsmEngine, Log]:
         """What a starting node reads: a checkpoint of version 0.1 (nearly never), the engine, the log. Raises StorageError."""
+        demand_keys(self.disk)
+        if self._key_rng is not None:
+            self._rotate(self._key_rng)
         engine = LsmEngine(self.disk, self.options.engine)
         checkpoint = None if engine.meta else read_checkpoint(self.disk)
         first_segment = engine.position.segment if checkpoint is None else checkpoint[0]
@@ -102,8 +127,14 @@ class Storage:
     def wants_room(self) -> bool:
         return self.log.needs_spare and self.log.room_bytes() < self.options.segment_bytes * 3 // 2
 
+    def _rotate(self, rng: random.Random) -> None:
+        active = rng.choice((*KEYS.ids, ""))
+        rotate(self.disk, KeyRing({key_id: KEYS.key(key_id) for key_id in KEYS.ids}, active))
+
     def build(self, engine: LsmEngine, job: Any) -> None:
         """Run a job and let what it made stand. Raises StorageError."""
+        if self._key_rng is not None and self._key_rng.random() < ROTATE_SHARE:
+            self._rotate(self._key_rng)
         try:
             tables = run_job(self.disk, job)
         except StorageError as error:
@@ -181,7 +212,24 @@ class Storage:
 
     def is_durable(self, segment: int, offset: int, payload: bytes) -> bool:
         """Whether the payload that the log put there would survive a power cut now, whatever that did to unsynced writes."""
-        return _durable_bytes(self.disk, segment_name(segment), offset, len(payload)) == payload
+        if not self.options.is_encrypted:
+            return _durable_bytes(self.disk, segment_name(segment), offset, len(payload)) == payload
+        return self._durable_payload(segment, offset, len(payload)) == payload
+
+    def _durable_payload(self, segment: int, offset: int, length: int) -> bytes | None:
+        """What would be read there with the keys; None where nothing whole is."""
+        name = segment_name(segment)
+        header = decode_segment_header(_durable_bytes(self.disk, name, 0, SEGMENT_HEADER_BYTES_MAX), segment, name)
+        if header is None:
+            return None
+        if header.stamp is None:
+            return _durable_bytes(self.disk, name, offset, length)
+        start = offset - FRAME_HEADER_BYTES - RUN_BYTES
+        image = _durable_bytes(self.disk, name, start, FRAME_HEADER_BYTES + length + SEALED_BYTES)
+        frame = frame_at(image, 0, segment_seed(segment))
+        if frame is None:
+            return None
+        return unseal_payload(cipher_of(header, segment, self.disk.keys), image, frame, start, segment)
 
 
 def _pairs(disk: CrashDisk, facts: TableFacts) -> tuple[list[tuple[bytes, bytes]], bool]:

@@ -25,11 +25,14 @@ from multiprocessing import get_context
 from geokv.core.topology import Topology
 from geokv.protocol.requests import Outcome
 from geokv.sim.checkers import OK, check_all, converged, probe
+from geokv.sim.disks import StorageOptions
 from geokv.sim.faults import FaultOptions, Faults
 from geokv.sim.host import Recover
 from geokv.sim.schedule import MS, SECOND, derived_rng
 from geokv.sim.workload import Workload, WorkloadOptions
 from geokv.sim.world import World, WorldOptions
+
+ENCRYPTED_SHARE = 0.2  # of the seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +80,17 @@ class SoakFailure:
 
 
 def drawn_options(seed: int) -> RunOptions:
-    """What a run of that seed is unless it is told: half of them with a second namespace, half of these of the loose kind."""
+    """What a run of that seed is unless it is told: half of them with a second namespace, half of these of the loose kind.
+
+    Every fifth has its disks encrypted.
+    """
     drawn = derived_rng(seed, "options").random()
+    is_encrypted = derived_rng(seed, "encryption").random() < ENCRYPTED_SHARE
+    world = WorldOptions(storage=StorageOptions(is_encrypted=is_encrypted))
     if drawn < 0.5:
-        return RunOptions()
+        return RunOptions(world=world)
     loose = ("second",) if drawn < 0.75 else ()
-    return RunOptions(workload=WorkloadOptions(namespaces=("default", "second"), interval=loose))
+    return RunOptions(world=world, workload=WorkloadOptions(namespaces=("default", "second"), interval=loose))
 
 
 class Run:

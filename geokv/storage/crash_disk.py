@@ -26,6 +26,7 @@ from typing import Final, NamedTuple
 
 from geokv.errors import StorageError
 from geokv.storage.disk import storage_error
+from geokv.storage.encryption.keys import Keys
 
 SECTOR_BYTES: Final = 512
 
@@ -156,7 +157,8 @@ class _Fault:
 class CrashDisk:
     """See the module. `rng` decides what a failed sync leaves on the platter; crashes take their own."""
 
-    def __init__(self, rng: random.Random | None = None, capacity_bytes: int | None = None) -> None:
+    def __init__(self, rng: random.Random | None = None, capacity_bytes: int | None = None, keys: Keys | None = None) -> None:
+        self.keys = keys or Keys()
         self.capacity_bytes = capacity_bytes
         self.calls: dict[str, int] = {}
         self._rng = rng or random.Random(0)
@@ -224,7 +226,7 @@ class CrashDisk:
         file.length = length
 
     def _with(self, files: dict[str, _File], rng: random.Random) -> CrashDisk:
-        other = CrashDisk(random.Random(rng.getrandbits(64)), self.capacity_bytes)
+        other = CrashDisk(random.Random(rng.getrandbits(64)), self.capacity_bytes, self.keys)
         other._files = files
         other._platter_names = dict(files)
         other._folders = set(self._folders)

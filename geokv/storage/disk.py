@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from geokv.errors import DiskFull, StorageError
+from geokv.storage.encryption.keys import Keys
 
 OPEN_FILES_MAX: Final = 64
 LOCK_NAME: Final = "LOCK"
@@ -38,7 +39,12 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Disk(Protocol):
-    """What storage needs of a disk. Every method may raise StorageError, and DiskFull where it needs room."""
+    """What storage needs of a disk. Every method may raise StorageError, and DiskFull where it needs room.
+
+    `keys`: what whoever writes files on it encrypts them with. The disk itself moves bytes as they are.
+    """
+
+    keys: Keys
 
     def append(self, name: str, payload: bytes) -> None:
         """Write at the end of a file; creates it."""
@@ -129,8 +135,9 @@ class RealDisk:
     Raises StorageError when another process (or this one) has the same root open already.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, keys: Keys | None = None) -> None:
         self.root = root
+        self.keys = keys or Keys()
         self._handles: OrderedDict[str, _Handle] = OrderedDict()
         self._lock = threading.Lock()
         try:

@@ -64,6 +64,9 @@ class Engine(Protocol):
     def restored(self) -> None:
         """All namespaces that `meta` knows are created. Raises StorageError where cells of one are lost."""
 
+    def set_dictionary(self, namespace: int, is_on: bool) -> None:
+        """Whether its tables are to be written with a trained dictionary, from the next job on. For others: nothing."""
+
     def drop(self, namespace: int) -> None:
         """Forget a namespace and its cells. No error where it is not there."""
 
@@ -88,6 +91,10 @@ class Engine(Protocol):
     @property
     def collected(self) -> Mapping[int, int]:
         """By namespace: about how many tombstones and expired cells were collected since the engine was opened."""
+
+    @property
+    def wants_compaction(self) -> bool:
+        """Whether it should be asked for one though none was due the last time."""
 
     def damaged(self) -> tuple[Any, ...]:
         """Live tables that were found damaged, to be set aside (`protocol.quarantine.Damaged`)."""

@@ -126,6 +126,10 @@ class NodeEngine:
             elif space.place not in self._marks:
                 raise StorageError(f"{path} is missing. {WHAT_TO_DO}", path=path)
 
+    @property
+    def wants_compaction(self) -> bool:
+        return self.lsm.wants_compaction
+
     # --- namespaces -------------------------------------------------------------------------------------------------
 
     def check_holds(self, engine: str) -> None:
@@ -155,6 +159,9 @@ class NodeEngine:
             self._spaces[namespace] = space
             self._share_rows()
         return space.cells
+
+    def set_dictionary(self, namespace: int, is_on: bool) -> None:
+        self.lsm.set_dictionary(namespace, is_on)
 
     def define(self, namespace: int, policy: str) -> None:
         space = self._spaces.get(namespace)

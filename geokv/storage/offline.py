@@ -18,6 +18,8 @@ from geokv.core.record import CONTROL, decode_records
 from geokv.errors import ConfigurationError, StorageError, Unavailable
 from geokv.storage import checkpoint
 from geokv.storage.disk import Disk, RealDisk
+from geokv.storage.encryption.keys import KeyRing, Keys
+from geokv.storage.key_use import demand_keys, file_keys, key_use
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.engine import LsmEngine
 from geokv.storage.lsm.facts import TableFacts, policy_of_tables
@@ -28,7 +30,8 @@ from geokv.storage.lsm.work import run_job
 from geokv.storage.tree.reader import TreeReader
 from geokv.storage.tree.tree import TreePlace, open_tree, places
 from geokv.storage.tree.verify import verify as verify_trees
-from geokv.storage.wal_format import decode_segment_header, frames_of
+from geokv.storage.wal_cipher import cipher_of, payloads_of
+from geokv.storage.wal_format import decode_segment_header
 from geokv.storage.wal_recovery import read_whole, segment_name
 from geokv.storage.wal_verify import Damage, SegmentFigures, segment_numbers, verify_log
 
@@ -68,15 +71,19 @@ def node_folders(directory: Path) -> list[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[RealDisk]:
-    """The disk of a node that does not run. Raises Unavailable where it does."""
+def locked(folder: Path, ring: KeyRing | None = None) -> Iterator[RealDisk]:
+    """The disk of a node that does not run, with keys that fit it.
+
+    Raises Unavailable where it does run, EncryptionKeyError where a key is missing or another one.
+    """
     try:
-        disk = RealDisk(folder)
+        disk = RealDisk(folder, Keys(ring))
     except StorageError as error:
         if "process" in error.details:
             raise Unavailable(str(error)) from None
         raise
     try:
+        demand_keys(disk)
         yield disk
     finally:
         disk.close()
@@ -126,18 +133,28 @@ def inspect(disk: Disk, node: str) -> dict[str, Any]:
     """What a folder holds, as a tree of plain values. Raises StorageError where it cannot be read."""
     state = _state(disk)
     segments = [one for one in verify_log(disk, state.position) if isinstance(one, SegmentFigures)]
+    written_with = {one.path: one.key_id for one in file_keys(disk)}
     return {
         "node": node,
         "position": {"segment": state.position.segment, "offset": state.position.offset},
         "next_job": state.next_job,
+        "keys": [
+            {"id": key_id, "is_active": key_id == disk.keys.ring.active, "files": files}
+            for key_id, files in sorted(_key_use(disk).items())
+        ],
         "state_bytes": len(state.meta),
         "namespaces": [
-            {"id": f"{namespace:016x}", "tables": [_facts(facts) for facts in tables]}
+            {"id": f"{namespace:016x}", "tables": [_facts(facts, written_with.get(facts.name, "")) for facts in tables]}
             for namespace, tables in sorted(state.tables.items())
         ],
         "trees": [_tree(disk, place) for place in places(_root(disk))],
         "quarantined": [
-            {"namespace": f"{one.facts.namespace:016x}", **_facts(one.facts), "offset": one.offset, "what": one.what}
+            {
+                "namespace": f"{one.facts.namespace:016x}",
+                **_facts(one.facts, written_with.get(one.facts.name, "")),
+                "offset": one.offset,
+                "what": one.what,
+            }
             for one in state.quarantined
         ],
         "segments": [segment._asdict() for segment in segments],
@@ -159,9 +176,16 @@ def _tree(disk: Disk, place: TreePlace) -> dict[str, Any]:
     }
 
 
-def _facts(facts: TableFacts) -> dict[str, Any]:
+def _key_use(disk: Disk) -> dict[str, dict[str, int]]:
+    """As `key_use`, with the keys that are given and that no file needs."""
+    given: dict[str, dict[str, int]] = {key_id: {} for key_id in disk.keys.ring.ids}
+    return given | key_use(disk)
+
+
+def _facts(facts: TableFacts, key_id: str) -> dict[str, Any]:
     return {
         "path": facts.name,
+        "key_id": key_id,
         "level": facts.level,
         "run": facts.run,
         "policy": facts.policy,
@@ -199,9 +223,11 @@ def _of_segment(disk: Disk, number: int, state: State | None) -> Iterator[Pair]:
     name = segment_name(number)
     image = read_whole(disk, name, 0, disk.size(name))
     header = decode_segment_header(image, number, name)
-    for start, stop in frames_of(image, number, header.first_sequence) if header is not None else ():
+    if header is None:
+        return
+    for start, payload in payloads_of(image, number, header, cipher_of(header, number, disk.keys)):
         if state is None or (number, start) >= state.position:
-            for record in decode_records(image[start:stop]):
+            for record in decode_records(payload):
                 if record.kind != CONTROL:
                     yield Pair(record.namespace, record.key, record.cell, name)
 
@@ -217,11 +243,14 @@ def compact(disk: Disk) -> int:
     engine = LsmEngine(disk)
     policies = {namespace: policy_of_tables(engine.tables(namespace)) for namespace in engine.stored_namespaces()}
     for namespace, policy in policies.items():
-        engine.create(namespace, policy)
+        cells = engine.create(namespace, policy)
+        cells.has_dictionary = engine.has_dictionary(namespace)  # as the node that wrote them was told
     for namespace in policies:
         job = engine.full_compaction(namespace)
         if job is not None:
             engine.install(job, run_job(disk, job))
+    while (job := engine.next_rewrite()) is not None:  # what stood alone already, and is of another key
+        engine.install(job, run_job(disk, job))
     trees = list(places(_root(disk)))
     for place in trees:
         with closing(open_tree(_root(disk), place)) as tree:

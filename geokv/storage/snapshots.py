@@ -26,13 +26,14 @@ from zlib import crc32
 from geokv.core.limits import SNAPSHOT_AGE_MS_MAX, SNAPSHOT_READ_BYTES_MAX, SNAPSHOTS_MAX
 from geokv.errors import InvalidRequest, SnapshotNotFound, StorageError
 from geokv.storage.disk import Disk
+from geokv.storage.encryption.cipher import TAG_BYTES
 from geokv.storage.lsm.engine import LsmEngine
 from geokv.storage.lsm.manifest import NAME as MANIFEST
 from geokv.storage.lsm.manifest import State, encode_manifest
 from geokv.storage.node_engine import NodeEngine
 from geokv.storage.position import Position
 from geokv.storage.snapshot_orders import Order, Remove, Snapshot, SnapshotFile, Take, check_name
-from geokv.storage.wal_format import SEGMENT_HEADER_BYTES, decode_segment_header
+from geokv.storage.wal_format import SEGMENT_HEADER_BYTES_MAX, decode_segment_header
 from geokv.storage.wal_recovery import read_whole, segment_name
 from geokv.storage.wal_verify import segment_numbers
 
@@ -122,7 +123,7 @@ class Snapshots:
             self._disk.link(state.meta_file.name, f"{FOLDER}/{name}/{state.meta_file.name}")
             size = self._disk.size(state.meta_file.name)
             files.append(SnapshotFile(state.meta_file.name, size, size))
-        raw = encode_manifest(state)
+        raw = encode_manifest(state, self._disk.keys)
         self._write(f"{FOLDER}/{name}/{MANIFEST}", raw)
         return [*files, SnapshotFile(MANIFEST, len(raw), len(raw))]
 
@@ -135,8 +136,9 @@ class Snapshots:
                 self._disk.link(path, f"{FOLDER}/{name}/{path}")
                 files.append(_closed_segment(self._disk, path, number))
             elif number == position.segment:
-                self._copy(path, f"{FOLDER}/{name}/{path}", position.offset)
-                files.append(SnapshotFile(path, self._disk.size(path), position.offset))
+                used = _end_of_frame(self._disk, path, position)
+                self._copy(path, f"{FOLDER}/{name}/{path}", used)
+                files.append(SnapshotFile(path, self._disk.size(path), used))
         return files
 
     def _trees(self, name: str) -> list[SnapshotFile]:
@@ -235,10 +237,17 @@ def _tail(disk: Disk, name: str, size: int) -> str:
     return f"{crc32(disk.read_at(name, start, size - start)):08x}"
 
 
+def _end_of_frame(disk: Disk, path: str, position: Position) -> int:
+    """Where the frame ends whose payload ends at the position: behind its tag, in a segment that is encrypted."""
+    header = decode_segment_header(disk.read_at(path, 0, SEGMENT_HEADER_BYTES_MAX), position.segment, path)
+    has_tag = header is not None and header.stamp is not None and position.offset > header.nbytes
+    return position.offset + (TAG_BYTES if has_tag else 0)
+
+
 def _closed_segment(disk: Disk, path: str, number: int) -> SnapshotFile:
     """A segment to which nothing is appended any more: its header and its length name it."""
     image = disk.read_at(path, 0, disk.size(path))
-    if decode_segment_header(image[:SEGMENT_HEADER_BYTES], number, path) is None:
+    if decode_segment_header(image[:SEGMENT_HEADER_BYTES_MAX], number, path) is None:
         raise StorageError(f"{path}: the header is damaged", path=path, offset=0)
     used = len(image.rstrip(b"\0"))
     return SnapshotFile(path, len(image), used, f"{crc32(image[:used]):08x}")

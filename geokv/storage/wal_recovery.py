@@ -16,6 +16,7 @@ durable, names included, and all behind it is zeros. Not here: anything after th
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, NoReturn
@@ -24,9 +25,11 @@ from geokv.core.limits import FRAME_BYTES_MAX
 from geokv.errors import CorruptLog, StorageError
 from geokv.storage.advice import WHAT_TO_DO
 from geokv.storage.disk import Disk
+from geokv.storage.encryption.cipher import FileCipher, Stamp
 from geokv.storage.wal_format import (
     FRAME_HEADER,
-    SEGMENT_HEADER_BYTES,
+    SEALED_BYTES,
+    SEGMENT_HEADER_BYTES_MAX,
     Frame,
     SegmentHeader,
     decode_segment_header,
@@ -49,16 +52,32 @@ def segment_name(number: int) -> str:
 
 @dataclass(slots=True)
 class Segment:
-    """A segment file. `end`: where the next frame goes (0: a spare, all zeros); `capacity`: its size."""
+    """A segment file. `end`: where the next frame goes (0: a spare, all zeros); `capacity`: its size.
+
+    `stamp`: of the key, None where it is plain. `starts`: where the frames of an encrypted one begin, once that is known;
+    `cipher`: once it was needed.
+    """
 
     number: int
     end: int
     capacity: int
     first_sequence: int
+    stamp: Stamp | None = None
+    starts: array[int] | None = None
+    cipher: FileCipher | None = None
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.name = segment_name(self.number)
+
+    @property
+    def header(self) -> SegmentHeader:
+        return SegmentHeader(self.capacity, self.first_sequence, self.stamp)
+
+    @property
+    def key_id(self) -> str:
+        """Empty where it is plain."""
+        return "" if self.stamp is None else self.stamp.key_id
 
 
 @dataclass(slots=True)
@@ -142,7 +161,7 @@ def _walk_start(disk: Disk, numbers: list[int], first: int) -> int:
 
 def _header(disk: Disk, number: int) -> SegmentHeader | None:
     name = segment_name(number)
-    return decode_segment_header(disk.read_at(name, 0, SEGMENT_HEADER_BYTES), number, name)
+    return decode_segment_header(disk.read_at(name, 0, SEGMENT_HEADER_BYTES_MAX), number, name)
 
 
 def _older_segment(disk: Disk, number: int) -> Segment:
@@ -152,7 +171,7 @@ def _older_segment(disk: Disk, number: int) -> Segment:
         raise _damaged_header(number)
     size = disk.size(segment_name(number))
     _demand_size(number, size, header.size)
-    return Segment(number, size, size, header.first_sequence)
+    return Segment(number, size, size, header.first_sequence, header.stamp)
 
 
 def _demand_size(number: int, size: int, stated: int) -> None:
@@ -168,7 +187,7 @@ def _demand_size(number: int, size: int, stated: int) -> None:
 
 def _damaged_header(number: int) -> CorruptLog:
     name = segment_name(number)
-    return CorruptLog(f"{name}: the header is damaged (bytes 0 to 32). {WHAT_TO_DO}", path=name, offset=0)
+    return CorruptLog(f"{name}: the header is damaged. {WHAT_TO_DO}", path=name, offset=0)
 
 
 def _fit_spares(disk: Disk, spares: list[Segment], segment_bytes: int) -> list[Segment]:
@@ -216,8 +235,8 @@ class _Walk:
         """Take in one segment. Returns the place (number, start, stop) in it that is to be cleared."""
         name = segment_name(number)
         image = read_whole(self._disk, name, 0, self._disk.size(name))
-        if len(image) < SEGMENT_HEADER_BYTES:
-            _demand_size(number, len(image), SEGMENT_HEADER_BYTES)
+        if len(image) < SEGMENT_HEADER_BYTES_MAX:
+            _demand_size(number, len(image), SEGMENT_HEADER_BYTES_MAX)
         written = _written_bytes(image)
         if not written:
             self._blank = self._blank or number
@@ -232,17 +251,20 @@ class _Walk:
     def _walk_frames(self, number: int, image: bytes) -> int:
         """Walk the frames of a segment as far as they are whole and in sequence. Returns where that ends."""
         name = segment_name(number)
-        header = decode_segment_header(image[:SEGMENT_HEADER_BYTES], number, name)
+        header = decode_segment_header(image[:SEGMENT_HEADER_BYTES_MAX], number, name)
         if header is None or (header.first_sequence != self.next_sequence and (self.used or number == 1)):
             return 0
         _demand_size(number, len(image), header.size)
         first_sequence = header.first_sequence
-        seed, start, sequence = segment_seed(number), SEGMENT_HEADER_BYTES, first_sequence
+        seed, start, sequence = segment_seed(number), header.nbytes, first_sequence
+        starts = array("I")
         while (frame := frame_at(image, start, seed, name)) is not None and frame.sequence == sequence:
             self._synced = max(self._synced, frame.synced)
+            starts.append(start)
             sequence, start = sequence + 1, frame.end
         self.next_sequence = sequence
-        self.used.append(Segment(number, start, len(image), first_sequence))
+        is_plain = header.stamp is None
+        self.used.append(Segment(number, start, len(image), first_sequence, header.stamp, starts=None if is_plain else starts))
         return start
 
     def _refuse_what_was_synced(self, number: int, image: bytes, start: int, written: int, hole: _Place) -> None:
@@ -274,7 +296,7 @@ class _Walk:
         """Where the first frame begins that is not known to be synced; 0, with the header, for the first."""
         if segment.first_sequence > self._synced:
             return 0
-        start, sequence = SEGMENT_HEADER_BYTES, segment.first_sequence
+        start, sequence = segment.header.nbytes, segment.first_sequence
         while sequence <= self._synced and start < segment.end:
             start += FRAME_HEADER.size + int(FRAME_HEADER.unpack_from(image, start)[0])
             sequence += 1
@@ -303,7 +325,7 @@ def _survivors(image: bytes, start: int, written: int, number: int, sequence: in
     """Whole frames that begin anywhere from `start` on with a sequence of `sequence` or (not much) above."""
     high_bytes = {(sequence + ahead).to_bytes(8, "little")[_LOW_BYTES:] for ahead in (0, 1 << 8 * _LOW_BYTES)}
     ends = b"|".join(map(re.escape, sorted(high_bytes)))
-    pattern = re.compile(rb"\x01\x00[\x00-\xff]{%d}(?:%b)" % (2 + _LOW_BYTES, ends), re.DOTALL)
+    pattern = re.compile(rb"\x01[\x00\x01][\x00-\xff]{%d}(?:%b)" % (2 + _LOW_BYTES, ends), re.DOTALL)
     seed = segment_seed(number)
     body_offset = FRAME_HEADER.size - 12
     position, checked_bytes = start + body_offset, 0
@@ -311,7 +333,7 @@ def _survivors(image: bytes, start: int, written: int, number: int, sequence: in
         position = match.start() + 1
         header = match.start() - body_offset
         length = int.from_bytes(image[header : header + 4], "little")
-        if not length or length > FRAME_BYTES_MAX:
+        if not length or length > FRAME_BYTES_MAX + SEALED_BYTES:
             continue
         checked_bytes += length
         if checked_bytes > _SEARCH_BYTES_MAX:

@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from geokv.core.record import decode_records
-from geokv.errors import RecordError, StorageError
+from geokv.errors import CorruptLog, RecordError, StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.position import Position
-from geokv.storage.wal_format import SEGMENT_HEADER_BYTES, decode_segment_header, frame_at, segment_seed
+from geokv.storage.wal_cipher import cipher_of, unseal_payload
+from geokv.storage.wal_format import SEGMENT_HEADER_BYTES_MAX, decode_segment_header, frame_at, segment_seed
 from geokv.storage.wal_recovery import FOLDER, read_whole, segment_name
 
 _NAME: Final = re.compile(r"(\d{8,})\.wal")
@@ -35,13 +36,14 @@ class Damage(NamedTuple):
 
 
 class SegmentFigures(NamedTuple):
-    """What a segment holds; `frames` 0: a spare."""
+    """What a segment holds; `frames` 0: a spare. `key_id`: what it is encrypted with; empty: it is plain."""
 
     number: int
     nbytes: int
     frames: int
     used_bytes: int
     first_sequence: int
+    key_id: str = ""
 
 
 def segment_numbers(disk: Disk) -> list[int]:
@@ -98,7 +100,7 @@ def _verify_segment(disk: Disk, number: int) -> Iterator[Damage | SegmentFigures
     name = segment_name(number)
     try:
         image = read_whole(disk, name, 0, disk.size(name))
-        header = decode_segment_header(image[:SEGMENT_HEADER_BYTES], number, name)
+        header = decode_segment_header(image[:SEGMENT_HEADER_BYTES_MAX], number, name)
     except StorageError as error:
         yield Damage(name, int(error.details.get("offset", 0)), str(error))
         return
@@ -111,10 +113,13 @@ def _verify_segment(disk: Disk, number: int) -> Iterator[Damage | SegmentFigures
         return
     if header.size != len(image):
         yield Damage(name, len(image), f"{name}: it has {len(image)} bytes and was made with {header.size}")
-    seed, start, frames = segment_seed(number), SEGMENT_HEADER_BYTES, 0
+    seed, start, frames = segment_seed(number), header.nbytes, 0
+    cipher = cipher_of(header, number, disk.keys)
     while (frame := frame_at(image, start, seed, name)) is not None and frame.sequence == header.first_sequence + frames:
         try:
-            decode_records(image[frame.offset : frame.end])
+            decode_records(unseal_payload(cipher, image, frame, 0, number))
+        except CorruptLog as error:
+            yield Damage(name, start, str(error))
         except RecordError as error:
             yield Damage(name, frame.offset, f"{name}: frame {frame.sequence} at byte {start} holds what is no record: {error}")
         start, frames = frame.end, frames + 1
@@ -127,7 +132,9 @@ def _verify_segment(disk: Disk, number: int) -> Iterator[Damage | SegmentFigures
             f"{name}: frame {sequence} should stand at byte {start}, and something else stands there (byte {dirty}): "
             "damaged, or torn by a power cut or a kill; the next start tells which, and cuts what was torn",
         )
-    yield SegmentFigures(number, len(image), frames, start, header.first_sequence)
+    yield SegmentFigures(
+        number, len(image), frames, start, header.first_sequence, "" if cipher is None else cipher.stamp.key_id
+    )
 
 
 def _first_byte(image: bytes, start: int) -> int | None:

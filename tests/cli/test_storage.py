@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from geokv.cli import exits
 from geokv.cli.main import main
+from geokv.storage.encryption.source import KeySource
 from geokv.testing import Cluster
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a cluster of one node that has flushed tables and was stopped."""
+@pytest.fixture(scope="module", params=["plain", "encrypted"])
+def stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a cluster of one node that has flushed tables and was stopped; plain, and encrypted.
+
+    The tools are given its keys by the environment.
+    """
     directory = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "encrypted":
+            path = tmp_path_factory.mktemp("keys") / "keys"
+            assert main(["storage", "new-key", "--append", str(path)]) == exits.DONE
+            patch.setenv("GEOKV_ENCRYPTION_KEY_FILE", str(path))
+        yield _written(directory)
+
+
+def _key_file() -> str | None:
+    return os.environ.get("GEOKV_ENCRYPTION_KEY_FILE")
+
+
+def _written(directory: Path) -> Path:
     for begun in range(2):
-        with Cluster(nodes=1, directory=directory) as cluster, cluster.client() as kv:
+        with Cluster(nodes=1, directory=directory, encryption_key_file=_key_file()) as cluster, cluster.client() as kv:
             carts = kv.namespace("default")
             for at in range(60):
                 carts.put(b"key-%d" % (at + 30 * begun), b"value %d" % at * 20)
@@ -67,7 +86,7 @@ def test_any_flipped_bit_of_a_table_or_segment_is_named(folder: Path, capsys: py
             (damage,) = tree["nodes"][0]["damage"]
             assert (code, tree["is_clean"]) == (exits.EXPECTATION_FAILED, False)
             assert damage["file"] == str(file)
-            assert damage["offset"] <= offset or damage["offset"] >= len(sound) - 64, "a table's footer stands at its end"
+            assert damage["offset"] <= offset or damage["offset"] >= len(sound) - 128, "a table's footer stands at its end"
             with file.open("r+b") as opened:
                 opened.seek(offset)
                 opened.write(sound[offset : offset + 1])
@@ -113,7 +132,7 @@ def test_flush_and_compact_change_no_cell(stopped: Path, tmp_path: Path, capsys:
     Takes seconds: a node is started twice.
     """
     folder = Path(shutil.copytree(stopped, tmp_path / "copy"))
-    with Cluster(nodes=1, directory=folder) as cluster:
+    with Cluster(nodes=1, directory=folder, encryption_key_file=_key_file()) as cluster:
         assert main(["storage", "verify", str(folder)]) == exits.UNAVAILABLE, "it runs"
         with cluster.client() as kv:
             kv.namespace("default").put(b"last", b"of all")
@@ -126,7 +145,7 @@ def test_flush_and_compact_change_no_cell(stopped: Path, tmp_path: Path, capsys:
     tree = json.loads(_out(capsys, "storage", "inspect", str(folder), "--json"))["nodes"][0]
     assert [len(space["tables"]) for space in tree["namespaces"]] == [1]
     assert verified(folder, capsys)[0] == exits.DONE
-    with Cluster(nodes=1, directory=folder) as cluster, cluster.client() as kv:
+    with Cluster(nodes=1, directory=folder, encryption_key_file=_key_file()) as cluster, cluster.client() as kv:
         carts = kv.namespace("default")
         assert carts.get(b"last").value == b"of all"
         assert carts.get(b"key-7").value is None and carts.get(b"key-89").value == b"value 59" * 20
@@ -137,3 +156,31 @@ def test_what_cannot_be_looked_at_is_said(tmp_path: Path, capsys: pytest.Capture
     assert main(["storage", "verify", str(tmp_path / "nowhere")]) == exits.USAGE
     assert main(["storage", "verify", str(tmp_path)]) == exits.USAGE
     assert "no directory of a node" in capsys.readouterr().err
+
+
+def test_new_keys_are_printed_or_appended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of a key file each time, the newest last; the file is its owner's only, and `plain` at its end goes."""
+    path = tmp_path / "keys"
+    for options in (("--id", "first"), ("--bits", "128")):
+        assert main(["storage", "new-key", *options, "--append", str(path)]) == exits.DONE
+    assert "nodes that run take it with `geokv storage rotate-keys`" in capsys.readouterr().out
+    path.write_text(path.read_text() + "plain\n")
+    line = _out(capsys, "storage", "new-key", "--id", "third")
+    assert len(line.split()[1]) == 44
+    assert main(["storage", "new-key", "--id", "third", "--append", str(path)]) == exits.DONE
+    ring = KeySource(path).read()
+    assert (ring.ids[0], ring.ids[2], ring.active, len(ring.key(ring.ids[1]))) == ("first", "third", "third", 16)
+    assert path.stat().st_mode & 0o777 == 0o600
+    for wrong in ("plain", "first", "no blanks"):
+        assert main(["storage", "new-key", "--id", wrong, "--append", str(path)]) == exits.USAGE
+    assert KeySource(path).read().ids == ring.ids
+
+
+def test_inspect_tells_of_keys(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which key every file is written with, and which are not needed."""
+    tree = json.loads(_out(capsys, "storage", "inspect", str(folder), "--json"))["nodes"][0]
+    (key,) = tree["keys"]
+    assert key["is_active"] and key["files"]["table"] >= 1 and key["files"]["log"] >= 1 and key["files"]["state"] >= 1
+    assert bool(key["id"]) is bool(_key_file())
+    assert {table["key_id"] for space in tree["namespaces"] for table in space["tables"]} == {key["id"]}
+    assert (key["id"] or "plain") in _out(capsys, "storage", "inspect", str(folder))

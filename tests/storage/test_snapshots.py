@@ -7,11 +7,13 @@ import pytest
 
 from geokv.core.limits import SNAPSHOT_AGE_MS_MAX, SNAPSHOTS_MAX
 from geokv.errors import InvalidRequest, SnapshotNotFound, StorageError
-from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.snapshot_orders import Look, Remove, Take
 from geokv.storage.snapshots import Snapshots
+from geokv.storage.wal_verify import SegmentFigures, verify_log
 from tests.storage.lsm.little_node import FailingDisk, LittleNode, PowerCut, cell_of
+from tests.storage.modes import CrashDisk
 
+pytestmark = pytest.mark.usefixtures("mode")
 NOW_MS = 1_000_000
 
 
@@ -67,7 +69,9 @@ def test_a_node_that_starts_from_a_snapshot_has_what_it_held() -> None:
     position = node.engine.position
     _tear_down(node)
     assert not any(value for key, value in node.engine.scan(1) if key in model and value == model[key])
-    again = LittleNode(_unpacked(snapshots))
+    unpacked = _unpacked(snapshots)
+    assert all(isinstance(one, SegmentFigures) for one in verify_log(unpacked, position)), "its last frame is whole"
+    again = LittleNode(unpacked)
     assert dict(again.engine.scan(1)) == model
     assert (again.engine.position, again.engine.meta, again.end) == (position, b"state 4", position)
     again.put(1, {b"new": cell_of(99_999, b"v")})

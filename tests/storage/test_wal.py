@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from geokv.core.limits import FRAME_BYTES_MAX
 from geokv.errors import DiskFull, StorageError
-from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.disk import RealDisk
 from geokv.storage.wal import SPARES_MAX, Log
-from geokv.storage.wal_format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, UNSYNCED_FRAMES_MAX
+from geokv.storage.wal_format import FRAME_HEADER_BYTES, SEALED_BYTES, SEGMENT_HEADER_BYTES_MAX, UNSYNCED_FRAMES_MAX
+from tests.storage.modes import CrashDisk, frame_extra_bytes, header_bytes, keys
 
+pytestmark = pytest.mark.usefixtures("mode")
 SEGMENT = 1024
 
 
@@ -47,7 +48,7 @@ def test_segments_and_bytes_count_what_is_used() -> None:
     assert log.segments == [] and log.total_bytes == 0 and log.sequence == 0
     for _ in range(3):
         log.prepare()
-        log.append(bytes(SEGMENT - SEGMENT_HEADER_BYTES - FRAME_HEADER_BYTES))
+        log.append(bytes(SEGMENT - header_bytes() - frame_extra_bytes()))
     log.sync()
     assert [(facts.number, facts.bytes, facts.first_sequence) for facts in log.segments] == [
         (1, SEGMENT, 1),
@@ -75,7 +76,7 @@ def test_older_segments_stay_readable_and_are_replayed_on_request() -> None:
 
 
 @given(
-    sizes=st.lists(st.integers(1, SEGMENT - SEGMENT_HEADER_BYTES - FRAME_HEADER_BYTES), max_size=80),
+    sizes=st.lists(st.integers(1, SEGMENT - SEGMENT_HEADER_BYTES_MAX - FRAME_HEADER_BYTES - SEALED_BYTES), max_size=80),
     prepared=st.integers(0, SPARES_MAX),
 )
 def test_room_is_a_promise(sizes: list[int], prepared: int) -> None:
@@ -92,7 +93,7 @@ def test_room_is_a_promise(sizes: list[int], prepared: int) -> None:
             assert log.room_bytes() >= size
             room = log.room_bytes()
         log.append(bytes(size))
-        assert log.room_bytes() >= room - size - FRAME_HEADER_BYTES
+        assert log.room_bytes() >= room - size - frame_extra_bytes()
 
 
 def test_the_default_segments_take_the_largest_frame() -> None:
@@ -290,7 +291,7 @@ class _Loop(threading.Thread):
 
 def test_four_threads_at_once(tmp_path: Path) -> None:
     """Append and sync, prepare, read, and trim, each on its own thread over a real disk, harm nothing."""
-    disk = RealDisk(tmp_path)
+    disk = RealDisk(tmp_path, keys())
     log = Log.open(disk, 64 * 1024)
     written: list[tuple[int, int, bytes]] = []
     is_done = threading.Event()
@@ -322,7 +323,7 @@ def test_four_threads_at_once(tmp_path: Path) -> None:
     log.sync()
     first = log.segments[0].number
     disk.close()
-    again = RealDisk(tmp_path)
+    again = RealDisk(tmp_path, keys())
     expected = [place for place in written if place[0] >= first]
     assert first > 1 and list(Log.open(again, 64 * 1024, first).replay()) == expected
     again.close()

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geokv.errors import StorageError
-from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.wal import Log
+from tests.storage.modes import CrashDisk
 
+pytestmark = pytest.mark.usefixtures("mode")
 SEGMENT = 2048
 
 # Random bytes, zeros (which look like the unused part of a segment), and what looks like a frame's header.

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from geokv.errors import CorruptLog, StorageError
-from geokv.storage.crash_disk import CrashDisk
+from geokv.errors import CorruptLog, EncryptionKeyError, StorageError
+from geokv.storage import crash_disk
+from geokv.storage.encryption.cipher import TAG_BYTES
+from geokv.storage.encryption.keys import KeyRing, Keys
 from geokv.storage.wal import Log
 from geokv.storage.wal_format import FRAME_HEADER_BYTES, encode_segment_header, frame_at, segment_seed
 from geokv.storage.wal_recovery import segment_name
+from tests.storage.modes import RING, CrashDisk, frame_start, header_bytes, is_encrypted
 
+pytestmark = pytest.mark.usefixtures("mode")
 SEGMENT = 1024
 
 
@@ -37,7 +41,7 @@ def _small_log(count: int = 24) -> tuple[CrashDisk, list[bytes], list[Place]]:
             log.prepare()
         segment, offset = log.append(payload)
         log.sync()
-        places.append(Place(segment, offset - FRAME_HEADER_BYTES, offset + len(payload)))
+        places.append(Place(segment, frame_start(offset), offset + len(payload) + TAG_BYTES * is_encrypted()))
     return disk, payloads, places
 
 
@@ -64,7 +68,7 @@ def test_every_bit_flip_is_cut_or_refused(samples) -> None:
     """A flipped bit in the last frame cuts it; in any earlier one, and in a header, it is refused."""
     disk, payloads, places = _small_log()
     bits = [(place.segment, bit) for place in places for bit in range(place.start * 8, place.end * 8)]
-    bits += [(segment, bit) for segment in {place.segment for place in places} for bit in range(32 * 8)]
+    bits += [(segment, bit) for segment in {place.segment for place in places} for bit in range(header_bytes() * 8)]
     chosen = random.Random(2).sample(bits, min(len(bits), samples.of(test=400, check=4000, soak=len(bits))))
     for segment, bit in chosen:
         copy = disk.copy()
@@ -73,7 +77,7 @@ def test_every_bit_flip_is_cut_or_refused(samples) -> None:
         hit = [
             index
             for index, place in enumerate(places)
-            if place.segment == segment and (place.start <= bit // 8 < place.end or bit < 256)
+            if place.segment == segment and (place.start <= bit // 8 < place.end or bit < header_bytes() * 8)
         ]
         _expect(copy, payloads, hit[0])
 
@@ -184,11 +188,11 @@ def test_a_read_error_is_never_taken_for_a_torn_tail() -> None:
 
 
 def test_a_newer_format_is_refused_by_name() -> None:
-    """A whole header or frame of format 2 asks for the newer version instead of being cut."""
+    """A whole header of format 3, or frame of format 2, asks for the newer version instead of being cut."""
     disk, _, places = _small_log()
     in_header = disk.copy()
     header = bytearray(encode_segment_header(1, SEGMENT, 1))
-    header[12] = 2
+    header[12] = 3
     header[8:12] = _crc(bytes(header[12:]))
     in_header.damage(segment_name(1), 0, bytes(header))
     in_frame = disk.copy()
@@ -199,7 +203,7 @@ def test_a_newer_format_is_refused_by_name() -> None:
     in_frame.damage(segment_name(last.segment), last.start, bytes(frame))
     for changed in (in_header, in_frame):
         before = changed.read_at(segment_name(1), 0, SEGMENT)
-        with pytest.raises(StorageError, match="written by a newer version: format 2"):
+        with pytest.raises(StorageError, match=r"written by a newer version: format [23], this one reads"):
             Log.open(changed, SEGMENT)
         assert changed.read_at(segment_name(1), 0, SEGMENT) == before
 
@@ -218,10 +222,11 @@ def test_unsynced_frames_may_arrive_in_any_order() -> None:
     log.sync()
     _, offset = log.append(b"first unsynced")
     log.append(b"second unsynced")
-    disk.damage(segment_name(1), offset - FRAME_HEADER_BYTES, bytes(FRAME_HEADER_BYTES))
+    start = frame_start(offset)
+    disk.damage(segment_name(1), start, bytes(FRAME_HEADER_BYTES))
     log = Log.open(disk, SEGMENT)
     assert _replayed(log) == [b"synced"]
-    assert not disk.read_at(segment_name(1), offset - FRAME_HEADER_BYTES, SEGMENT).strip(b"\0")
+    assert not disk.read_at(segment_name(1), start, SEGMENT).strip(b"\0")
 
 
 def test_a_value_that_holds_a_copy_of_a_log_is_no_frame() -> None:
@@ -231,7 +236,7 @@ def test_a_value_that_holds_a_copy_of_a_log_is_no_frame() -> None:
     log = Log.open(disk, SEGMENT)
     log.prepare()
     segment, offset = log.append(foreign)
-    disk.damage(segment_name(segment), offset - FRAME_HEADER_BYTES, b"\xff")
+    disk.damage(segment_name(segment), frame_start(offset), b"\xff")
     assert _replayed(Log.open(disk, SEGMENT)) == payloads
 
 
@@ -243,7 +248,8 @@ def test_a_segment_too_full_of_what_looks_like_frames_is_refused_not_searched_fo
     log.sync()
     lookalike = (3 << 20).to_bytes(4, "little") + bytes(4) + b"\x01\0\0\0" + (2).to_bytes(8, "little")
     _, offset = log.append(lookalike * 100_000)
-    disk.damage("log/00000001.wal", offset - 8, b"\xff")
+    disk.damage("log/00000001.wal", offset, lookalike * 100_000)  # in a payload that is encrypted nobody could put them there
+    disk.damage("log/00000001.wal", frame_start(offset) + 12, b"\xff")
     with pytest.raises(CorruptLog, match="too many places to be searched"):
         Log.open(disk, 16 << 20)
 
@@ -261,3 +267,16 @@ def test_the_bytes_of_format_1_still_open() -> None:
     image = disk.read_at(segment_name(1), 0, 512)
     frames = [frame_at(image, start, segment_seed(1)) for start in (32, 57, 85)]
     assert [(frame.sequence, frame.synced) for frame in frames if frame] == [(1, 0), (2, 1), (3, 1)]
+
+
+def test_the_bytes_of_format_2_still_open() -> None:
+    """An encrypted segment of the first version that could opens with its key, and with no other."""
+    raw = (GOLDEN / "format-2-encrypted.wal").read_bytes()
+    for ring in (RING, KeyRing({"new": bytes(range(32))})):
+        disk = crash_disk.CrashDisk(keys=Keys(ring))
+        disk.make_folder("log")
+        disk.append(segment_name(1), raw)
+        assert list(Log.open(disk, 512).replay()) == [(1, 104, b"first"), (1, 153, b"\0\xffsecond"), (1, 205, b"third" * 20)]
+    disk.keys.replace(KeyRing({"new": bytes(32)}))
+    with pytest.raises(EncryptionKeyError, match=r"log/00000001\.wal is encrypted with a key 'new' that is another"):
+        list(Log.open(disk, 512).replay())

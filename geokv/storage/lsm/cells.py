@@ -98,6 +98,7 @@ class LsmCells:
         "_traits",
         "_view",
         "first_job",
+        "has_dictionary",
         "namespace",
         "policy",
     )
@@ -118,6 +119,7 @@ class LsmCells:
         self.namespace = namespace
         self.policy = policy
         self.first_job = first_job
+        self.has_dictionary = False  # its tables are to be written with one, from the next job on
         self._traits = traits_of(policy)
         self._merge: Merge = self._traits.merge
         self._blocks = blocks

@@ -9,6 +9,9 @@ plan the next. Reads and puts go on all the while. In the simulator all four are
     log position of the manifest        recovery merges the frames from there on into the memtables (`merge_in`)
     meta                                the node's own state at that position, a file that the manifest names
 
+After the keys of an encrypted node were rotated, tables of other keys are rewritten one by one, where they stand, when
+nothing else is to be compacted; manifest and state are, when none is left.
+
 A table that is found damaged, by a read, a job or on opening, is read once more. Where it is damaged still, it is told
 (`damaged`), and set aside by a job of its own (`begin_quarantine`) once the node has done what must be done before that. Until
 then it is not merged; a read that fails there (EIO) sets nothing aside.
@@ -27,7 +30,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from geokv.core.namespace import LSM
-from geokv.errors import Damaged, StorageError
+from geokv.errors import Damaged, EncryptionKeyError, StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.engine import Held
 from geokv.storage.engines import check_held
@@ -36,8 +39,8 @@ from geokv.storage.lsm.cells import LsmCells, ReaderRun
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.facts import JOB_SHIFT, DamagedTable, TableFacts, table_name
 from geokv.storage.lsm.jobs import Compaction, Edit, Flush, FlushedNamespace, Job, Quarantine
-from geokv.storage.lsm.manifest import State, open_manifest, stage_manifest, switch_manifest, table_numbers
-from geokv.storage.lsm.meta import meta_name, write_meta
+from geokv.storage.lsm.manifest import State, manifest_key_id, open_manifest, stage_manifest, switch_manifest, table_numbers
+from geokv.storage.lsm.meta import meta_key_id, meta_name, write_meta
 from geokv.storage.lsm.sealing import damaged
 from geokv.storage.lsm.strategy import Choice, Levelled, Strategy, everything, runs_of, shed
 from geokv.storage.lsm.table_reader import TableReader
@@ -74,6 +77,9 @@ class LsmEngine:
         self._doomed: set[int] = set()  # files that no manifest names, or none will once the next one stands
         self._doomed_metas: set[int] = set()  # likewise, by the jobs that wrote them
         self._is_dropped = False  # the manifest names tables of dropped namespaces
+        self._manifest_key = manifest_key_id(disk)
+        self._meta_key = meta_key_id(disk, self._state.meta_file)
+        self._planned_with = disk.keys.ring  # the keys that compactions were planned with last
         self._lock = threading.Lock()  # state, readers, cells and doomed, for moments
         self._installing = threading.Lock()
 
@@ -111,6 +117,12 @@ class LsmEngine:
                 self._cells[namespace] = cells
                 self._share_rows()
         return cells
+
+    def set_dictionary(self, namespace: int, is_on: bool) -> None:
+        """Whether its tables are to be written with a trained dictionary, from the next job on; for others: nothing."""
+        cells = self._cells.get(namespace)
+        if cells is not None:
+            cells.has_dictionary = is_on
 
     def define(self, namespace: int, policy: str) -> None:
         """Another policy, under which the cells that are there merge as they did: tables are not written anew for it."""
@@ -180,9 +192,15 @@ class LsmEngine:
             "memtable_pairs": sum(cells.memtable_pairs for cells in self._cells.values()),
             "memtables": 1 + max((cells.frozen for cells in self._cells.values()), default=0),
             "debt_bytes": self.debt_bytes(),
+            "tables_of_other_keys": self._of_other_keys(),
             "cache_bytes": self.cache.bytes,
             "cache_misses": self.cache.misses,
         }
+
+    def _of_other_keys(self) -> int:
+        """Tables that are not written with the key that new files are (or plain, where these are to be)."""
+        active = self._disk.keys.ring.active
+        return sum(reader.key_id != active for reader in list(self._readers.values()))
 
     # --- what is damaged --------------------------------------------------------------------------------------------
 
@@ -206,7 +224,7 @@ class LsmEngine:
         except Damaged as again:
             with self._lock:
                 self._damaged[facts.number] = DamagedTable(facts, again.offset, again.what)
-        except StorageError:
+        except (StorageError, EncryptionKeyError):
             return  # it cannot be read now, which proves nothing
 
     def begin_quarantine(self, tables: Iterable[DamagedTable]) -> Quarantine:
@@ -228,21 +246,20 @@ class LsmEngine:
 
     def _flush(self, end: Position, meta: bytes, namespaces: Iterable[int]) -> Flush:
         cells = [self._cells[namespace] for namespace in namespaces if namespace in self._cells]
-        flushed = tuple(FlushedNamespace(one.namespace, one.policy, not one.has_tables) for one in cells)
+        flushed = tuple(FlushedNamespace(one.namespace, one.policy, not one.has_tables, one.has_dictionary) for one in cells)
         return Flush(self.next_job(), self._state.position, end, flushed, self.options.tables, meta)
 
     def next_compaction(self, rules: Mapping[int, CollectionRule] | None = None) -> Compaction | None:
         """The most overdue compaction; `rules`: what may be collected, by namespace. None where nothing is due."""
+        self._planned_with = self._disk.keys.ring
         if self._damaged:
             return None  # soon they are out of the way
         choose = self.options.strategy.choose
         choices = [(choice, cells) for cells in self._cells.values() if (choice := choose(self.tables(cells.namespace)))]
         if self._is_dropped:  # a manifest without them, and their space comes back
-            return Compaction(
-                self.next_job(), 0, "lww", (), (), 0, 0, is_bottom=False, is_move=True, options=self.options.tables
-            )
+            return self._new_manifest()
         if not choices:
-            return self._next_shedding(rules or {})
+            return self._next_shedding(rules or {}) or self.next_rewrite()
         choice, cells = max(choices, key=lambda one: one[0].score)
         return self._compaction(choice, cells, (rules or {}).get(cells.namespace))
 
@@ -277,6 +294,37 @@ class LsmEngine:
         """Whether a compaction for the sake of what may be collected would be made, were all of it stable."""
         return shed(self.tables(namespace), clock_ms, self._next_job) is not None
 
+    @property
+    def wants_compaction(self) -> bool:
+        """Whether the keys were rotated since `next_compaction` was asked last: there may be something to rewrite."""
+        return self._planned_with is not self._disk.keys.ring
+
+    def next_rewrite(self) -> Compaction | None:
+        """A table, else manifest or state, that is not written with the key that new files are."""
+        active = self._disk.keys.ring.active
+        for cells in self._cells.values():
+            for facts in self.tables(cells.namespace):
+                reader = self._readers.get(facts.number)
+                if reader is not None and reader.key_id != active:
+                    return Compaction(
+                        self.next_job(),
+                        cells.namespace,
+                        cells.policy,
+                        ((facts.number,),),
+                        (),
+                        facts.level,
+                        facts.run,
+                        is_bottom=False,
+                        is_move=False,
+                        options=self._options_of(cells),
+                    )
+        is_done = self._manifest_key == active and (self._meta_key == active or not self._state.meta)
+        return None if is_done else self._new_manifest()
+
+    def _new_manifest(self) -> Compaction:
+        """Moves nothing, and has the manifest written anew, and the state where its key is another one."""
+        return Compaction(self.next_job(), 0, "lww", (), (), 0, 0, is_bottom=False, is_move=True, options=self.options.tables)
+
     def full_compaction(self, namespace: int, rule: CollectionRule | None = None) -> Compaction | None:
         """All tables of a namespace into one run. None where it has no table, or there is no such namespace.
 
@@ -303,9 +351,17 @@ class LsmEngine:
             choice.run,
             choice.is_bottom,
             choice.is_move,
-            self.options.tables,
+            self._options_of(cells),
             rule,
         )
+
+    def has_dictionary(self, namespace: int) -> bool:
+        """Whether any of its tables has one."""
+        readers = [self._readers.get(facts.number) for facts in self.tables(namespace)]
+        return any(reader is not None and reader.has_dictionary for reader in readers)
+
+    def _options_of(self, cells: LsmCells) -> TableOptions:
+        return replace(self.options.tables, has_dictionary=cells.has_dictionary)
 
     def next_job(self) -> int:
         """The number of a new job."""
@@ -361,8 +417,10 @@ class LsmEngine:
             with self._lock:
                 state = self._edited(edit, job)
             named = {facts.number for facts in state.all_tables()}
+            manifest_key, meta_key = self._disk.keys.ring.active, self._meta_key
             try:
-                if edit.position is not None or (state.meta and not state.meta_file.job):
+                if edit.position is not None or (state.meta and (not state.meta_file.job or meta_key != manifest_key)):
+                    meta_key = manifest_key
                     self._doomed_metas.add(job)  # until a manifest that names it stands
                     state = replace(state, meta_file=write_meta(self._disk, job, state.meta))
                 stage_manifest(self._disk, state)
@@ -382,6 +440,7 @@ class LsmEngine:
                 raise
             self._doomed_metas = (self._doomed_metas | {self._state.meta_file.job, job}) - {0, state.meta_file.job}
             with self._lock:
+                self._manifest_key, self._meta_key = manifest_key, meta_key
                 # A namespace may have been dropped meanwhile.
                 self._state = state = replace(self._edited(edit, job), meta_file=state.meta_file)
                 live = {facts.number for facts in state.all_tables()}

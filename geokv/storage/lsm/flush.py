@@ -17,6 +17,7 @@ node bounds by when it flushes, and one segment. Not here: when to flush, and up
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from geokv.core.conflict import Merge
 from geokv.core.partial import Partial
@@ -24,12 +25,14 @@ from geokv.core.record import decode_pairs
 from geokv.errors import CorruptLog, RecordError, StorageError
 from geokv.storage.advice import WHAT_TO_DO
 from geokv.storage.disk import Disk
+from geokv.storage.encryption.cipher import TAG_BYTES
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.jobs import Flush
 from geokv.storage.lsm.table_writer import Pace, unpaced, write_tables
 from geokv.storage.lsm.traits import traits_of
 from geokv.storage.position import Position
-from geokv.storage.wal_format import SEGMENT_HEADER_BYTES, decode_segment_header, frames_of
+from geokv.storage.wal_cipher import cipher_of, payloads_of
+from geokv.storage.wal_format import SEGMENT_HEADER_BYTES, decode_segment_header
 from geokv.storage.wal_recovery import segment_name
 
 
@@ -48,7 +51,8 @@ def write(disk: Disk, job: Flush, cells: dict[int, dict[bytes, bytes]], pace: Pa
     written: list[TableFacts] = []
     for namespace in job.namespaces:
         pairs = _in_order(cells.pop(namespace.id), is_whole=namespace.is_first)
-        written += write_tables(disk, job.number, namespace.id, namespace.policy, pairs, job.options, pace, len(written))
+        options = replace(job.options, has_dictionary=namespace.has_dictionary)
+        written += write_tables(disk, job.number, namespace.id, namespace.policy, pairs, options, pace, len(written))
     return tuple(facts.at(0, job.number) for facts in written)
 
 
@@ -78,13 +82,16 @@ def _frames(disk: Disk, begin: Position, end: Position) -> Iterator[list[tuple[i
         length = end.offset if segment == end.segment else disk.size(name)
         if length <= SEGMENT_HEADER_BYTES:
             continue  # `end` names a segment that no frame of it is in
-        image = disk.read_at(name, 0, length)
+        image = disk.read_at(name, 0, length + TAG_BYTES)
         header = decode_segment_header(image, segment, name)
         if header is None or len(image) < length:
             raise StorageError(f"{name} cannot be flushed: its header is damaged, or it is cut", path=name, offset=0)
+        cipher = cipher_of(header, segment, disk.keys)
+        if cipher is None:
+            image = image[:length]  # the last payload ends there; an encrypted one has its tag behind it
         try:
-            for start, stop in frames_of(image, segment, header.first_sequence):
+            for start, payload in payloads_of(image, segment, header, cipher):
                 if (segment, start) >= begin:
-                    yield decode_pairs(image[start:stop])  # the frame's own checksum covers them
+                    yield decode_pairs(payload)  # the frame's own checksum covers them
         except RecordError as error:
             raise CorruptLog(f"{name}: {error}. {WHAT_TO_DO}", path=name) from error

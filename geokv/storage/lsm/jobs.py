@@ -19,11 +19,15 @@ from geokv.storage.position import Position
 
 @dataclass(frozen=True, slots=True)
 class FlushedNamespace:
-    """A namespace in a flush. `is_first`: it has no table yet, so that what is flushed is whole."""
+    """A namespace in a flush. `is_first`: it has no table yet, so that what is flushed is whole.
+
+    `has_dictionary`: its tables are to have one, where it pays.
+    """
 
     id: int
     policy: str
     is_first: bool
+    has_dictionary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,13 @@ class Quarantine:
 
 
 Job = Flush | Compaction | Quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOrder:
+    """The keys of the jobs that follow, as the lines of a key file. Of no job: these are shown in errors and logs."""
+
+    lines: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ A table that was found damaged is named as quarantined: its file is kept, and is
 The position names a frame by segment and offset of its payload. Frames before it are in tables, so recovery merges
 from there on. It is exact on purpose: what is merged again could bring back what was collected meanwhile.
 
-Manifests of format 1 hold the meta themselves. They are read; the next one that is written is of format 2.
+Manifests of formats 1 and 2 hold the meta themselves. They are read; the next one that is written is of format 3.
 
 Invariants: after a crash at any moment the manifest is the old or the new one, and every file that it names is
 there, whole. Tables without a manifest are refused, not removed: somebody lost it. Format page: docs/formats/manifest.md.
@@ -27,15 +27,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Final
-from zlib import crc32
-
-import zstandard
 
 from geokv.errors import StorageError
 from geokv.storage.disk import Disk
+from geokv.storage.encryption.keys import Keys
 from geokv.storage.lsm.facts import FOLDER, JOB_SHIFT, DamagedTable, TableFacts, decode_placed
 from geokv.storage.lsm.meta import MetaFile, meta_jobs, meta_name, read_meta
-from geokv.storage.lsm.sealing import Kind, damaged, seal, unseal
+from geokv.storage.lsm.sealing import Kind, damaged
+from geokv.storage.lsm.small_file import HEADER_BYTES_MAX, decode_small_file, encode_small_file, key_id_of
 from geokv.storage.position import Position
 
 NAME: Final = f"{FOLDER}/MANIFEST"
@@ -43,8 +42,6 @@ TEMPORARY: Final = f"{FOLDER}/MANIFEST.tmp"
 MAGIC: Final = b"geokvman"
 FORMAT: Final = 3
 META_INSIDE: Final = 2  # up to this format it held the node's state itself
-_HEADER = Struct("<8sIHH")
-_HEADER_BODY = Struct("<HH")
 _STATE = Struct("<QQQQIII")
 _STATE_1 = Struct("<QQQII")
 _NAMESPACE = Struct("<QI")
@@ -58,7 +55,7 @@ _TABLE_NAME = re.compile(r"([0-9a-f]{16})\.sst")
 class State:
     """What a manifest says. A value: a change makes a new one.
 
-    `meta` is what stands in `meta_file`; after a manifest of format 1 it is here and in no file yet.
+    `meta` is what stands in `meta_file`; after a manifest of format 1 or 2 it is here and in no file yet.
     """
 
     next_job: int = 1
@@ -88,7 +85,7 @@ def stage_manifest(disk: Disk, state: State) -> None:
     """Have it ready beside the one that stands. After an error that one stands."""
     if disk.exists(TEMPORARY):  # what an earlier failure left; its unsynced pages must not be written upon
         disk.remove(TEMPORARY)
-    disk.append(TEMPORARY, encode_manifest(state))
+    disk.append(TEMPORARY, encode_manifest(state, disk.keys))
     disk.sync(TEMPORARY)
 
 
@@ -141,14 +138,19 @@ def table_numbers(disk: Disk) -> set[int]:
 
 def read_manifest(disk: Disk) -> State:
     """What stands, and nothing else is touched. Raises StorageError."""
-    state = decode_manifest(disk.read_at(NAME, 0, disk.size(NAME)))
+    state = decode_manifest(disk.read_at(NAME, 0, disk.size(NAME)), disk.keys)
     return replace(state, meta=read_meta(disk, state.meta_file)) if state.meta_file.job else state
+
+
+def manifest_key_id(disk: Disk) -> str:
+    """The key that the one that stands is written with; empty: none, it is plain. Raises StorageError."""
+    return key_id_of(disk.read_at(NAME, 0, HEADER_BYTES_MAX), MAGIC, FORMAT, NAME)
 
 
 # --- the bytes ------------------------------------------------------------------------------------------------------
 
 
-def encode_manifest(state: State) -> bytes:
+def encode_manifest(state: State, keys: Keys | None = None) -> bytes:
     assert state.meta_file.length == len(state.meta), "the node's state is written before the manifest that names it"
     pieces = [_STATE.pack(state.next_job, *state.position, *state.meta_file, len(state.tables))]
     for namespace, tables in sorted(state.tables.items()):
@@ -159,30 +161,17 @@ def encode_manifest(state: State) -> bytes:
         for one in state.quarantined:
             what = one.what.encode()[:1024]
             pieces += [_DAMAGED.pack(one.offset, len(what)), what, one.facts.encode_placed()]
-    body = _HEADER_BODY.pack(FORMAT, _HAS_QUARANTINED if state.quarantined else 0)
-    header = MAGIC + crc32(body).to_bytes(4, "little") + body
-    compressor = zstandard.ZstdCompressor(level=1, write_content_size=True)
-    return header + seal(b"".join(pieces), 0, _HEADER.size, Kind.MANIFEST, compressor)
+    flags = _HAS_QUARANTINED if state.quarantined else 0
+    return encode_small_file(b"".join(pieces), MAGIC, FORMAT, Kind.MANIFEST, keys or Keys(), flags)
 
 
-def decode_manifest(raw: bytes) -> State:
-    """Inverse of `encode_manifest`, without `meta`, which is in its file. Raises StorageError."""
-    if len(raw) < _HEADER.size:
-        raise damaged(NAME, 0, "it has no whole header")
-    magic, crc, form, flags = _HEADER.unpack_from(raw)
-    if magic != MAGIC or crc != crc32(raw[12 : _HEADER.size]):
-        raise damaged(NAME, 0, "the header's checksum does not match")
-    if not 1 <= form <= FORMAT or flags & ~_HAS_QUARANTINED:
-        raise StorageError(
-            f"{NAME} was written by a newer version (format {form}, this one reads up to {FORMAT}): "
-            "start the version that wrote it",
-            path=NAME,
-        )
-    body = unseal(raw[_HEADER.size :], 0, _HEADER.size, Kind.MANIFEST, NAME)
+def decode_manifest(raw: bytes, keys: Keys | None = None) -> State:
+    """Inverse of `encode_manifest`, without `meta`, which is in its file. Raises StorageError, EncryptionKeyError."""
+    form, flags, body = decode_small_file(raw, MAGIC, FORMAT, Kind.MANIFEST, keys or Keys(), NAME, _HAS_QUARANTINED)
     try:
         return _decode_state(body, form, bool(flags & _HAS_QUARANTINED))
     except (ValueError, struct.error) as error:
-        raise damaged(NAME, _HEADER.size, f"it cannot be read ({error})") from error
+        raise damaged(NAME, 0, f"it cannot be read ({error})") from error
 
 
 def _decode_state(body: bytes, form: int, has_quarantined: bool) -> State:

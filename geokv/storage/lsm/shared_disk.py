@@ -12,15 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from geokv.storage.disk import RealDisk, storage_error
+from geokv.storage.encryption.keys import Keys
 
 
 class SharedDisk(RealDisk):
     """A RealDisk on a root that another process holds. Raises StorageError where it is not there."""
 
-    def __init__(self, root: Path, progress: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, root: Path, keys: Keys | None = None, progress: Callable[[], None] = lambda: None) -> None:
         """`progress`: called whenever the disk has answered."""
         self._progress = progress
         self.root = root
+        self.keys = keys or Keys()
         self._handles = OrderedDict()
         self._lock = threading.Lock()
         try:

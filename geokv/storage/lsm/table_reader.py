@@ -20,25 +20,44 @@ from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from struct import unpack_from
 from typing import Final
-from zlib import crc32
+
+import zstandard
 
 from geokv.errors import StorageError
 from geokv.storage.disk import Disk
+from geokv.storage.encryption.cipher import FileCipher
 from geokv.storage.lsm.block import decode_block, find
 from geokv.storage.lsm.bloom import load_filter, may_contain
 from geokv.storage.lsm.cache import BlockCache
+from geokv.storage.lsm.dictionary import Dictionary, dictionary_of
 from geokv.storage.lsm.facts import TableFacts, decode_facts, table_name
+from geokv.storage.lsm.footer import Part, read_footer, table_label
 from geokv.storage.lsm.sealing import Kind, damaged, unseal
-from geokv.storage.lsm.table_writer import FOOTER, FOOTER_BODY, FORMAT, MAGIC
 
 _READ_AHEAD_BYTES: Final = 512 * 1024
 _BLOCK_BITS: Final = 32  # a block's name in the cache: the table's number, then which of its blocks
 
 
 class TableReader:
-    """See the module. Opened by number; raises StorageError where the file is damaged, cut, or of a newer format."""
+    """See the module. Opened by number; raises StorageError where the file is damaged, cut, or of a newer format.
 
-    __slots__ = ("_cache", "_disk", "_ends", "_first_id", "_last_keys", "facts", "name", "number", "words")
+    EncryptionKeyError where the disk has not the key that it was written with.
+    """
+
+    __slots__ = (
+        "_cache",
+        "_cipher",
+        "_dictionary",
+        "_disk",
+        "_ends",
+        "_first_id",
+        "_last_keys",
+        "facts",
+        "key_id",
+        "name",
+        "number",
+        "words",
+    )
 
     def __init__(self, disk: Disk, number: int, cache: BlockCache) -> None:
         self._disk = disk
@@ -46,6 +65,9 @@ class TableReader:
         self.number = number
         self.name = table_name(number)
         self._first_id = number << _BLOCK_BITS
+        self.key_id: str  # empty: it is plain
+        self._cipher: FileCipher | None
+        self._dictionary: Dictionary | None
         self.facts: TableFacts
         self.words: array[int]
         self._open()
@@ -53,54 +75,45 @@ class TableReader:
     # --- opening ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        size = self._disk.size(self.name)
-        start = size - FOOTER.size
-        form, filter_at, index_at, facts_at = self._read_footer(start)
-        tail = self._disk.read_at(self.name, filter_at[0], start - filter_at[0])
-        parts: list[bytes] = []
-        for (offset, length), kind in ((filter_at, Kind.FILTER), (index_at, Kind.INDEX), (facts_at, Kind.FACTS)):
-            begin = offset - filter_at[0]
-            parts.append(unseal(tail[begin : begin + length], self.number, offset, kind, self.name))
-        raw_filter, raw_index, raw_facts = parts
+        footer = read_footer(self._disk, self.number)
+        self.key_id = "" if footer.stamp is None else footer.stamp.key_id
+        self._cipher = self._dictionary = None
+        if footer.stamp is not None:
+            self._cipher = self._disk.keys.resume(footer.stamp, table_label(self.number), self.name)
+        begin = footer.dictionary.offset
+        tail = self._disk.read_at(self.name, begin, footer.facts.end - begin)
+
+        def part(place: Part, kind: int) -> bytes:
+            return self._unseal(tail[place.offset - begin : place.end - begin], place.offset, kind)
+
+        if footer.dictionary.length:
+            try:
+                self._dictionary = dictionary_of(part(footer.dictionary, Kind.DICTIONARY))
+            except zstandard.ZstdError as error:
+                raise damaged(self.name, begin, f"the dictionary cannot be read ({error})") from error
+        raw_filter, raw_index = part(footer.filter, Kind.FILTER), part(footer.index, Kind.INDEX)
+        raw_facts = part(footer.facts, Kind.FACTS)
         try:
             self.words = load_filter(raw_filter)
         except ValueError as error:
-            raise damaged(self.name, filter_at[0], f"the filter cannot be read ({error})") from error
+            raise damaged(self.name, footer.filter.offset, f"the filter cannot be read ({error})") from error
         try:
             self._last_keys, self._ends = _decode_index(raw_index)
         except (ValueError, struct.error) as error:
-            raise damaged(self.name, index_at[0], f"the index cannot be read ({error})") from error
+            raise damaged(self.name, footer.index.offset, f"the index cannot be read ({error})") from error
         try:
-            self.facts, _ = decode_facts(raw_facts, form=form)
+            self.facts, _ = decode_facts(raw_facts, form=footer.form)
         except ValueError as error:
-            raise damaged(self.name, facts_at[0], str(error)) from error
-        if self._ends[-1] != filter_at[0] or self.facts.number != self.number or self.facts.nbytes != facts_at[0]:
-            raise damaged(self.name, facts_at[0], "its facts do not fit its blocks")
+            raise damaged(self.name, footer.facts.offset, str(error)) from error
+        if self._ends[-1] != begin or self.facts.number != self.number or self.facts.nbytes != footer.facts.offset:
+            raise damaged(self.name, footer.facts.offset, "its facts do not fit its blocks")
 
-    def _read_footer(self, start: int) -> tuple[int, tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """The format, and (offset, length) of filter, index and facts, which stand one behind the other up to the footer."""
-        raw = self._disk.read_at(self.name, max(start, 0), FOOTER.size)
-        if start < 0 or len(raw) < FOOTER.size:
-            raise damaged(self.name, 0, "it has no whole footer")
-        number, *offsets_lengths, form, _, crc, magic = FOOTER.unpack(raw)
-        if magic != MAGIC or crc != crc32(raw[: FOOTER_BODY.size]):
-            raise damaged(self.name, start, "the footer's checksum does not match")
-        if not 1 <= form <= FORMAT:
-            raise StorageError(
-                f"{self.name} was written by a newer version (format {form}, this one reads up to {FORMAT}): "
-                "start the version that wrote it",
-                path=self.name,
-            )
-        filter_offset, index_offset, facts_offset, filter_length, index_length, facts_length = offsets_lengths
-        if number != self.number:
-            raise damaged(self.name, start, f"it is table {number:016x} under another's name")
-        if (filter_offset + filter_length, index_offset + index_length, facts_offset + facts_length) != (
-            index_offset,
-            facts_offset,
-            start,
-        ):
-            raise damaged(self.name, start, "its parts do not end where the next begins")
-        return form, (filter_offset, filter_length), (index_offset, index_length), (facts_offset, facts_length)
+    def _unseal(self, block: bytes, offset: int, kind: int) -> bytes:
+        return unseal(block, self.number, offset, kind, self.name, self._cipher, self._dictionary)
+
+    @property
+    def has_dictionary(self) -> bool:
+        return self._dictionary is not None
 
     # --- one key ----------------------------------------------------------------------------------------------------
 
@@ -136,7 +149,7 @@ class TableReader:
     def _read_block(self, index: int) -> bytes:
         start = self._start(index)
         block = self._disk.read_at(self.name, start, self._ends[index] - start)
-        return unseal(block, self.number, start, Kind.PAIRS, self.name)
+        return self._unseal(block, start, Kind.PAIRS)
 
     # --- many keys --------------------------------------------------------------------------------------------------
 
@@ -174,7 +187,7 @@ class TableReader:
                 start = self._start(at)
                 block = piece[start - begin : self._ends[at] - begin]
                 try:
-                    yield from decode_block(unseal(block, self.number, start, Kind.PAIRS, self.name)).items()
+                    yield from decode_block(self._unseal(block, start, Kind.PAIRS)).items()
                 except ValueError as error:
                     raise self._unreadable(at, error) from error
             index = stop

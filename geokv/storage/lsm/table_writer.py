@@ -1,6 +1,6 @@
 """Writing tables: a stream of pairs in key order becomes one or several files.
 
-    PAIRS blocks | FILTER block | INDEX block | FACTS block | footer
+    PAIRS blocks | (DICTIONARY block) | FILTER block | INDEX block | FACTS block | footer
 
 A table is cut once its blocks reach `table_bytes`, between two keys. Nothing reads it before the manifest names it,
 so it is written under its own name, synced at its end, and its folder synced after the last of them.
@@ -15,10 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from struct import Struct
 from struct import pack as pack_struct
 from typing import Final
-from zlib import crc32
 
 import zstandard
 
@@ -27,14 +25,12 @@ from geokv.errors import StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.block import CELL_BYTES_MAX, KEY_BYTES_MAX, PAIR_BYTES, encode_block
 from geokv.storage.lsm.bloom import SEED, build_filter, digest
+from geokv.storage.lsm.dictionary import Dictionary, trained_on
 from geokv.storage.lsm.facts import FOLDER, JOB_SHIFT, OUTPUTS_MAX, TableFacts, table_name
-from geokv.storage.lsm.sealing import Kind, seal
+from geokv.storage.lsm.footer import Footer, Part, encode_footer, table_label
+from geokv.storage.lsm.sealing import ZSTD, ZSTD_DICTIONARY, Kind, seal
 from geokv.storage.lsm.traits import Traits, traits_of
 
-MAGIC: Final = b"geokvsst"
-FORMAT: Final = 2
-FOOTER: Final = Struct("<QQQQIIIHHI8s")
-FOOTER_BODY: Final = Struct("<QQQQIIIHH")
 _APPEND_BYTES: Final = 256 * 1024
 
 Pace = Callable[[int], None]
@@ -43,12 +39,16 @@ Pairs = Iterable[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """How tables are written. Sizes in bytes; `block_bytes` are raw, `table_bytes` as they stand in the file."""
+    """How tables are written. Sizes in bytes; `block_bytes` are raw, `table_bytes` as they stand in the file.
+
+    `has_dictionary`: one is trained for them, where it pays.
+    """
 
     block_bytes: int = 4 * 1024
     table_bytes: int = 16 * 1024 * 1024
     bits_per_key: int = 10
     zstd_level: int = 1
+    has_dictionary: bool = False
 
 
 def unpaced(_: int) -> None:
@@ -70,13 +70,15 @@ def write_tables(
     `pace` is called with every number of bytes before they are written, and may wait.
     """
     written: list[TableFacts] = []
-    rest = iter(pairs)
+    rest, dictionary = iter(pairs), None
     number = job << JOB_SHIFT | first_output
     try:
+        if options.has_dictionary:
+            dictionary, rest = trained_on(rest, options.zstd_level, options.block_bytes)
         while (first := next(rest, None)) is not None:
             if number >> JOB_SHIFT != job:
                 raise StorageError(f"a job may write {OUTPUTS_MAX} tables, this one needs more: raise table_bytes")
-            written.append(_Writer(disk, number, namespace, policy, options, pace).write(first, rest))
+            written.append(_Writer(disk, number, namespace, policy, options, pace, dictionary).write(first, rest))
             number += 1
         if written:
             disk.sync_dir(FOLDER)
@@ -91,7 +93,16 @@ def write_tables(
 class _Writer:
     """One table on its way to the disk."""
 
-    def __init__(self, disk: Disk, number: int, namespace: int, policy: str, options: TableOptions, pace: Pace) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        number: int,
+        namespace: int,
+        policy: str,
+        options: TableOptions,
+        pace: Pace,
+        dictionary: Dictionary | None,
+    ) -> None:
         self._disk = disk
         self._number = number
         self._namespace = namespace
@@ -100,6 +111,11 @@ class _Writer:
         self._pace = pace
         self._traits: Traits = traits_of(policy)
         self._compressor = zstandard.ZstdCompressor(level=options.zstd_level, write_content_size=True)
+        self._dictionary = dictionary
+        self._pairs_compressor, self._codec = self._compressor, ZSTD
+        if dictionary is not None:
+            self._pairs_compressor, self._codec = dictionary.compressor(options.zstd_level), ZSTD_DICTIONARY
+        self._cipher = disk.keys.begin(table_label(number))
         self._name = table_name(number)
         self._offset = 0
         self._pieces: list[bytes] = []
@@ -136,7 +152,7 @@ class _Writer:
         self._measure(keys, cells)
         self._last_key = keys[-1]
         self._last_keys.append(keys[-1])
-        self._lengths.append(self._put(encode_block(keys, cells), Kind.PAIRS, self._compressor))
+        self._lengths.append(self._put(encode_block(keys, cells), Kind.PAIRS, self._pairs_compressor, self._codec))
         return pair
 
     def _check(self, keys: list[bytes], cells: list[bytes]) -> None:
@@ -164,9 +180,9 @@ class _Writer:
             self._deadlines += found.deadlines
             self._first_deadline_ms = min(self._first_deadline_ms or found.first_deadline_ms, found.first_deadline_ms)
 
-    def _put(self, raw: bytes, kind: int, compressor: zstandard.ZstdCompressor | None) -> int:
+    def _put(self, raw: bytes, kind: int, compressor: zstandard.ZstdCompressor | None, codec: int = ZSTD) -> int:
         """Seal and write; the length of what then stands in the file."""
-        block = seal(raw, self._number, self._offset, kind, compressor)
+        block = seal(raw, self._number, self._offset, kind, compressor, self._cipher, codec)
         self._append(block)
         return len(block)
 
@@ -184,6 +200,9 @@ class _Writer:
 
     def _finish(self, first_key: bytes) -> TableFacts:
         keys = len(self._digests)
+        dictionary_offset = self._offset
+        if self._dictionary is not None:
+            self._put(self._dictionary.raw, Kind.DICTIONARY, None)
         filter_offset = self._offset
         filter_length = self._put(build_filter(self._digests, keys, self._options.bits_per_key), Kind.FILTER, None)
         index_offset = self._offset
@@ -206,9 +225,15 @@ class _Writer:
             first_deadline_ms=self._first_deadline_ms,
         )
         facts_length = self._put(facts.encode(), Kind.FACTS, None)
-        lengths = filter_length, index_length, facts_length
-        body = FOOTER_BODY.pack(self._number, filter_offset, index_offset, facts_offset, *lengths, FORMAT, 0)
-        self._append(body + crc32(body).to_bytes(4, "little") + MAGIC)
+        footer = Footer(
+            self._number,
+            Part(dictionary_offset, filter_offset - dictionary_offset),
+            Part(filter_offset, filter_length),
+            Part(index_offset, index_length),
+            Part(facts_offset, facts_length),
+            None if self._cipher is None else self._cipher.stamp,
+        )
+        self._append(encode_footer(footer))
         self._drain()
         self._disk.sync(self._name)
         return facts

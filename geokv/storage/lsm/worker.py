@@ -4,6 +4,9 @@ The process is spawned anew, as a program of its own, never forked: what threads
 survive a fork. It shares nothing with the node but the folder and two pipes, and costs neither its event loop nor its
 interpreter lock. `run` waits, so it is called on a thread.
 
+Keys of an encrypted node go over the pipe, apart from the jobs: when the process starts and before the first job after they
+were rotated. The pipe is nobody else's, and nothing that crosses it is logged or stored.
+
 A process that works says so, at least each second: whenever a call of the disk returns or it is about to write, and while it
 is paused. One that says nothing for STALLED_S hangs (a disk that never answers, a bug): it is killed.
 
@@ -24,8 +27,9 @@ from typing import IO, Any, Final
 
 from geokv.errors import StorageError
 from geokv.storage.child import command, environment
+from geokv.storage.encryption.keys import KeyRing, Keys
 from geokv.storage.lsm.facts import TableFacts
-from geokv.storage.lsm.jobs import Job
+from geokv.storage.lsm.jobs import Job, KeyOrder
 from geokv.storage.lsm.pacing import Throttle
 
 NICENESS: Final = 10
@@ -39,7 +43,7 @@ _ENDED: Final = object()
 class Worker:
     """See the module. Any thread may call anything."""
 
-    def __init__(self, root: Path, niceness: int = NICENESS, stalled_s: float = STALLED_S) -> None:
+    def __init__(self, root: Path, niceness: int = NICENESS, keys: Keys | None = None, stalled_s: float = STALLED_S) -> None:
         """`niceness`: how much less the process is than the node when both want the processor (`os.nice`).
 
         `stalled_s`: a process that makes no progress for so long is killed.
@@ -47,6 +51,8 @@ class Worker:
         self._stalled_s = stalled_s
         self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()  # what the process answers; _ENDED when it is no more
         self._root = root
+        self._keys = keys or Keys()
+        self._told: KeyRing | None = None  # the keys that the process has
         self._niceness = niceness
         self._process: subprocess.Popen[bytes] | None = None
         self._throttle = Throttle()
@@ -59,6 +65,7 @@ class Worker:
         with self._running:
             process = self._started()
             try:
+                self._tell_keys(process)
                 self._order(process, job)
                 answer = self._answer()
             except (OSError, EOFError) as error:
@@ -120,11 +127,18 @@ class Worker:
             env=environment(),
         )
         self._process = process
+        self._told = None
         said: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._said = said
         threading.Thread(target=_listen, args=(process, said), name="geokv-worker-answers", daemon=True).start()
         self._order(process, self._throttle)
         return process
+
+    def _tell_keys(self, process: subprocess.Popen[bytes]) -> None:
+        ring = self._keys.ring
+        if ring is not self._told and (len(ring) or self._told is not None):
+            self._order(process, KeyOrder(ring.lines()))
+            self._told = ring
 
     def _order(self, process: subprocess.Popen[bytes], order: object) -> None:
         with self._ordering:

@@ -1,6 +1,6 @@
 """The worker process: runs jobs that come through a pipe, at low priority, and ends with the node.
 
-    stdin    pickled orders: Job, Throttle      stdout   pickled answers: tables, or the error; None: it goes on
+    stdin    pickled orders: Job, Throttle, KeyOrder      stdout   pickled answers: tables, or the error; None: it goes on
 
 A thread reads the orders, so that pausing and a new rate count at once, in the midst of a job. When the pipe ends,
 because the node closed it or is no more, the process ends on the spot, whatever it is doing: what it had written is
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from geokv.errors import GeokvError, StorageError
-from geokv.storage.lsm.jobs import Job
+from geokv.storage.encryption.keys import Keys, parse_keys
+from geokv.storage.lsm.jobs import Job, KeyOrder
 from geokv.storage.lsm.pacing import Pacer, Progress, Throttle
 from geokv.storage.lsm.shared_disk import SharedDisk
 from geokv.storage.node_jobs import do
@@ -40,16 +41,21 @@ def serve(root: Path, orders: BinaryIO, answers: BinaryIO) -> None:
 
     progress = Progress(partial(say, None))
     pacer = Pacer(progress)
-    jobs: queue.Queue[Job] = queue.Queue()
+    jobs: queue.Queue[Job | KeyOrder] = queue.Queue()
     threading.Thread(target=_read_orders, args=(orders, jobs, pacer), daemon=True).start()
+    keys = Keys()
     while True:
-        say(_answer(root, jobs.get(), pacer, progress))
+        job = jobs.get()
+        if isinstance(job, KeyOrder):
+            keys = Keys(parse_keys(job.lines, "the keys of the node"))
+        else:
+            say(_answer(root, job, pacer, progress, keys))
 
 
-def _answer(root: Path, job: Job, pacer: Pacer, progress: Progress) -> object:
+def _answer(root: Path, job: Job, pacer: Pacer, progress: Progress, keys: Keys) -> object:
     try:
         # For this job only: a file that stays open takes its space after the node has removed it.
-        disk = SharedDisk(root, progress)
+        disk = SharedDisk(root, keys, progress)
         try:
             return do(disk, job, pacer)
         finally:
@@ -60,7 +66,7 @@ def _answer(root: Path, job: Job, pacer: Pacer, progress: Progress) -> object:
         return StorageError(f"job {job.number} failed: {type(error).__name__}: {error}")
 
 
-def _read_orders(orders: BinaryIO, jobs: queue.Queue[Job], pacer: Pacer) -> None:
+def _read_orders(orders: BinaryIO, jobs: queue.Queue[Job | KeyOrder], pacer: Pacer) -> None:
     try:
         while True:
             order = pickle.load(orders)

@@ -6,21 +6,24 @@ import random
 
 import pytest
 
-from geokv.sim.disks import ENGINE
+from geokv.sim.disks import ENGINE, StorageOptions
 from geokv.sim.faults import FaultOptions
 from geokv.sim.run import Run, RunOptions
-from geokv.storage import offline
+from geokv.sim.world import WorldOptions
 from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.encryption.keys import Keys
 from geokv.storage.lsm.engine import LsmEngine
+from geokv.storage.lsm.verify import verify as verify_tables
 from geokv.storage.snapshot_orders import Look, Snapshot
 from geokv.storage.snapshots import Snapshots
 from geokv.storage.wal import Log
+from geokv.storage.wal_verify import SegmentFigures, verify_log
 from tests.conftest import Samples
 
 
-def unpacked(snapshots: Snapshots, snapshot: Snapshot) -> CrashDisk:
+def unpacked(snapshots: Snapshots, snapshot: Snapshot, keys: Keys) -> CrashDisk:
     """A node's folder made of nothing but what the snapshot gives away."""
-    disk = CrashDisk()
+    disk = CrashDisk(keys=keys)
     for folder in ("lsm", "log"):
         disk.make_folder(folder)
     for file in snapshot.files:
@@ -31,11 +34,13 @@ def unpacked(snapshots: Snapshots, snapshot: Snapshot) -> CrashDisk:
 
 
 @pytest.mark.timeout(120)
-def test_snapshots_taken_in_a_storm_are_whole(samples: Samples) -> None:
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "encrypted"])
+def test_snapshots_taken_in_a_storm_are_whole(is_encrypted: bool, samples: Samples) -> None:
     """Machines lose power and disks fail while they are taken and removed. Takes seconds: whole runs."""
     seen = taken = 0
-    for seed in range(1, samples.of(test=1, check=40, soak=400) + 1):
-        run = Run(seed, RunOptions(faults=FaultOptions(count=(20, 40), snapshot=20.0)))
+    for seed in range(1, samples.of(test=2 if is_encrypted else 1, check=40, soak=400) + 1):
+        world = WorldOptions(storage=StorageOptions(is_encrypted=is_encrypted))
+        run = Run(seed, RunOptions(world=world, faults=FaultOptions(count=(20, 40), snapshot=20.0)))
         result = run.run()
         failed = {name: verdict for name, verdict in result.checkers.items() if verdict != "ok"}
         assert not failed, f"seed {seed}: {failed}"
@@ -45,9 +50,10 @@ def test_snapshots_taken_in_a_storm_are_whole(samples: Samples) -> None:
             snapshots = Snapshots(disk, LsmEngine(disk, ENGINE))
             for snapshot in snapshots.do(Look(0)):
                 seen += 1
-                copy = unpacked(snapshots, snapshot)
-                assert offline.verify(copy, host.name).damage == []
+                copy = unpacked(snapshots, snapshot, disk.keys)
                 engine = LsmEngine(copy, ENGINE)
+                assert list(verify_tables(copy)) == []
+                assert all(isinstance(one, SegmentFigures) for one in verify_log(copy, engine.position))
                 log = Log.open(copy, run.options.world.storage.segment_bytes, engine.position.segment)
                 last = list(log.replay())[-1]
                 assert (last[0], last[1] + len(last[2])) == engine.position == (snapshot.segment, snapshot.offset)

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from geokv.core.conflict import policy_of
 from geokv.core.ring import partition_of
 from geokv.errors import StorageError
-from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.jobs import Compaction
 from geokv.storage.lsm.table_writer import TableOptions, write_tables
 from geokv.storage.lsm.work import run_job
 from geokv.storage.position import Position
 from tests.storage.lsm.little_node import ORIGIN, SMALL, LittleNode, cell_of
+from tests.storage.modes import CrashDisk
+
+pytestmark = pytest.mark.usefixtures("mode")
 
 _KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
 _CELLS = st.builds(cell_of, st.integers(1, 40), st.none() | st.binary(max_size=3))

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from geokv.storage.crash_disk import CrashDisk
 from tests.conftest import Samples
 from tests.storage.lsm.little_node import FailingDisk, LittleNode, PowerCut, cell_of, sealed_files
+from tests.storage.modes import CrashDisk
 from tests.tally import Tally
+
+pytestmark = pytest.mark.usefixtures("mode")
 
 Step = Callable[[LittleNode], None]
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 import pytest
 
 from geokv.errors import StorageError
-from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.facts import JOB_SHIFT, table_name
 from geokv.storage.lsm.table_reader import TableReader
@@ -19,7 +18,10 @@ from geokv.storage.lsm.table_writer import TableOptions, write_tables
 from geokv.storage.wal_recovery import segment_name
 from tests.conftest import Samples
 from tests.storage.lsm.little_node import SEGMENT_BYTES, LittleNode, cell_of
+from tests.storage.modes import CrashDisk
 from tests.tally import Tally
+
+pytestmark = pytest.mark.usefixtures("mode")
 
 SIZE = 16 * 1024
 SEGMENT = segment_name(1)
@@ -42,7 +44,7 @@ def _demand_named(error: StorageError, name: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def logged() -> tuple[CrashDisk, list[Held]]:
+def logged(mode: str) -> tuple[CrashDisk, list[Held]]:
     """A disk with one full segment, and what a node holds after each of its frames."""
     rng = random.Random(1)
     disk = CrashDisk()
@@ -114,7 +116,7 @@ def _flipped(disk: CrashDisk, name: str, bit: int) -> CrashDisk:
 
 
 @pytest.fixture(scope="module")
-def tabled() -> tuple[CrashDisk, Held]:
+def tabled(mode: str) -> tuple[CrashDisk, Held]:
     """A disk with one table of 16 KiB, and its cells; some of them compress, some do not."""
     rng = random.Random(4)
     held: Held = {}

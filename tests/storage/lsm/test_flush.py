@@ -7,13 +7,15 @@ import pytest
 from geokv.core.partial import Partial
 from geokv.core.record import CELL, CONTROL, NO_OPERATION, encode_record
 from geokv.errors import CorruptLog, StorageError
-from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.jobs import Flush, FlushedNamespace
 from geokv.storage.lsm.table_writer import TableOptions
 from geokv.storage.lsm.work import run_job
 from geokv.storage.position import Position
 from tests.storage.lsm.little_node import ORIGIN, LittleNode, cell_of
+from tests.storage.modes import CrashDisk
+
+pytestmark = pytest.mark.usefixtures("mode")
 
 
 def test_a_flush_holds_what_the_memtable_held() -> None:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geokv.errors import StorageError
+from geokv.errors import EncryptionKeyError, StorageError
 from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.encryption.keys import Keys
 from geokv.storage.lsm.facts import TableFacts, table_name
 from geokv.storage.lsm.manifest import (
     NAME,
@@ -22,7 +23,9 @@ from geokv.storage.lsm.manifest import (
     write_manifest,
 )
 from geokv.storage.lsm.meta import MetaFile, decode_meta, encode_meta, meta_name, read_meta, write_meta
+from geokv.storage.lsm.small_file import HEADER_BYTES_MAX
 from tests.storage.lsm.little_node import FailingDisk, PowerCut, refused
+from tests.storage.modes import MODES, RING
 
 GOLDEN = Path(__file__).parent / "golden"
 _U64 = st.integers(0, 2**64 - 1)
@@ -62,8 +65,9 @@ def _disk(*numbers: int) -> CrashDisk:
 
 @given(_STATES)
 def test_what_is_written_is_read(state: State) -> None:
-    """Any state comes back as it was."""
+    """Any state comes back as it was, encrypted or not."""
     assert decode_manifest(encode_manifest(state)) == state
+    assert decode_manifest(encode_manifest(state, Keys(RING)), Keys(RING)) == state
 
 
 def test_a_new_folder_gets_a_manifest_before_any_table() -> None:
@@ -180,33 +184,49 @@ def test_the_bytes_of_earlier_formats_still_open(form: int) -> None:
     assert _is_golden(state) and (state.meta, state.meta_file) == (b"the node's state", MetaFile())
 
 
-def test_the_bytes_of_format_3_still_open() -> None:
-    """Manifest and state fit each other."""
-    state = decode_manifest((GOLDEN / "format-3.manifest").read_bytes())
+@pytest.mark.parametrize("suffix", ["", "-encrypted"])
+def test_the_bytes_of_format_3_still_open(suffix: str) -> None:
+    """Manifest and state fit each other, plain and encrypted."""
+    state = decode_manifest((GOLDEN / f"format-3{suffix}.manifest").read_bytes(), Keys(RING))
     assert _is_golden(state) and state.meta_file.job == 3
     disk = _disk()
-    disk.append(state.meta_file.name, (GOLDEN / "format-1.meta").read_bytes())
+    disk.keys = Keys(RING)
+    disk.append(state.meta_file.name, (GOLDEN / f"format-1{suffix}.meta").read_bytes())
     assert read_meta(disk, state.meta_file) == b"the node's state"
 
 
 @given(st.integers(0, 2**64 - 1), st.binary(max_size=300))
 def test_a_state_comes_back(job: int, meta: bytes) -> None:
-    """Any bytes."""
+    """Any bytes, encrypted or not."""
     assert decode_meta(encode_meta(job, meta), job) == meta
+    assert decode_meta(encode_meta(job, meta, Keys(RING)), job, Keys(RING)) == meta
 
 
-def test_a_state_of_many_pieces_comes_back() -> None:
+@pytest.mark.parametrize("keys", [Keys(), Keys(RING)], ids=MODES)
+def test_a_state_of_many_pieces_comes_back(keys: Keys) -> None:
     """More than one block holds; another job's file is not taken for this one's."""
     meta = random.Random(1).randbytes(3 * 1024 * 1024 + 5)
-    raw = encode_meta(9, meta)
-    assert decode_meta(raw, 9) == meta
+    raw = encode_meta(9, meta, keys)
+    assert decode_meta(raw, 9, keys) == meta
     with pytest.raises(StorageError, match="checksum"):
-        decode_meta(raw, 8)
+        decode_meta(raw, 8, keys)
 
 
-def test_every_flipped_bit_and_truncation_of_a_state_is_refused() -> None:
+def test_an_encrypted_state_shows_nothing_and_needs_its_key() -> None:
+    """Each time it is written it is another file, under another salt; a missing key is told by its id, and is no damage."""
+    meta = b"the node's state " * 100
+    files = [encode_meta(9, meta, Keys(RING)) for _ in range(2)]
+    assert files[0][HEADER_BYTES_MAX:] != files[1][HEADER_BYTES_MAX:]
+    assert not any(b"state" in raw for raw in files)
+    with pytest.raises(EncryptionKeyError, match=r"META-0000000000000009 is encrypted with key 'new', and no key is given"):
+        decode_meta(files[0], 9)
+
+
+@pytest.mark.parametrize("keys", [Keys(), Keys(RING)], ids=MODES)
+def test_every_flipped_bit_and_truncation_of_a_state_is_refused(keys: Keys) -> None:
     """All of them: a StorageError that names the file. A whole block cut off shows in the length that the manifest states."""
     disk = _disk()
+    disk.keys = keys
     file = write_meta(disk, 5, b"the node's state")
     raw = disk.read_at(file.name, 0, disk.size(file.name))
     wrong = [raw[:length] for length in range(len(raw))]

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from geokv.errors import Damaged, StorageError
-from geokv.storage.crash_disk import CrashDisk
+from geokv.storage.crash_disk import CrashDisk as AnyDisk
+from geokv.storage.encryption.keys import KeyRing, Keys
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
 from geokv.storage.lsm.facts import DamagedTable
 from geokv.storage.lsm.manifest import State, decode_manifest, encode_manifest, read_manifest
@@ -18,25 +19,28 @@ from geokv.storage.lsm.verify import verify
 from geokv.storage.lsm.work import run_job
 from geokv.storage.position import Position
 from tests.storage.lsm.little_node import LittleNode, cell_of
+from tests.storage.modes import RING, CrashDisk
+
+pytestmark = pytest.mark.usefixtures("mode")
 
 OPTIONS = LsmOptions(TableOptions(block_bytes=200), block_cache_bytes=0, row_cache_bytes=0)
 
 
-def two_tables() -> LittleNode:
+def two_tables(disk: AnyDisk | None = None) -> LittleNode:
     """Keys 000 to 099 in one table, 050 to 149 in a newer one."""
-    node = LittleNode(CrashDisk(), options=OPTIONS)
+    node = LittleNode(disk or CrashDisk(), options=OPTIONS)
     for version, keys in ((1, range(100)), (2, range(50, 150))):
         node.put(1, {b"%03d" % key: cell_of(version * 1000 + key, b"v%d" % version) for key in keys})
         node.flush()
     return node
 
 
-def flip(disk: CrashDisk, name: str, offset: int, bit: int = 0) -> None:
+def flip(disk: AnyDisk, name: str, offset: int, bit: int = 0) -> None:
     (byte,) = disk.read_at(name, offset, 1)
     disk.damage(name, offset, bytes([byte ^ 1 << bit]))
 
 
-def set_aside(engine: LsmEngine, disk: CrashDisk) -> None:
+def set_aside(engine: LsmEngine, disk: AnyDisk) -> None:
     job = engine.begin_quarantine(engine.damaged())
     engine.install(job, run_job(disk, job))
 
@@ -102,6 +106,16 @@ def test_a_read_that_fails_or_is_short_once_sets_nothing_aside(error: int) -> No
         node.engine.get(1, b"000")
     assert not node.engine.damaged()
     assert node.engine.get(1, b"000") == cell_of(1000, b"v1")
+
+
+def test_a_key_that_is_gone_when_it_is_read_again_proves_nothing() -> None:
+    """The error of the first read is the one to tell."""
+    node = two_tables(AnyDisk(keys=Keys(RING)))
+    flip(node.disk, node.engine.tables(1)[1].name, 30)
+    node.disk.keys.replace(KeyRing({"another": bytes(16)}))
+    with pytest.raises(Damaged):
+        node.engine.get(1, b"000")
+    assert not node.engine.damaged()
 
 
 def test_an_error_while_it_is_read_again_proves_nothing() -> None:

@@ -9,15 +9,21 @@ from hypothesis import strategies as st
 
 from geokv.core.partial import Partial
 from geokv.errors import DiskFull, StorageError
-from geokv.storage.crash_disk import CrashDisk
+from geokv.storage import crash_disk
+from geokv.storage.encryption.cipher import TAG_BYTES
+from geokv.storage.encryption.keys import Keys
 from geokv.storage.lsm.block import encode_block
 from geokv.storage.lsm.bloom import SEED, build_filter, digest, load_filter, may_contain
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.facts import TableFacts, table_name
+from geokv.storage.lsm.footer import FOOTER
 from geokv.storage.lsm.sealing import SEAL_BYTES
 from geokv.storage.lsm.table_reader import TableReader
-from geokv.storage.lsm.table_writer import FOOTER, TableOptions, write_tables
+from geokv.storage.lsm.table_writer import TableOptions, write_tables
 from tests.storage.lsm.little_node import cell_of
+from tests.storage.modes import RING, CrashDisk, is_encrypted
+
+pytestmark = pytest.mark.usefixtures("mode")
 
 GOLDEN = Path(__file__).parent / "golden"
 NUMBER = 3 << 16
@@ -75,7 +81,7 @@ def test_the_facts_are_those_of_the_pairs() -> None:
     assert (facts.oldest, facts.first_deadline_ms, facts.collectable(99)) == (1, 0, 8)
     assert (facts.version_min, facts.version_max) == (1, 77)
     assert (facts.first_key, facts.last_key, facts.namespace, facts.policy) == (b"key 000", b"key 999", 7, "lww")
-    assert facts.nbytes < disk.size(NAME) < facts.nbytes + 200
+    assert facts.nbytes < disk.size(NAME) < facts.nbytes + 300
 
 
 def test_a_get_reads_one_block_at_most_and_none_from_the_cache() -> None:
@@ -155,7 +161,7 @@ def test_a_block_of_another_place_is_no_block() -> None:
     pairs = {b"key %03d" % index: random.Random(index).randbytes(60) for index in range(9)}
     disk, _ = _written(pairs)  # nothing to compress, three pairs in each block
     keys = sorted(pairs)[:3]
-    length = SEAL_BYTES + len(encode_block(keys, [pairs[key] for key in keys]))
+    length = SEAL_BYTES + len(encode_block(keys, [pairs[key] for key in keys])) + TAG_BYTES * is_encrypted()
     first, second = disk.read_at(NAME, 0, length), disk.read_at(NAME, length, length)
     disk.damage(NAME, 0, second + first)
     table = TableReader(disk, NUMBER, BlockCache(0))
@@ -173,15 +179,16 @@ def test_a_table_under_another_number_is_refused() -> None:
         TableReader(disk, NUMBER + 1, BlockCache(0))
 
 
-def test_a_newer_format_is_refused_by_name() -> None:
-    """A table of format 3 asks for the newer version."""
+@pytest.mark.parametrize(("fields", "what"), [(b"\3\0\0\0", "format 3, this one reads up to 2"), (b"\2\0\2\0", "flags 0x2")])
+def test_a_newer_format_is_refused_by_name(fields: bytes, what: str) -> None:
+    """A table of format 3, or with a flag that is not known, asks for the newer version."""
     from zlib import crc32
 
     disk, _ = _written(PAIRS)
     start = disk.size(NAME) - FOOTER.size
-    body = disk.read_at(NAME, start, 44) + b"\3\0\0\0"
+    body = disk.read_at(NAME, start, 44) + fields
     disk.damage(NAME, start, body + crc32(body).to_bytes(4, "little"))
-    with pytest.raises(StorageError, match=r"newer version \(format 3, this one reads up to 2\)"):
+    with pytest.raises(StorageError, match=rf"newer version \(.*{what}\)"):
         TableReader(disk, NUMBER, BlockCache(0))
 
 
@@ -194,6 +201,16 @@ def test_the_bytes_of_each_format_still_open(form: int) -> None:
     assert dict(table.all_pairs()) == {b"apple": b"red", b"apricot": b"orange", b"plum": b"blue"}
     assert type(table.get(b"plum")) is Partial and type(table.get(b"apple")) is bytes
     assert (table.facts.namespace, table.facts.policy, table.facts.pairs) == (7, "lww", 3)
+
+
+def test_the_bytes_of_an_encrypted_table_still_open() -> None:
+    """Of format 2, of the first version that could."""
+    disk = crash_disk.CrashDisk(keys=Keys(RING))
+    disk.make_folder("lsm")
+    disk.append(NAME, (GOLDEN / "format-2-encrypted.sstable").read_bytes())
+    table = TableReader(disk, NUMBER, BlockCache(0))
+    assert dict(table.all_pairs()) == {b"apple": b"red", b"apricot": b"orange", b"plum": b"blue"}
+    assert type(table.get(b"plum")) is Partial and table.key_id == "new"
 
 
 def test_a_failed_write_leaves_no_file() -> None:

@@ -2,12 +2,16 @@
 
 import random
 
-from geokv.storage.crash_disk import CrashDisk
+import pytest
+
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.manifest import NAME, State, read_manifest, write_manifest
 from geokv.storage.lsm.table_writer import write_tables
 from geokv.storage.lsm.verify import verify
 from tests.storage.lsm.little_node import SMALL, LittleNode, cell_of
+from tests.storage.modes import CrashDisk
+
+pytestmark = pytest.mark.usefixtures("mode")
 
 
 def _node() -> LittleNode:
