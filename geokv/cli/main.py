@@ -30,9 +30,7 @@ COMMANDS = {
     "gc": Lazy("geokv.cli.gc", "gc", "Show what waits to be collected, and who holds it up."),
     "namespace": Lazy("geokv.cli.namespace", "namespace", "Create, list, show, alter and delete namespaces."),
     "status": Lazy("geokv.cli.status", "status", "Show the nodes, the ring and the lag between datacenters."),
-    "storage": Lazy(
-        "geokv.cli.storage", "storage", "Verify, inspect, compact a stopped node's folder; pace a running node's."
-    ),
+    "storage": Lazy("geokv.cli.storage", "storage", "Verify, inspect, compact a stopped node's folder; pace a running node's."),
     "backup": Lazy("geokv.cli.backup", "backup", "Back a whole cluster up while it runs; verify and restore."),
     "lab": Lazy("geokv.cli.lab", "lab", "Run several datacenters on this machine."),
     "wan": Lazy("geokv.cli.wan", "wan_group", "Show and change the links between the datacenters of a lab."),
