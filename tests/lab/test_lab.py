@@ -149,7 +149,7 @@ def test_every_byte_between_datacenters_goes_through_the_proxies(lab: Lab) -> No
         # The real server counts a connection when it ends, so both kinds are ended before they are asked about.
         wait_until(lambda: _grown(before, links.sent_bytes(), (clients_of("here"), "here")) >= nbytes)
         links.refuse("here", "there")
-        wait_until(lambda: _grown(before, links.sent_bytes(), ("here", "there"), ("there", "here")) >= nbytes)
+        wait_until(lambda: _grown(before, links.sent_bytes(), ("here", "there"), ("there", "here")) >= nbytes, seconds=60)
         with Client(lab.client_addresses("here"), dc="here") as kv:
             kv.put("cut", value)
         with pytest.raises(DeadlineExceeded):
