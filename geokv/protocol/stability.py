@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from geokv.core.hlc import hlc_from_ms, hlc_ms
+from geokv.core.hlc import hlc_from_ms
 from geokv.core.origin import unpack_origin
 from geokv.protocol.closing import Closings
 from geokv.protocol.context import Context
@@ -392,9 +392,12 @@ class Stability:
         )
 
     def _stated_clock_ms(self) -> int:
-        """No run of this node stamps anything at or below it: it is bounded by what is durable, and the clock moves past it."""
+        """No run of this node stamps anything at or below it: it is bounded by what is durable, and the clock moves past it.
+
+        It is the wall clock, which readers hold deadlines against: stamps may run ahead of it, and no value may go too early.
+        """
         context = self._context
         clock = context.clock
-        stated_ms = min(max(context.wall_ms, hlc_ms(clock.last)), context.bound_ms)
+        stated_ms = min(context.wall_ms, context.bound_ms)
         clock.last = max(clock.last, hlc_from_ms(stated_ms + 1) - 1)
         return stated_ms

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from geokv.core.cell import LwwCell, decode_lww, live_value, lww_version
-from geokv.core.cells.codec import decode
+from geokv.core.cells import halves
 from geokv.core.quorum import Consistency, needed
 from geokv.errors import Damaged, StorageError
 from geokv.protocol.requests import Outcome
@@ -151,14 +151,16 @@ def _vanished(world: World, name: str, image: Image) -> str:
 
 def _may_be_gone_from_disk(world: World, now: bytes | None, before: bytes) -> bool:
     """Whether a collection, and what was written after it, explain that a disk does not hold all that it held."""
-    if is_lww(before):
+    if is_lww(before) and (now is None or is_lww(now)):
         return now is None and is_over(before, latest_ms(world))
-    seen = decode(before[0], now) if now is not None else None
-    for origin, dots in decode(before[0], before).items.items():
-        for number in dots:
-            if seen is None or not seen.context.contains(origin, number):
-                return False
-    return True
+    held, left = halves.decode(before), halves.Halves() if now is None else halves.decode(now)
+    seen = left.state.context
+    if held.lww is not None and not is_over(held.lww, latest_ms(world)):
+        dot = halves.dot_of(held.lww)
+        is_there = left.lww is not None and left.lww >= held.lww
+        if not is_there and not seen.contains(*dot) and not held.is_lww_ended():
+            return False
+    return all(seen.contains(origin, number) for origin, dots in held.state.items.items() for number in dots)
 
 
 def converged(world: World) -> str:
@@ -185,7 +187,8 @@ def _shown(cell: bytes | None) -> str:
     if cell is None:
         return "nothing"
     if not is_lww(cell):
-        return repr(decode(cell[0], cell))
+        held = halves.decode(cell)
+        return repr(held.state) if held.lww is None else f"{held.state!r} beside {_shown(held.lww)}"
     decoded = decode_lww(cell)
     value = "a tombstone" if decoded.is_tombstone else repr(decoded.value)
     return f"{value} version={decoded.version:x} origin={decoded.origin!r} number={decoded.number}"

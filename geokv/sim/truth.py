@@ -106,9 +106,10 @@ def _is_plain(known: bytes, cell: bytes) -> bool:
 class Image:
     """Durable content of one disk. Keys are told apart by their bytes alone: workloads use a key in one namespace only."""
 
-    __slots__ = ("cells", "numbers", "verified")
+    __slots__ = ("cells", "is_read_anew", "numbers", "verified")
 
-    def __init__(self) -> None:
+    def __init__(self, is_read_anew: bool = False) -> None:
+        self.is_read_anew = is_read_anew  # from a disk that was in use before
         self.cells: dict[bytes, bytes] = {}
         self.numbers: dict[StreamKey, set[int]] = {}
         self.verified: dict[StreamKey, int] = {}
@@ -162,7 +163,7 @@ def image_of(storage: Storage) -> Image:
 
     Raises StorageError.
     """
-    image = Image()
+    image = Image(is_read_anew=True)
     if storage.damaged_tables():
         return readable_image_of(storage)
     _, engine, log = storage.open()
@@ -178,7 +179,7 @@ def readable_image_of(storage: Storage) -> Image:
 
     Of the log before that it has the records, to give them to others, and not their cells.
     """
-    image = Image()
+    image = Image(is_read_anew=True)
     for cells in storage.readable_cells():
         image.add_cells(cells)
     _, engine, log = storage.open()
@@ -345,7 +346,11 @@ class Truth:
     def _is_held(self, image: Image, stream: StreamKey, record: Record) -> bool:
         if record.number in image.numbers.get(stream, ()):
             return True
-        return includes(image.cells.get(record.key), record.cell)
+        held = image.cells.get(record.key)
+        if held is None and image.is_read_anew:
+            # What was collected before the disk was read anew has left no trace there.
+            return not is_lww(record.cell) or record.key in self.registry.ends
+        return includes(held, record.cell)
 
     def _judge_replicated(self, host: Host, peer: str, message: Replicated) -> None:
         records = self._batches.pop((host.name, peer, message.batch), None)
