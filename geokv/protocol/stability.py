@@ -394,7 +394,8 @@ class Stability:
     def _stated_clock_ms(self) -> int:
         """No run of this node stamps anything at or below it: it is bounded by what is durable, and the clock moves past it.
 
-        It is the wall clock, which readers hold deadlines against: stamps may run ahead of it, and no value may go too early.
+        It is the wall clock: stamps may run ahead of it, as far as fast clocks and restarts have pushed them, and a deadline
+        that only stamps have passed is not passed for everybody.
         """
         context = self._context
         clock = context.clock
