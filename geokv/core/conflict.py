@@ -114,7 +114,7 @@ class Policy(NamedTuple):
         """A quick look, for cells of dots: whether it holds no item. Raises RecordError."""
         if self.earlier:
             held = halves.decode(cell)
-            return not held.state.items and (held.lww is None or held.is_lww_ended() or decode_lww(held.lww).is_tombstone)
+            return not held.state.items and held.living_lww(0) is None
         assert self.kind is not None
         return codec.is_empty(self.kind.tag, cell)
 
@@ -137,8 +137,7 @@ class Policy(NamedTuple):
         """What of a cell is the same on all replicas, whichever of them have collected something: what lives, dot for dot."""
         if self.earlier:
             held = halves.decode(cell)
-            is_shown = held.lww is not None and not held.is_lww_ended() and live_value(held.lww, now_ms) is not None
-            return b"".join([held.lww or b"" if is_shown else b"", _listed(held.state)]) or None
+            return (held.living_lww(now_ms) or b"") + _listed(held.state) or None
         if self.kind is None:
             return None if live_value(cell, now_ms) is None else cell
         return _listed(codec.decode(self.kind.tag, cell)) or None

@@ -128,8 +128,6 @@ class Stability:
         self._watches: dict[int, Watch] = {}
         self.unclosed: Callable[[list[int]], list[int]] = lambda partitions: []
         """Of these partitions, those where an earlier run of this node is not closed yet."""
-        self.unclaimed: Callable[[Table, list[int]], list[int]] = lambda table, partitions: []
-        """Of these partitions, those whose claim was taken back: what the frontiers say of them does not count."""
         self.on_round: Callable[[int], None] = lambda namespace: None
 
     # --- what is wanted ---------------------------------------------------------------------------------------------
@@ -370,6 +368,7 @@ class Stability:
         frontiers: list[Any] = []
         heads: list[Any] = []
         told: list[int] = []
+        lost = context.claims.mine(table.definition.id)  # what the frontiers say of these does not count
         for partition in partitions:
             streams = table.streams.partitions[partition]
             if len(frontiers) + len(streams) > ENTRIES_MAX:
@@ -384,7 +383,7 @@ class Stability:
             table.definition.id,
             context.packed,
             told,
-            self.unclaimed(table, told),
+            [partition for partition in told if partition in lost],
             self.unclosed(told),
             self._stated_clock_ms(),
             heads_of(frontiers),

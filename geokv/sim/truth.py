@@ -62,15 +62,7 @@ def is_over(cell: bytes | None, now_ms: int) -> bool:
     if cell is None:
         return True
     held = halves.decode(cell)
-    return not held.state.items and not _lives(held, now_ms)
-
-
-def _lives(held: halves.Halves, now_ms: int) -> bytes | None:
-    """The lww cell of it, where that is shown."""
-    if held.lww is None or held.is_lww_ended():
-        return None
-    decoded = decode_lww(held.lww)
-    return None if decoded.is_tombstone or 0 < decoded.deadline_ms <= now_ms else held.lww
+    return not held.state.items and held.living_lww(now_ms) is None
 
 
 def is_same(one: bytes | None, other: bytes | None, now_ms: int) -> bool:
@@ -81,7 +73,7 @@ def is_same(one: bytes | None, other: bytes | None, now_ms: int) -> bool:
     if one is None or other is None:
         return False
     mine, theirs = halves.decode(one), halves.decode(other)
-    return mine.state.items == theirs.state.items and _lives(mine, now_ms) == _lives(theirs, now_ms)
+    return mine.state.items == theirs.state.items and mine.living_lww(now_ms) == theirs.living_lww(now_ms)
 
 
 def includes(held: bytes | None, cell: bytes) -> bool:

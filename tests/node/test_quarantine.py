@@ -358,3 +358,13 @@ def test_loads_whose_callers_are_gone_are_not_run() -> None:
     cluster.load(HURT)
     cluster.settle()
     assert not cluster.loading and cluster.nodes[HURT].context.loading.dropped == 3
+
+
+def test_nothing_is_collected_where_a_claim_was_taken_back_and_the_node_is_named() -> None:
+    """What the node had synced there may be lost, a put that is older than a delete among it: its frontiers prove nothing."""
+    cluster, _ = hurt(stability_us=200_000, collect_us=500_000)
+    assert cluster.put(OTHERS[0], KEYS[0], None, Consistency.QUORUM).outcomes == [Outcome.APPLIED]
+    cluster.run(20 * SECOND)
+    assert all(KEYS[0] in cluster.cells(name) for name in OTHERS), "the tombstone stays"
+    (told,) = cluster.admin(OTHERS[0], "gc", namespace="default").body["namespaces"]
+    assert [(one["node"], one["reason"]) for one in told["waits_for"]] == [(HURT, "claim taken back")]

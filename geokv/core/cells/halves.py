@@ -62,6 +62,12 @@ class Halves:
         dot = self.lww_dot()
         return dot is not None and self.state.context.contains(*dot)
 
+    def living_lww(self, now_ms: int) -> bytes | None:
+        """The lww cell, where a reader is shown it at `now_ms`."""
+        if self.lww is None or self.is_lww_ended() or lww.live_value(self.lww, now_ms) is None:
+            return None
+        return self.lww
+
     def copy(self) -> Halves:
         return Halves(self.lww, self.tag, self.state.copy())
 

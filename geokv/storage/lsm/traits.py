@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from struct import Struct
+from struct import error as struct_error
 from typing import Final, NamedTuple
 
 from geokv.core.cell import TAG, TOMBSTONE, lww_tail, lww_version
@@ -60,7 +61,7 @@ def _lww(cells: Sequence[bytes]) -> Measured:
         deadlines = [_U64.unpack_from(cell, lww_tail(cell) + 1)[0] for cell in flagged if not cell[lww_tail(cell)] & TOMBSTONE]
         oldest = lww_version(min(dead)) if dead else 0
         return Measured(version_min, version_max, len(dead), oldest, len(deadlines), min(deadlines, default=0))
-    except Exception:
+    except (ValueError, IndexError, struct_error):
         return Measured(0, max(map(lww_version, cells)))  # whatever they are, they are kept
 
 
