@@ -1,6 +1,7 @@
 """Making a backup of nodes that run: a snapshot on each at one cut, fetched, checked, and let go.
 
-    status of all nodes ──> cut = the highest clock among them ──> snapshot_create on all at once, each past the cut
+    status of all nodes ──> cut = the highest clock among them
+      ──> snapshot_hold on all ──> snapshot_create on all at once, each past the cut
       ──> what the repository does not have is fetched in pieces ──> checked as `geokv storage verify` would ──> published
 
 The cut is drawn after the command began, above every clock that stamped what was acknowledged before. Each node's
@@ -81,7 +82,8 @@ def create(
         name = f"backup-{secrets.token_hex(8)}"
         report(f"cut {cut}: {len(wanted)} nodes take a snapshot")
         try:
-            asked = ask_all(wanted, "snapshot_create", {"name": name, "cut": str(cut)}, _SNAPSHOT_S_MAX)
+            _all_of(ask_all(wanted, "snapshot_hold", {"name": name}), "snapshot_hold")
+            asked = ask_all(wanted, "snapshot_create", {"name": name, "cut": str(cut), "held": True}, _SNAPSHOT_S_MAX)
             snapshots = _all_of(asked, "snapshot_create")
             pull = _Pull(partial, ring.cluster, generation, name, report, ring_of_keys)
             with ThreadPoolExecutor(NODES_AT_ONCE) as pool:

@@ -10,7 +10,9 @@
     rights_drain [scope] [begin]                give all rights of bounded counters away; or how far that is
     gc [namespace]         what waits to be collected, what of it is stable, and who holds that up
     close_node node        close the streams of another node of this datacenter
-    snapshot_create name cut   take a snapshot that holds all that was stamped up to the HLC `cut`, in decimal
+    snapshot_hold name     forget and collect nothing new until that snapshot is taken
+    snapshot_create name cut [held]   take a snapshot that holds all that was stamped up to the HLC `cut`, in decimal;
+                           `held`: refuse where the node does not hold for it any more
     snapshot_list | snapshot_show name | snapshot_remove name
     storage_pause duration_ms | storage_resume | storage_throttle bytes_per_s (0: as configured)
     storage_flush | storage_compact [namespace]

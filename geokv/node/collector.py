@@ -10,7 +10,8 @@ dropped (protocol.intake), and one that began after it read cells of replicas al
 before the count moved stands before the rule's position in the log, hence in tables when the rule begins to count.
 
 Invariants: a rule is made only once the moved count is synced and everything that was taken in before it. What an earlier rule
-covers, a later one covers too. Namespaces of the engine `memory` are left alone: what they evict is gone anyway.
+covers, a later one covers too. None is begun while a backup is being taken (`node.snapshots`). Namespaces of the engine
+`memory` are left alone: what they evict is gone anyway.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Collector:
     def _round_ended(self, namespace: int) -> None:
         watch, armed = self._stability.watch(namespace), self._armed.get(namespace)
         held = self._held.get(namespace)
-        if watch is None or armed is None or held is None or armed.is_arming:
+        if watch is None or armed is None or held is None or armed.is_arming or self._context.is_keeping:
             return
         clock_ms = self._stability.clock_ms(namespace)
         rule = armed.rule

@@ -789,6 +789,7 @@ class Node:
         machines.sender.tick(is_heartbeat)
         machines.receiver.tick(is_heartbeat)
         machines.definitions.tick()
+        machines.closings.tick()
         machines.closings.cells.tick()
         machines.quarantine.tick()
         if self._loading:

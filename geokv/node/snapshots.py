@@ -8,6 +8,14 @@ whatever it stamps from then on is later; what it had stamped is on its way to t
 flush that begins then has all of it. So a snapshot contains every record with an HLC up to the cut that this node
 stamped, and with the snapshots of all nodes every such record is in one of them at least.
 
+The snapshots of a backup are moments apart, and what all replicas have may be forgotten (a closing, `protocol.closing`)
+or collected (a tombstone, `node.collector`). A snapshot taken later than that must not stand beside one from before.
+So a backup first has every node hold: from then until its own snapshot is taken it forgets and collects nothing new.
+
+    snapshot_hold on all ──> all hold ──> snapshot_create on all, each refused where its hold is over (a restart, too late)
+
+What a node has forgotten or begun to collect before its hold, all replicas had synced before any of these snapshots.
+
 Invariants: one is taken at a time, with the node's state exactly of its tables' position. Writes go on meanwhile.
 """
 
@@ -25,6 +33,8 @@ from geokv.storage.snapshot_orders import Look, Order, Remove, Snapshot, Take, c
 
 Found = Callable[[list[Snapshot] | GeokvError], None]
 LOOK_US: Final = 600_000_000
+HOLD_US: Final = 600_000_000
+HOLDS_MAX: Final = 8  # backups that are being begun at once
 WAITING_MAX: Final = 16  # orders that are not done yet
 AGAIN_S: Final = 2.0
 
@@ -38,12 +48,38 @@ class SnapshotKeeper:
         self._retention = retention
         self._waiting: dict[int, Found] = {}
         self._look_us = 0
+        self._holds: dict[str, int] = {}  # name of a snapshot to come -> until when
         self.count = 0  # how many there were when somebody looked last
 
-    def take(self, name: str, cut: int, found: Found) -> None:
-        """Take one; `found` gets what there is then. Raises GeokvError where it is not even begun."""
+    def hold(self, name: str) -> None:
+        """From now until that snapshot is taken, ten minutes at most: forget and collect nothing new. Raises GeokvError."""
+        check_name(name)
+        self._drop_holds()
+        if len(self._holds) >= HOLDS_MAX and name not in self._holds:
+            raise Overloaded(f"{HOLDS_MAX} backups are being begun already", retry_after=AGAIN_S)
+        self._holds[name] = self._context.now_us + HOLD_US
+        self._drop_holds()
+
+    def _drop_holds(self, taken: str = "") -> None:
+        self._holds = {name: until for name, until in self._holds.items() if name != taken and until > self._context.now_us}
+        self._context.kept_until_us = max(self._holds.values(), default=0)
+
+    def _check_hold(self, name: str) -> None:
+        self._drop_holds()
+        if name not in self._holds:
+            raise Unavailable(
+                "this node does not hold for that backup any more: it was restarted, or the others took too long. Begin again"
+            )
+
+    def take(self, name: str, cut: int, is_of_backup: bool, found: Found) -> None:
+        """Take one; `found` gets what there is then. `is_of_backup`: the node was told to hold for it, and must have.
+
+        Raises GeokvError where it is not even begun.
+        """
         check_name(name)
         context = self._context
+        if is_of_backup:
+            self._check_hold(name)
         if self._retention.is_held:
             raise Overloaded("another snapshot is being taken", retry_after=AGAIN_S)
         if context.is_refusing:
@@ -54,6 +90,12 @@ class SnapshotKeeper:
 
         def over(what: list[Snapshot] | GeokvError) -> None:
             self._retention.is_held = False
+            if is_of_backup and not isinstance(what, GeokvError):
+                try:
+                    self._check_hold(name)
+                except GeokvError as error:
+                    what = error
+            self._drop_holds(taken=name)
             found(what)
 
         def flushed(error: str) -> None:
@@ -72,6 +114,8 @@ class SnapshotKeeper:
         context.commit.after_pending(synced)
 
     def remove(self, name: str, found: Found) -> None:
+        """Remove one; nothing is held for it any more either."""
+        self._drop_holds(taken=name)
         self._order(Remove(check_name(name)), found)
 
     def look(self, found: Found) -> None:

@@ -29,6 +29,7 @@ class StorageVerbs:
     def __init__(self, node: Node) -> None:
         self._node = node
         self.verbs: dict[str, Verb] = {
+            "snapshot_hold": self._hold,
             "snapshot_create": self._create,
             "snapshot_list": self._list,
             "snapshot_show": self._show,
@@ -42,12 +43,19 @@ class StorageVerbs:
 
     # --- snapshots --------------------------------------------------------------------------------------------------
 
+    def _hold(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        self._node.snapshots.hold(text_of(arguments, "name"))
+        respond(AdminReply(Outcome.APPLIED, self._place()))
+
     def _create(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         name = text_of(arguments, "name")
         cut = text_of(arguments, "cut")  # as text: 64 bits are more than a number of JSON surely has
         if not (cut.isascii() and cut.isdecimal() and int(cut) <= _U64_MAX):
             raise InvalidRequest(f"cut = {cut[:40]!r} is no HLC: a decimal number of 64 bits")
-        self._node.snapshots.take(name, int(cut), lambda found: respond(self._of_one(found, name)))
+        is_held = arguments.get("held", False)
+        if not isinstance(is_held, bool):
+            raise InvalidRequest("held: true or false")
+        self._node.snapshots.take(name, int(cut), is_held, lambda found: respond(self._of_one(found, name)))
 
     def _show(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         name = text_of(arguments, "name")

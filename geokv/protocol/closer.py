@@ -4,14 +4,18 @@ It walks each (origin, partition) through the phases of `protocol.closing`, whic
 
     asking ──all owners promised──> filling ──owners here have all──> agreeing ──chosen──> telling ──all cover it──> done
 
+While it is told, owners get what they lack as they get everything: from feeds. To one that does not move on, because no
+feed has it (records that no log of the origin's datacenter holds), the closer brings it, from whoever covers it.
+
 Invariants: nothing is told before it was agreed; nothing is proposed before every owner of this datacenter has, synced,
 what any owner has. Several closers may run: the agreement makes them say the same, and a faster one is noticed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from geokv.core.origin import unpack_origin
@@ -39,6 +43,7 @@ TELL_AGAIN_US: Final = 2_000_000
 UNTOLD_US: Final = 10_000_000
 ITEM_PREFIX: Final = b"close/"
 PROPOSE_MAX: Final = 256
+FILLS_TOLD_MAX: Final = 16  # closings that stand whose owners are brought something, at a time
 
 
 def closing_item(origin: bytes, partition: int) -> bytes:
@@ -160,6 +165,7 @@ class CloseRun:
             if closing.phase == "filling" and context.now_us >= closing.fill_at_us:
                 closing.attempt += 1
                 self._fill(pair, closing)
+        self._fill_told()
         self._agree()
         if context.now_us - self._told_us >= TELL_AGAIN_US:
             self._told_us = context.now_us
@@ -292,16 +298,14 @@ class CloseRun:
         context = self._context
         closing.fill_at_us = context.now_us + ASK_AGAIN_US
         is_filled = True
-        for namespace, held in closing.held.items():
+        for namespace in closing.held:
             if namespace in context.deleted:
                 continue  # nobody takes its records any more
-            _, beyond, frontier = self._present(held)
-            for owner in self._placement.owners[pair[1]]:
-                has = held.get(owner)
-                missing = missing_of(has, frontier, beyond)
-                if missing:
+            for owner, missing in self._lacking(pair, closing, namespace):
+                chunk = list(islice(missing, FILL_NUMBERS_MAX))
+                if chunk:
                     is_filled = False
-                    self._bring(pair, namespace, owner, missing, closing)
+                    self._bring(pair, namespace, owner, chunk, closing)
         if is_filled:
             self.waiting = ""
             closing.value = control.pack(
@@ -313,11 +317,47 @@ class CloseRun:
             )
             closing.phase = "agreeing"
 
-    def _bring(self, pair: Pair, namespace: int, owner: str, missing: list[int], closing: _Closing) -> None:
+    def _lacking(self, pair: Pair, closing: _Closing, namespace: int) -> Iterator[tuple[str, Iterator[int]]]:
+        """Owners, each with the numbers it is to take in: here all that anybody has; once it is told, all others, too."""
+        held = closing.held.get(namespace, {})
+        if closing.phase == "telling":
+            table = self._context.tables.get(namespace)
+            last, voids = control.unpack(closing.value).get(namespace, (0, ()))
+            void = frozenset(voids)
+            for dc, owner in self._placement.everyone(pair[1]):
+                if table is not None and dc in table.definition.dcs and owner not in closing.told:
+                    yield owner, (number for number in missing_of(held.get(owner), last, set()) if number not in void)
+        else:
+            _, beyond, frontier = self._present(held)
+            for owner in self._placement.owners[pair[1]]:
+                yield owner, missing_of(held.get(owner), frontier, beyond)
+
+    def _fill_told(self) -> None:
+        """Bring what stands to owners that have not moved for long, and whom no feed brings it."""
+        now_us = self._context.now_us
+        stuck = [(c.attempt, pair) for pair, c in self._pairs.items() if c.phase == "telling" and now_us >= c.fill_at_us]
+        for _, pair in sorted(stuck)[:FILLS_TOLD_MAX]:
+            closing = self._pairs[pair]
+            closing.fill_at_us = now_us + TELL_AGAIN_US
+            self._bring_told(pair, closing)
+            closing.attempt += 1
+
+    def _bring_told(self, pair: Pair, closing: _Closing) -> None:
+        context = self._context
+        for namespace in control.unpack(closing.value):
+            for owner, missing in self._lacking(pair, closing, namespace):
+                chunk = list(islice(missing, FILL_NUMBERS_MAX))
+                if not chunk or not context.is_live(owner):
+                    continue
+                if closing.attempt:
+                    self._bring(pair, namespace, owner, chunk, closing)
+                elif owner != context.node:  # first see whether it moves
+                    context.send(owner, RecordsWanted(self.close, namespace, pair[1], pair[0], []))
+
+    def _bring(self, pair: Pair, namespace: int, owner: str, chunk: list[int], closing: _Closing) -> None:
         """Have `owner` take in the numbers it lacks: from a log that has them, or as cells. Each attempt asks another one."""
         context, attempt = self._context, closing.attempt
-        chunk = missing[:FILL_NUMBERS_MAX]
-        ways = self._ways(pair, namespace, owner, chunk, closing.held[namespace])
+        ways = self._ways(pair, namespace, owner, chunk, closing.held.get(namespace, {}))
         if attempt or not ways:
             self.waiting = (
                 f"numbers {chunk[0]}… of {unpack_origin(pair[0])} in partition {pair[1]} for {owner}:"
@@ -359,16 +399,17 @@ class CloseRun:
             self._context.send(owner, CloseFill(self.close, raw))
 
     def _givers(self, pair: Pair, namespace: int, owner: str, number: int, held: dict[str, StreamHeld]) -> list[str]:
-        """Who may give cells: owners here that cover the number; only where there are none, those of other datacenters."""
+        """Who may give cells: owners beside it that cover the number; only where there are none, those of other datacenters."""
         context = self._context
+        dc_of = {node: dc for dc, node in self._placement.everyone(pair[1])}
         covering = [n for n, has in held.items() if n != owner and has.frontier >= number and not has.is_unclaimed]
-        near = set(self._placement.owners[pair[1]])
-        if near.intersection(covering):
-            covering = [node for node in covering if node in near]
+        near = [node for node in covering if dc_of.get(node) == dc_of[owner]]
+        if near:
+            covering = near
         else:
             table = context.tables.get(namespace)
             off = table.definition.links_off if table is not None else ()
-            covering = [node for node in covering if (context.peers[node].dc, context.dc) not in off]
+            covering = [node for node in covering if (dc_of.get(node), dc_of[owner]) not in off]
         return [node for node in covering if context.is_live(node)]
 
     def _took_cells(self, held: StreamHeld) -> None:
@@ -396,10 +437,8 @@ class CloseRun:
             closing = self._pairs.get((here.origin, here.partition))
             if closing is None or stream is None or all(stream.place(number) for number in numbers):
                 continue
-            theirs = closing.held.get(here.namespace, {})
-            _, beyond, frontier = self._present(theirs)
-            for owner in self._placement.owners[here.partition]:
-                if owner != context.node and numbers.intersection(missing_of(theirs.get(owner), frontier, beyond)):
+            for owner, missing in self._lacking((here.origin, here.partition), closing, here.namespace):
+                if owner != context.node and not numbers.isdisjoint(missing):
                     lack[owner] = None
         for owner in lack:
             context.send(owner, CloseFill(self.close, message.records))
@@ -413,6 +452,11 @@ class CloseRun:
             if closing.phase == "filling":
                 closing.attempt = 0
                 self._fill(pair, closing)
+            elif closing.phase == "telling" and closing.attempt > 1:
+                closing.attempt = 1
+                self._bring_told(pair, closing)
+            elif closing.phase == "telling":  # it moves by itself
+                closing.attempt, closing.fill_at_us = 0, self._context.now_us + UNTOLD_US
         self._agree()
 
     # --- 3: agreement -----------------------------------------------------------------------------------------------
@@ -447,6 +491,7 @@ class CloseRun:
             closing.value = value
             closing.phase = "telling"
             closing.stands_us = self._context.now_us
+            closing.attempt, closing.fill_at_us = 0, self._context.now_us + UNTOLD_US
 
     # --- 4 and 5: telling, and forgetting ---------------------------------------------------------------------------
 
@@ -481,6 +526,8 @@ class CloseRun:
                 done.append(pair)
         if done:
             self._forget(done)
+        if self.is_done:
+            self.waiting = ""
 
     def _forget(self, pairs: list[Pair]) -> None:
         context = self._context
@@ -492,9 +539,9 @@ class CloseRun:
         self._closings.forget(pairs)
 
 
-def missing_of(has: StreamHeld | None, frontier: int, beyond: set[int]) -> list[int]:
-    """The numbers up to a common frontier and beyond it that one replica lacks."""
+def missing_of(has: StreamHeld | None, frontier: int, beyond: set[int]) -> Iterator[int]:
+    """The numbers up to a common frontier and beyond it that one replica lacks, in order."""
     own_frontier = has.frontier if has is not None else 0
     own_beyond = set(has.beyond) if has is not None else set()
-    missing = [n for n in range(own_frontier + 1, frontier + 1) if n not in own_beyond]
-    return missing + sorted(number for number in beyond - own_beyond if number > own_frontier)
+    yield from (n for n in range(own_frontier + 1, frontier + 1) if n not in own_beyond)
+    yield from sorted(number for number in beyond - own_beyond if number > own_frontier)

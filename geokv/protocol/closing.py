@@ -65,6 +65,7 @@ class Closings:
         self._intake = intake
         self.cells = CellsFetches(context, intake)
         self.known: dict[Pair, bytes] = {}
+        self._kept: set[Pair] = set()  # to be forgotten once no backup is being taken any more
         self.seen: dict[str, tuple[int, int]] = {}  # node -> (newest incarnation, log sequence) it has stated
         self._checked: dict[str, int] = {}  # node -> the run of it whose disk was found to hold what was seen of it
         self.on_closed: Callable[[], None] = lambda: None
@@ -303,6 +304,9 @@ class Closings:
     def forget(self, pairs: Iterable[Pair]) -> None:
         """Every replica covers these: drop their streams, remember only that they are closed."""
         context = self._context
+        if context.is_keeping:
+            self._kept.update(pair for pair in pairs if pair in self.known)
+            return
         by_origin: dict[bytes, list[int]] = {}
         for pair in pairs:
             if self.is_covered(pair) and pair[1] not in context.closed.get(pair[0], ()):
@@ -315,6 +319,12 @@ class Closings:
             self.apply_forgotten(origin, partitions)
             self.on_over([(origin, partition) for partition in partitions])
         context.note("close.forgotten")
+
+    def tick(self) -> None:
+        """Forget what was kept for a backup."""
+        if self._kept and not self._context.is_keeping:
+            pairs, self._kept = self._kept, set()
+            self.forget(pairs)
 
     def apply_forgotten(self, origin: bytes, partitions: Iterable[int]) -> None:
         context = self._context

@@ -59,6 +59,7 @@ class Context:
         self.now_us = now_us
         self.wall_us = wall_us
         self.bound_ms = 0  # durable: no run of this node has given or will give a stamp above it before a higher one is
+        self.kept_until_us = 0  # a backup is being taken: until then no closing is forgotten, and nothing new collected
         self.is_refusing = ""  # why clients are not served
         self.distrusted = ""  # why this disk cannot be trusted: then peers are not answered either
         self.counters: dict[str, int] = {}
@@ -75,6 +76,11 @@ class Context:
     @property
     def wall_ms(self) -> int:
         return self.wall_us // 1000
+
+    @property
+    def is_keeping(self) -> bool:
+        """Whether everything stays that another node's copy of just now may lack (`node.snapshots`)."""
+        return self.now_us < self.kept_until_us
 
     def until_next_us(self, step_us: int) -> int:
         """How long until the wall clock's next multiple of `step_us`: what waits for it leaves at one moment."""

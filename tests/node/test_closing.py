@@ -378,7 +378,7 @@ def test_what_a_replica_lacks_of_what_all_have(
 ) -> None:
     """The numbers up to the highest frontier and beyond it that one replica does not have."""
     held = None if has is None else closer.StreamHeld(1, 0, b"o", has[0], has[1], 1)
-    assert closer.missing_of(held, frontier, beyond) == expected
+    assert list(closer.missing_of(held, frontier, beyond)) == expected
 
 
 def test_a_promise_outlives_a_crash_and_a_flush() -> None:

@@ -288,8 +288,8 @@ def test_a_closing_counts_what_the_log_of_such_a_node_holds_and_not_what_it_once
     }
     last, beyond, frontier = CloseRun._present(None, held)  # type: ignore[arg-type]
     assert (last, beyond, frontier) == (12, {6, 7, 8, 9, 12}, 3)
-    assert missing_of(held["a"], frontier, beyond) == [6, 7, 8, 9, 12]
-    assert missing_of(held["b"], frontier, beyond) == []
+    assert list(missing_of(held["a"], frontier, beyond)) == [6, 7, 8, 9, 12]
+    assert list(missing_of(held["b"], frontier, beyond)) == []
 
 
 def test_a_node_without_its_claim_restarts_and_its_streams_are_closed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from geokv.core.limits import PAUSE_MS_MAX
 from geokv.core.record import DELTA, decode_records
+from geokv.node.snapshots import HOLD_US, HOLDS_MAX
 from geokv.protocol.effects import Built, Pace
 from geokv.protocol.requests import AdminRequest, Outcome
 from geokv.storage.lsm.cache import BlockCache
@@ -118,3 +119,53 @@ def test_a_pause_ends_by_itself_and_is_shown() -> None:
     for duration in (0, -1, PAUSE_MS_MAX + 1, None, True, "5"):
         assert cluster.admin("dc1-1", "storage_pause", duration_ms=duration).outcome == Outcome.INVALID
     assert cluster.admin("dc1-1", "storage_throttle", bytes_per_s=5).outcome == Outcome.INVALID
+
+
+def test_a_node_that_holds_for_a_backup_forgets_no_closing_and_makes_no_rule_until_its_snapshot_is_taken() -> None:
+    """A snapshot of another node, taken before, could lack what all have by now."""
+    cluster = Cluster(partitions=1, stability_us=200 * MS, collect_us=500 * MS).start().serving()
+    cluster.put("dc1-1", b"k", b"v")
+    for name in cluster.names:
+        assert cluster.admin(name, "snapshot_hold", name="one").outcome == Outcome.APPLIED
+    cluster.put("dc1-1", b"k", None)
+    earlier = cluster.nodes["dc1-2"].context.packed
+    cluster.restart("dc1-2")
+    cluster.serving().run(5 * SECOND)
+    holding = cluster.nodes["dc1-1"]
+    assert (earlier, 0) in holding.assembly.closings.known and 0 not in holding.context.closed.get(earlier, ())
+    assert all(table.collections == 0 for table in holding.context.tables.values())
+    for name in ("dc1-1", "dc1-3"):
+        cut = str(cluster.nodes[name].context.clock.last)
+        assert cluster.admin(name, "snapshot_create", name="one", cut=cut, held=True).outcome == Outcome.APPLIED
+    cluster.run(5 * SECOND)
+    assert 0 in holding.context.closed[earlier] and (earlier, 0) not in holding.assembly.closings.known
+    assert any(table.collections for table in holding.context.tables.values())
+
+
+def test_a_node_that_was_restarted_or_held_too_long_takes_no_snapshot_for_that_backup() -> None:
+    """It may have forgotten what the others' snapshots lack; the answer says to begin again."""
+    cluster = Cluster(partitions=1).start().serving()
+    for name in cluster.names:
+        assert cluster.admin(name, "snapshot_hold", name="one").outcome == Outcome.APPLIED
+    cluster.restart("dc1-1")
+    cluster.serving()
+    cut = str(cluster.nodes["dc1-1"].context.clock.last)
+    again = cluster.admin("dc1-1", "snapshot_create", name="one", cut=cut, held=True)
+    assert again.outcome == Outcome.UNAVAILABLE and "Begin again" in again.message
+    cluster.run(HOLD_US)
+    late = cluster.admin("dc1-2", "snapshot_create", name="one", cut=cut, held=True)
+    assert late.outcome == Outcome.UNAVAILABLE
+    assert cluster.admin("dc1-2", "snapshot_create", name="one", cut=cut).outcome == Outcome.APPLIED
+
+
+def test_a_hold_goes_with_its_snapshot_and_no_more_than_a_few_are_kept() -> None:
+    """A backup that is broken off lets go; what nobody lets go ends by itself."""
+    cluster = Cluster(partitions=1).start().serving()
+    context = cluster.nodes["dc1-1"].context
+    for number in range(HOLDS_MAX):
+        assert cluster.admin("dc1-1", "snapshot_hold", name=f"n{number}").outcome == Outcome.APPLIED
+    assert cluster.admin("dc1-1", "snapshot_hold", name="more").outcome == Outcome.OVERLOADED
+    for number in range(HOLDS_MAX):
+        assert context.is_keeping
+        cluster.admin("dc1-1", "snapshot_remove", name=f"n{number}")
+    assert not context.is_keeping
