@@ -510,8 +510,12 @@ class Node:
 
     def _log_conflicts(self) -> None:
         """Note the newest conflicts in the log; where it has no room, they last as long as this run."""
-        fresh, self.context.journal.fresh = self.context.journal.fresh, []
+        journal = self.context.journal
+        fresh, echoes = journal.fresh, journal.echoes
+        journal.fresh, journal.echoes = [], set()
         for conflict in fresh:
+            if conflict.name in echoes:
+                continue
             name, (winner, loser) = self.context.tables[conflict.namespace].definition.name, conflict.dcs
             self.context.count(f"conflicts.{name}.{winner}.{loser}.{conflict.outcome}")
         body = [conflict.packed() for conflict in fresh]

@@ -48,6 +48,7 @@ class Context:
         self.dc = origin.dc
         self.node = origin.node
         self.packed = origin.packed()
+        self.packed_dc = origin.dc.encode() + b"\0"  # as all origins of this datacenter begin
         self.partitions = partitions
         self.peers = peers
         self.clock = clock

@@ -166,7 +166,9 @@ class Intake:
                 # Nearly always it is newer, and names the stored version, or a later one, as the one that it replaced.
                 at = 26 + len(origin)
                 if noting is not None and kind == DELTA and cell[at : at + 8] < stored[1:9] and stored.startswith(noting, 9):
-                    context.journal.met_lww(table, key, stored, cell, context.wall_ms)
+                    # Of what came from elsewhere, that is what the node has noted which took it in, but for a race.
+                    is_echo = noting != EVERYBODY and not origin.startswith(context.packed_dc)
+                    context.journal.met_lww(table, key, stored, cell, context.wall_ms, is_echo)
                 if stored > cell:
                     taken.newer.append((index, int.from_bytes(stored[1:9], "big")))
                     waiting[key] = stored

@@ -5,9 +5,10 @@
     a co-owner that is sent a record           only against a write that it coordinated itself (two coordinators at once)
     a coordinator of siblings or registers     a write whose context, or lack of one, left other values beside it
 
-A conflict is named by the two dots, so one that several nodes, or both datacenters, have noted is told once. It is bounded per
-namespace and in all; the oldest go first, and are counted. Entries are noted in the log (control record `conflicts`) and kept
-with the node's state at a flush, so they survive a restart.
+A conflict is named by the two dots, so one that several nodes, or both datacenters, have noted is told once. Each datacenter
+counts it once: a co-owner that is sent what came over the WAN notes it as well (who took it in may not have had that co-owner's
+write yet), but does not count it. It is bounded per namespace and in all; the oldest go first, and are counted. Entries are
+noted in the log (control record `conflicts`) and kept with the node's state at a flush, so they survive a restart.
 
 Limits: of a value LOSER_BYTES_MAX are kept. Types for which nothing is decided (counters, sets where adding wins, sketches)
 have no conflicts. An `lww` value that stands on the disk alone, in no memtable and no cache, is not read to be compared. Two
@@ -79,17 +80,20 @@ def unpacked(body: list[Any]) -> Conflict:
 
 
 class Journal:
-    """The conflicts that one node has noted. `fresh`: those that are not in the log yet."""
+    """The conflicts that one node has noted. `fresh`: those that are not in the log yet; `echoes`: the names of those among
+    them that another node of this datacenter counts.
+    """
 
     def __init__(self) -> None:
         self.fresh: list[Conflict] = []
+        self.echoes: set[str] = set()
         self.dropped = 0
         self._by_namespace: dict[int, dict[str, Conflict]] = {}
         self._held = 0
 
     # --- noting -----------------------------------------------------------------------------------------------------
 
-    def met_lww(self, table: Table, key: bytes, stored: bytes, arriving: bytes, now_ms: int) -> None:
+    def met_lww(self, table: Table, key: bytes, stored: bytes, arriving: bytes, now_ms: int, is_echo: bool = False) -> None:
         """Two cells of a key met; noted where neither had seen the other."""
         parties = []
         try:
@@ -101,7 +105,9 @@ class Journal:
                 parties.append(_party(held.origin, held.number, held.version, value))
         except (RecordError, ValueError):
             return  # what cannot be read cannot be explained; who reads the key is told
-        self._note(table, LWW, key, parties[0], parties[1], False, now_ms)
+        name = self._note(table, LWW, key, parties[0], parties[1], False, now_ms)
+        if is_echo and name:
+            self.echoes.add(name)
 
     def met_dots(self, table: Table, key: bytes, state: CellState, dot: Dot, stamp: int, now_ms: int) -> None:
         """An update was joined with the rest of its key; noted with each item that it met there."""
@@ -123,17 +129,19 @@ class Journal:
             ]
             self._note(table, kind.name, key, parties[0], parties[1], preferred is None, now_ms)
 
-    def _note(self, table: Table, policy: str, key: bytes, winner: Party, loser: Party, is_kept: bool, now_ms: int) -> None:
+    def _note(self, table: Table, policy: str, key: bytes, winner: Party, loser: Party, is_kept: bool, now_ms: int) -> str:
+        """The name under which it was noted, empty where it was before."""
         namespace = table.definition.id
         dots = sorted([(winner.origin, winner.number), (loser.origin, loser.number)])
         text = b"\0".join([b"%x" % namespace, key, *[b"%b %d" % dot for dot in dots]])
         name = blake2b(text, digest_size=6).hexdigest()
         if name in self._by_namespace.get(namespace, ()):
-            return
+            return ""
         conflict = Conflict(name, namespace, key, policy, winner, loser, is_kept, now_ms)
         self.keep(conflict)
         if len(self.fresh) < CONFLICTS_PER_NAMESPACE_MAX:
             self.fresh.append(conflict)
+        return name
 
     # --- keeping ----------------------------------------------------------------------------------------------------
 

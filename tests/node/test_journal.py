@@ -60,6 +60,19 @@ def test_two_datacenters_that_wrote_the_same_key_note_it_as_one_conflict() -> No
     assert 400 <= conflict["apart_ms"] <= 700
 
 
+@pytest.mark.parametrize(("here", "there"), [(1, 1), (1, 2), (3, 2)])
+def test_each_datacenter_counts_a_conflict_once(here: int, there: int) -> None:
+    """The node that takes the other write in does, whoever coordinated its own."""
+    cluster = two_dcs()
+    cut(cluster)
+    cluster.put(f"dc1-{here}", b"k", b"here", namespace="ns")
+    cluster.put(f"dc2-{there}", b"k", b"there", namespace="ns")
+    cluster.heal()
+    cluster.run(3 * SECOND)
+    counted = [node.context.counters.get("conflicts.ns.dc2.dc1.discarded", 0) for node in cluster.nodes.values()]
+    assert (sum(counted[:3]), sum(counted[3:])) == (1, 1)
+
+
 def test_a_write_that_saw_the_other_is_no_conflict() -> None:
     """Overwriting, from here and from elsewhere, and with a context of what was read elsewhere."""
     cluster = two_dcs()
