@@ -30,7 +30,9 @@ def gathered(client: Client, namespace: str | None, key: bytes | None = None) ->
 
 def shown(conflict: dict[str, Any]) -> dict[str, Any]:
     tree = conflict | {"key": plain(conflict["key"])}
-    return tree | {side: tree[side] | {"value": plain(tree[side]["value"])} for side in ("winner", "loser")}
+    for side in ("winner", "loser"):
+        tree[side] = {name: plain(value) for name, value in conflict[side].items() if name != "operation"}
+    return tree
 
 
 # --- explain --------------------------------------------------------------------------------------------------------
@@ -183,16 +185,18 @@ def restore(name: str, as_json: bool, place: Place) -> int:
 
 @conflicts.command("whatif")
 @click.argument("namespace")
-@click.option("--policy", required=True, help="lww, register_lww, register_mv or siblings.")
+@click.option("--policy", required=True, help="For values lww, register_lww, register_mv or siblings; set_aw for set_rw.")
 @option_json
 @place_options
 def whatif(namespace: str, policy: str, as_json: bool, place: Place) -> None:
     """Replay the journal of NAMESPACE under another policy: what would have been shown, and what lost."""
     from geokv.client.conflicts import what_if
     from geokv.core.cells.changed import COMPATIBLE
+    from geokv.core.conflict import policy_of
 
     with place.client() as client:
         noted = client.conflicts(namespace)
+    policy_of(policy)
     rows = [{name: plain(value) for name, value in what_if(one, policy).items()} for one in noted["conflicts"]]
     known = [row for row in rows if row["lost"] is not None]
     lost_now = [one for one in noted["conflicts"] if one["policy"] == "lww" and not one["loser"]["is_delete"]]

@@ -500,8 +500,11 @@ class AsyncClient(Typed, AsyncNamespace):
 
         Raises InvalidRequest where the journal cannot tell what to write.
         """
-        key, value = restorable(conflict)
+        key, value, is_operation = restorable(conflict)
         handle = self.namespace(conflict["namespace"])
+        if is_operation and value is not None:
+            done: PutResult = await handle.apply(key, [value], {"timeout": timeout})
+            return done
         context = (await handle.get(key, timeout=timeout)).context or None
         if value is None:
             return await handle.delete(key, context=context, timeout=timeout)

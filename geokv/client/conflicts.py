@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from geokv.core.cells.wire import decode_operation
+from geokv.core.limits import LOSER_BYTES_MAX
 from geokv.errors import GeokvError, InvalidRequest, Unavailable
 
 RULES: Final = {
@@ -24,6 +26,8 @@ RULES: Final = {
     "map_rr": "the rule of the field's type decides",
 }
 _PUT_BACK: Final = frozenset({"lww", "register_lww", "register_mv", "siblings"})
+"""Policies whose journal has values; under the others it has operations."""
+_FAMILIES: Final = (_PUT_BACK, frozenset({"set_rw", "set_aw"}), frozenset({"flag_dw", "flag_ew"}))
 
 
 def question(namespace: str | None, key: bytes | None) -> dict[str, Any]:
@@ -61,9 +65,23 @@ def _decoded(conflict: dict[str, Any]) -> dict[str, Any]:
         party = dict(tree[side])
         packed = party.pop("value_base64")
         party["value"] = None if packed is None else b64decode(packed)
+        if tree["policy"] not in _PUT_BACK:
+            _tell_operation(party)
         tree[side] = party
     tree["words"] = words_of(tree)
     return tree
+
+
+def _tell_operation(party: dict[str, Any]) -> None:
+    """In `value` in words; as it is in `operation`, None where the journal kept only its beginning."""
+    party["operation"] = None if len(party["value"]) < party["value_bytes"] else party["value"]
+    if party["operation"] is None:
+        party["value"] = b"an operation of %d bytes" % party["value_bytes"]
+        return
+    name, arguments, path, _ = decode_operation(party["operation"])
+    parts = [name.encode(), *[one if isinstance(one, bytes) else str(one).encode() for one in arguments]]
+    field = b".".join([step for step, _ in path])
+    party["value"] = b" ".join([field + b":", *parts] if path else parts)
 
 
 def words_of(conflict: Mapping[str, Any]) -> str:
@@ -76,8 +94,8 @@ def words_of(conflict: Mapping[str, Any]) -> str:
     if conflict["outcome"] == "kept":
         return f"{met} {rule} They are {_value(winner)} and {_value(loser)}."
     gone = "was discarded" if conflict["policy"] == "lww" else "is hidden"
-    back = f" Bring it back with: geokv conflicts restore {conflict['id']}" if conflict["policy"] in _PUT_BACK else ""
-    return f"{met} {rule} So {_value(winner)} of {_name(winner)} won, and {_value(loser)} of {_name(loser)} {gone}.{back}"
+    back = f"Bring it back with: geokv conflicts restore {conflict['id']}"
+    return f"{met} {rule} So {_value(winner)} of {_name(winner)} won, and {_value(loser)} of {_name(loser)} {gone}. {back}"
 
 
 def _name(party: Mapping[str, Any]) -> str:
@@ -91,29 +109,39 @@ def _value(party: Mapping[str, Any]) -> str:
     return text if len(text) <= 80 else f"{text[:80]}… ({party['value_bytes']} bytes)"
 
 
-def restorable(conflict: Mapping[str, Any]) -> tuple[bytes, bytes | None]:
-    """(key, value) of the write that brings a loser back; None: it was a delete. Raises InvalidRequest where none can."""
-    loser = conflict["loser"]
-    if conflict["policy"] not in _PUT_BACK:
-        raise InvalidRequest(f"conflict {conflict['id']} is of policy {conflict['policy']}: do the operation again instead")
-    value = loser["value"]
-    if value is not None and len(value) < loser["value_bytes"]:
-        raise InvalidRequest(f"the journal kept {len(value)} of the loser's {loser['value_bytes']} bytes: it cannot come back")
-    return conflict["key"], value
+def restorable(conflict: Mapping[str, Any]) -> tuple[bytes, bytes | None, bool]:
+    """(key, value, whether that is an operation) of the write that brings a loser back; value None: it was a delete.
+
+    Raises InvalidRequest where none can.
+    """
+    loser, is_operation = conflict["loser"], conflict["policy"] not in _PUT_BACK
+    value = loser["operation"] if is_operation else loser["value"]
+    if len(value or b"") < loser["value_bytes"]:
+        raise InvalidRequest(
+            f"of the loser's {loser['value_bytes']} bytes the journal kept no more than {LOSER_BYTES_MAX}: it cannot come back"
+        )
+    return conflict["key"], value, is_operation
 
 
 # --- what if --------------------------------------------------------------------------------------------------------
 
 
 def what_if(conflict: Mapping[str, Any], policy: str) -> dict[str, Any]:
-    """What would have become of a conflict of two values under another policy.
+    """What would have become of a conflict under another policy.
 
-    `shown`: the values that a reader would see; `lost`: what would be gone; None where the journal does not know the stamps
-    that would decide. Raises InvalidRequest for a policy under which values are not put.
+    `shown`: the values that a reader would see (of operations: the one that would stand); `lost`: what would be gone;
+    None where the journal does not know the stamps that would decide. Raises InvalidRequest for a policy under which what the
+    journal has cannot be.
     """
-    if policy not in _PUT_BACK:
-        names = ", ".join(sorted(_PUT_BACK))
-        raise InvalidRequest(f"the journal has values that were put; under {policy!r} nothing is put: choose one of {names}")
+    family = next((one for one in _FAMILIES if conflict["policy"] in one), frozenset({conflict["policy"]}))
+    if policy not in family:
+        what = "values that were put" if family is _PUT_BACK else f"operations on a {conflict['policy']}"
+        names = ", ".join(sorted(family))
+        raise InvalidRequest(f"the journal has {what}: they cannot be replayed under {policy!r}, choose one of {names}")
+    if family is not _PUT_BACK:  # of an addition and a removal, or two settings of a flag, each policy has one stand
+        stands, falls = ("winner", "loser") if policy == conflict["policy"] else ("loser", "winner")
+        known = {"id": conflict["id"], "key": conflict["key"]}
+        return known | {"shown": [conflict[stands]["value"]], "lost": [conflict[falls]["value"]]}
     winner, loser = conflict["winner"], conflict["loser"]
     stamps = [int(one["version"]) if one["version"] else None for one in (winner, loser)]
     if policy in ("lww", "register_lww") and stamps[0] is not None and stamps[1] is not None and stamps[1] > stamps[0]:

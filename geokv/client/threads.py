@@ -484,8 +484,11 @@ class Client(Typed, Namespace):
         return put_together({name: answer_of(reply) for name, reply in zip(names, replies, strict=True)})
 
     def restore(self, conflict: Mapping[str, Any], *, timeout: Seconds | None = None) -> PutResult:
-        key, value = restorable(conflict)
+        key, value, is_operation = restorable(conflict)
         handle = self.namespace(conflict["namespace"])
+        if is_operation and value is not None:
+            done: PutResult = handle.apply(key, [value], {"timeout": timeout})
+            return done
         context = handle.get(key, timeout=timeout).context or None
         if value is None:
             return handle.delete(key, context=context, timeout=timeout)

@@ -26,6 +26,7 @@ from geokv.core.cells.contested import met_by
 from geokv.core.cells.context import Dot
 from geokv.core.cells.state import CellState
 from geokv.core.cells.view import Entry as Item
+from geokv.core.cells.wire import encode_operation
 from geokv.core.conflict import LWW
 from geokv.core.limits import CONFLICTS_MAX, CONFLICTS_PER_NAMESPACE_MAX, CONFLICTS_PER_WRITE_MAX, LOSER_BYTES_MAX
 from geokv.core.origin import unpack_origin
@@ -39,7 +40,9 @@ EVERYBODY: Final = b""
 
 
 class Party(NamedTuple):
-    """One of two writes that met. `stamp`: its version or HLC, 0 where the cell does not tell. `value` None: a delete."""
+    """One of two writes that met. `stamp`: its version or HLC, 0 where the cell does not tell. `value` None: a delete; under a
+    policy without values that are put it is the operation.
+    """
 
     origin: bytes
     number: int
@@ -125,7 +128,7 @@ class Journal:
             preferred = kind.prefers(mine, other)
             winner, loser = (mine, other) if preferred else (other, mine)
             parties = [
-                _party(one.origin, one.number, stamp if one is mine else 0, kind.told(one.payload)) for one in (winner, loser)
+                _party(one.origin, one.number, stamp if one is mine else 0, _told(kind, one.payload)) for one in (winner, loser)
             ]
             self._note(table, kind.name, key, parties[0], parties[1], preferred is None, now_ms)
 
@@ -173,6 +176,12 @@ class Journal:
     def packed(self) -> list[list[Any]]:
         """All of them, for the state that a flush keeps."""
         return [conflict.packed() for held in self._by_namespace.values() for conflict in held.values()]
+
+
+def _told(kind: CellType, payload: bytes) -> bytes:
+    """The value, or where there is none the operation, as clients send it."""
+    value = kind.told(payload)
+    return encode_operation(kind.written(payload)) if value is None else value
 
 
 def _party(origin: bytes, number: int, stamp: int, value: bytes | None) -> Party:

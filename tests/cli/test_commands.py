@@ -417,7 +417,7 @@ def test_explain_and_conflicts_tell_what_met(geokv: Run) -> None:
     assert (row["policy"], row["outcome"], row["conflicts"]) == ("siblings", "kept", 1)
     replayed = json.loads(geokv("conflicts", "whatif", "torn", "--policy", "register_mv", "--json").stdout)
     assert (replayed["conflicts"], replayed["lost_then"]) == (1, 0)
-    assert "nothing is put" in one_line_of_error(geokv("conflicts", "whatif", "torn", "--policy", "set_aw"))
+    assert "values that were put" in one_line_of_error(geokv("conflicts", "whatif", "torn", "--policy", "set_aw"))
     assert geokv("conflicts", "restore", decision["id"]).returncode == DONE
     assert json.loads(geokv("explain", "torn", "k", "--json").stdout)["values"] == [decision["loser"]["value"]]
     assert geokv("conflicts", "restore", "0123").returncode == NOT_FOUND

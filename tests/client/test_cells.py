@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +21,11 @@ from geokv import (
     OperationId,
     Outcome,
 )
-from geokv.client.conflicts import restorable, what_if
+from geokv.client.conflicts import put_together, restorable, what_if
+from geokv.core.cells.operation import Operation
+from geokv.core.cells.wire import encode_operation
 from geokv.core.conflict import POLICIES as ALL
+from geokv.core.limits import LOSER_BYTES_MAX
 from geokv.testing import Cluster
 
 POLICIES = tuple(name for name in ALL if name != "lww")
@@ -310,7 +314,7 @@ def test_conflicts_are_told_restored_and_replayed(kv: Client, cluster: Cluster) 
     assert kv.restore(conflict).outcome is Outcome.APPLIED
     assert docs.get("met").value == conflict["loser"]["value"]
     assert what_if(conflict, "siblings")["lost"] == [] and len(what_if(conflict, "register_mv")["shown"]) == 2
-    with pytest.raises(InvalidRequest, match="nothing is put"):
+    with pytest.raises(InvalidRequest, match=r"values that were put: .*choose one of lww"):
         what_if(conflict, "counter_pn")
     with pytest.raises(NamespaceNotFound):
         kv.conflicts("nowhere")
@@ -338,12 +342,71 @@ def test_another_policy_is_tried_on_what_the_journal_knows() -> None:
     assert what_if(met, "siblings") == {"id": "x", "key": b"k", "shown": [b"W", b"L"], "lost": []}
     assert what_if(_conflict("siblings", ("5", "9")), "lww")["shown"] == [b"L"]
     assert what_if(_conflict("siblings", (None, "9")), "lww")["lost"] is None
-    assert restorable(met) == (b"k", b"L")
+    assert restorable(met) == (b"k", b"L", False)
     met["loser"]["value_bytes"] = 2000
     with pytest.raises(InvalidRequest, match="cannot come back"):
         restorable(met)
-    with pytest.raises(InvalidRequest, match="do the operation again"):
-        restorable(_conflict("set_rw", ("9", "5")))
+
+
+def _told(policy: str, winner: Operation, loser: Operation, stamps: tuple[str | None, str | None] = (None, None)) -> Any:
+    """A conflict of two operations, as a node tells it."""
+    parties = [
+        {"dc": dc, "node": f"{dc}-1", "version": stamp, "value_bytes": len(packed), "is_delete": False}
+        | {"value_base64": b64encode(packed[:LOSER_BYTES_MAX]).decode()}
+        for dc, packed, stamp in zip(("eu", "us"), (encode_operation(winner), encode_operation(loser)), stamps, strict=True)
+    ]
+    told = {
+        "id": "x",
+        "key_base64": "aw==",
+        "policy": policy,
+        "outcome": "discarded",
+        "winner": parties[0],
+        "loser": parties[1],
+    }
+    return {"conflicts": [told | {"noted_ms": 1, "apart_ms": None}], "dropped": 0}
+
+
+@pytest.mark.parametrize(
+    ("policy", "winner", "loser", "words"),
+    [
+        ("set_rw", Operation("remove", (b"milk",)), Operation("add", (b"milk",)), ("remove milk", "add milk")),
+        ("flag_dw", Operation("disable"), Operation("enable"), ("disable", "enable")),
+        ("sorted_set", Operation("add", (b"m", 2)), Operation("add", (b"m", 1.5)), ("add m 2", "add m 1.5")),
+        (
+            "map_rr",
+            Operation("write", (b"Rome",), ((b"home", "map_rr"), (b"city", "register_lww"))),
+            Operation("write", (b"Bonn",), ((b"home", "map_rr"), (b"city", "register_lww"))),
+            ("home.city: write Rome", "home.city: write Bonn"),
+        ),
+    ],
+)
+def test_conflicts_of_operations_are_told_in_words_and_done_again(
+    policy: str, winner: Operation, loser: Operation, words: tuple[str, str]
+) -> None:
+    """Which operation won, in which field; the loser is the operation that is done again."""
+    (conflict,) = put_together({"n": _told(policy, winner, loser)})["conflicts"]
+    assert f"So '{words[0]}' of eu (eu-1) won, and '{words[1]}' of us (us-1) is hidden." in conflict["words"]
+    assert restorable(conflict) == (b"k", encode_operation(loser), True)
+
+
+def test_operations_are_replayed_under_the_other_policy_of_their_kind() -> None:
+    """Under adding wins the addition stands; what is no such policy is refused, with those that are."""
+    told = _told("set_rw", Operation("remove", (b"x",)), Operation("add", (b"x",)))
+    (conflict,) = put_together({"n": told})["conflicts"]
+    assert what_if(conflict, "set_aw") == {"id": "x", "key": b"k", "shown": [b"add x"], "lost": [b"remove x"]}
+    assert what_if(conflict, "set_rw")["shown"] == [b"remove x"]
+    with pytest.raises(InvalidRequest, match=r"operations on a set_rw.*choose one of set_aw, set_rw"):
+        what_if(conflict, "siblings")
+
+
+def test_of_a_long_operation_the_journal_keeps_too_little() -> None:
+    """It is told by its size, and cannot come back."""
+    path = ((b"f", "register_lww"),)
+    told = _told("map_rr", Operation("write", (b"a",), path), Operation("write", (bytes(5_000),), path))
+    (conflict,) = put_together({"n": told})["conflicts"]
+    assert "an operation of 50" in conflict["words"]
+    with pytest.raises(InvalidRequest, match="cannot come back"):
+        restorable(conflict)
 
 
 def test_a_bounded_counter_sells_what_there_is_and_no_more(kv: Client) -> None:

@@ -121,21 +121,22 @@ def test_a_delete_that_lost_and_a_value_that_is_long_are_noted_as_such() -> None
     [
         ("siblings", b"here", b"there", "kept", None),
         ("register_mv", b"here", b"there", "kept", None),
-        ("register_lww", b"here", b"there", "discarded", b"there"),
-        ("set_rw", Operation("add", (b"x",)), Operation("remove", (b"x",)), "discarded", b"\0x"),
-        ("flag_dw", Operation("disable"), Operation("enable"), "discarded", b"\0"),
-        ("map_rr", *[Operation("write", (b"v%d" % at,), ((b"f", "register_lww"),)) for at in (1, 2)], "discarded", b"v2"),
+        ("register_lww", b"here", b"there", "discarded", 1),
+        ("set_rw", Operation("add", (b"x",)), Operation("remove", (b"x",)), "discarded", 1),
+        ("flag_dw", Operation("disable"), Operation("enable"), "discarded", 0),
+        ("sorted_set", Operation("add", (b"x", 2)), Operation("add", (b"x", 1.5)), "discarded", 0),
+        ("map_rr", *[Operation("write", (b"v%d" % at,), ((b"f", "register_lww"),)) for at in (1, 2)], "discarded", 1),
         ("set_aw", Operation("add", (b"x",)), Operation("add", (b"x",)), "", None),
         ("counter_pn", Operation("increment", (1,)), Operation("increment", (2,)), "", None),
     ],
 )
-def test_each_policy_notes_what_it_decides(policy: str, here: Any, there: Any, outcome: str, winner: bytes | None) -> None:
-    """Kept or hidden, with the value that is shown; nothing where nothing is decided."""
+def test_each_policy_notes_what_it_decides(policy: str, here: Any, there: Any, outcome: str, winner: int | None) -> None:
+    """Kept or hidden, with the value that is shown, or the operation that stands; nothing where nothing is decided."""
     cluster = two_dcs(policy)
     cut(cluster)
-    for name, what in (("dc1-1", here), ("dc2-1", there)):
-        is_update = isinstance(what, Operation)
-        value = encode_operation(what) if is_update else what
+    is_update = isinstance(here, Operation)
+    values = [encode_operation(what) if is_update else what for what in (here, there)]
+    for name, value in zip(("dc1-1", "dc2-1"), values, strict=True):
         assert cluster.put(name, b"k", value, namespace="ns", has_updates=is_update).outcomes == [Outcome.APPLIED]
         cluster.run(50 * MS)
     cluster.heal()
@@ -143,7 +144,7 @@ def test_each_policy_notes_what_it_decides(policy: str, here: Any, there: Any, o
     conflicts = list(noted(cluster).values())
     assert [one["outcome"] for one in conflicts] == ([outcome] if outcome else [])
     if winner is not None:
-        assert value_of(conflicts[0]["winner"]) == base64(winner)
+        assert value_of(conflicts[0]["winner"]) == base64(values[winner])
 
 
 def test_a_put_beside_a_sibling_is_noted_where_it_is_coordinated() -> None:

@@ -56,9 +56,13 @@ class CellType(ABC):
         """Of two live items about the same: whether a reader is shown `one` and not `other`. None where both are shown."""
         return None
 
-    def told(self, payload: bytes) -> bytes:
-        """What an item carries, as a reader knows it."""
-        return payload
+    def told(self, payload: bytes) -> bytes | None:
+        """The value that was put, where an item is one; None where only an operation tells it."""
+        return None
+
+    def written(self, payload: bytes) -> Operation:
+        """The operation that would write a contested item again."""
+        raise NotImplementedError(self.name)
 
     def clear(self, view: View, draft: Draft) -> None:
         """Take everything here: a delete of the key or of the field."""

@@ -53,6 +53,9 @@ class FlagDw(CellType):
     def prefers(self, one: Entry, other: Entry) -> bool | None:
         return one.payload < other.payload
 
+    def written(self, payload: bytes) -> Operation:
+        return Operation("enable" if payload == _ENABLED else "disable")
+
     def value(self, view: View) -> bool:
         settings = set(view.payloads())
         return _ENABLED in settings and _DISABLED not in settings

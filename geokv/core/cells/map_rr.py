@@ -94,9 +94,11 @@ class MapRr(CellType):
         below = self._decode_step(one.payload[:cut])[1]
         return below.prefers(one._replace(payload=one.payload[cut:]), other._replace(payload=other.payload[cut:]))
 
-    def told(self, payload: bytes) -> bytes:
+    def written(self, payload: bytes) -> Operation:
         cut = step_end(payload)
-        return self._decode_step(payload[:cut])[1].told(payload[cut:])
+        name, kind = self._decode_step(payload[:cut])
+        below = kind.written(payload[cut:])
+        return below._replace(path=((name, kind.name), *below.path))
 
     def hidden(self, view: View) -> list[Entry]:
         """What is hidden in any field, with the path to it."""

@@ -49,6 +49,9 @@ class RegisterLww(CellType):
     def told(self, payload: bytes) -> bytes:
         return payload[_VERSION_BYTES:]
 
+    def written(self, payload: bytes) -> Operation:
+        return Operation("write", (self.told(payload),))
+
 
 def _order(entry: Entry) -> tuple[int, bytes, int]:
     return _version(entry), entry.origin, entry.number

@@ -64,6 +64,9 @@ class SetRw(CellType):
     def prefers(self, one: Entry, other: Entry) -> bool | None:
         return one.payload < other.payload
 
+    def written(self, payload: bytes) -> Operation:
+        return Operation("add" if payload[:1] == _ADDED else "remove", (payload[1:],))
+
     def apply(self, view: View, operation: Operation, draft: Draft) -> None:
         element: bytes = operation.arguments[0]
         draft.take(view.equal(_ADDED + element))

@@ -70,6 +70,12 @@ class RegisterMv(CellType):
     takes_unseen = True
     is_contested = True
 
+    def told(self, payload: bytes) -> bytes:
+        return payload
+
+    def written(self, payload: bytes) -> Operation:
+        return Operation("write", (payload,))
+
     def apply(self, view: View, operation: Operation, draft: Draft) -> None:
         left = draft.take(view.entries())
         _check_count(left + 1)

@@ -40,6 +40,10 @@ class SortedSet(CellType):
         scores = [decode_number(entry.payload, sum(read_varint(entry.payload, 0))) for entry in (one, other)]
         return bool(scores[0] > scores[1])
 
+    def written(self, payload: bytes) -> Operation:
+        length, start = read_varint(payload, 0)
+        return Operation("add", (payload[start : start + length], decode_number(payload, start + length)))
+
     def value(self, view: View) -> list[tuple[bytes, Number]]:
         """(member, score) by rising score, equal ones by member."""
         scores: dict[bytes, Number] = {}

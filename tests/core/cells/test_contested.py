@@ -1,11 +1,13 @@
 """Which updates met: what the journal of conflicts will note."""
 
+import pytest
+
 from geokv.core.cells.contested import contested, met_by
 from geokv.core.cells.context import Dot
 from geokv.core.cells.operation import Operation
 from geokv.core.cells.policies import type_of
 from geokv.core.cells.state import CellState
-from geokv.core.cells.update import update
+from geokv.core.cells.update import update, value
 from geokv.core.origin import Origin
 
 EU = Origin("eu", "n", 1).packed()
@@ -48,6 +50,25 @@ def test_counts_are_never_contested_and_scores_are_by_member() -> None:
     scores = meet("sorted_set", Operation("add", (b"m", 1)), Operation("add", (b"m", 2)))
     assert set(contested(type_of("sorted_set"), scores)) == {b"m"}
     assert contested(type_of("sorted_set"), meet("sorted_set", Operation("add", (b"m", 1)), Operation("add", (b"n", 2)))) == {}
+
+
+@pytest.mark.parametrize(
+    ("policy", "mine", "theirs"),
+    [
+        ("set_rw", Operation("add", (b"x",)), Operation("remove", (b"x",))),
+        ("flag_dw", Operation("enable"), Operation("disable")),
+        ("sorted_set", Operation("add", (b"m", 1)), Operation("add", (b"m", 2))),
+        ("register_lww", Operation("write", (b"a",)), Operation("write", (b"b",))),
+        ("map_rr", *[Operation("write", (v,), ((b"m", "map_rr"), (b"f", "register_mv"))) for v in (b"a", b"b")]),
+    ],
+)
+def test_an_item_tells_the_operation_that_wrote_it(policy: str, mine: Operation, theirs: Operation) -> None:
+    """Done again after both met, it stands: so losers are brought back."""
+    kind, state = type_of(policy), meet(policy, mine, theirs)
+    ((loser, winner),) = contested(kind, state).values()
+    assert (kind.written(loser.payload), kind.written(winner.payload)) == (mine, theirs)
+    state.join(update(kind, state, kind.written(loser.payload), Dot(EU, 2), stamp=9))
+    assert value(kind, state) == value(kind, update(kind, CellState(), mine, Dot(EU, 1)))
 
 
 def test_fields_of_a_map_are_contested_each_for_itself() -> None:
