@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from geokv.core.cells.wire import decode_operation
+from geokv.core.hlc import hlc_ms
 from geokv.core.limits import LOSER_BYTES_MAX
 from geokv.errors import GeokvError, InvalidRequest, Unavailable
 
@@ -51,10 +52,22 @@ def put_together(said: Mapping[str, dict[str, Any] | GeokvError]) -> dict[str, A
             known = found.setdefault(conflict["id"], conflict | {"noted_by": []})
             known["noted_by"].append(name)
             known["noted_ms"] = min(known["noted_ms"], conflict["noted_ms"])
-            known["apart_ms"] = conflict["apart_ms"] if known["apart_ms"] is None else known["apart_ms"]
+            _learn_stamps(known, conflict)
     shown = sorted((_decoded(one) for one in found.values()), key=lambda one: (one["noted_ms"], one["id"]))
     dropped = sum(answer["dropped"] for answer in answers.values())
     return {"conflicts": shown, "silent": sorted(set(said) - set(answers)), "dropped": dropped}
+
+
+def _learn_stamps(known: dict[str, Any], conflict: dict[str, Any]) -> None:
+    """Cells of dots carry no stamps: each datacenter knows that of the write which came to it, together they know both."""
+    told = {(party["run"], party["number"]): party["version"] for party in (conflict["winner"], conflict["loser"])}
+    for side in ("winner", "loser"):
+        party = known[side]
+        if party["version"] is None:
+            known[side] = party | {"version": told[party["run"], party["number"]]}
+    stamps = [int(known[side]["version"] or 0) for side in ("winner", "loser")]
+    if known["apart_ms"] is None and all(stamps):
+        known["apart_ms"] = abs(hlc_ms(stamps[0]) - hlc_ms(stamps[1]))
 
 
 def _decoded(conflict: dict[str, Any]) -> dict[str, Any]:
@@ -73,12 +86,14 @@ def _decoded(conflict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tell_operation(party: dict[str, Any]) -> None:
-    """In `value` in words; as it is in `operation`, None where the journal kept only its beginning."""
-    party["operation"] = None if len(party["value"]) < party["value_bytes"] else party["value"]
-    if party["operation"] is None:
+    """In `value` in words; as it is in `operation`, None where the journal has only its beginning, or an older form of it."""
+    packed, party["operation"] = party["value"], None
+    try:
+        name, arguments, path, _ = decode_operation(packed)
+    except InvalidRequest:
         party["value"] = b"an operation of %d bytes" % party["value_bytes"]
         return
-    name, arguments, path, _ = decode_operation(party["operation"])
+    party["operation"] = packed
     parts = [name.encode(), *[one if isinstance(one, bytes) else str(one).encode() for one in arguments]]
     field = b".".join([step for step, _ in path])
     party["value"] = b" ".join([field + b":", *parts] if path else parts)

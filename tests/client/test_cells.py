@@ -351,7 +351,7 @@ def test_another_policy_is_tried_on_what_the_journal_knows() -> None:
 def _told(policy: str, winner: Operation, loser: Operation, stamps: tuple[str | None, str | None] = (None, None)) -> Any:
     """A conflict of two operations, as a node tells it."""
     parties = [
-        {"dc": dc, "node": f"{dc}-1", "version": stamp, "value_bytes": len(packed), "is_delete": False}
+        {"dc": dc, "node": f"{dc}-1", "run": dc, "number": 1, "version": stamp, "value_bytes": len(packed), "is_delete": False}
         | {"value_base64": b64encode(packed[:LOSER_BYTES_MAX]).decode()}
         for dc, packed, stamp in zip(("eu", "us"), (encode_operation(winner), encode_operation(loser)), stamps, strict=True)
     ]
@@ -397,6 +397,21 @@ def test_operations_are_replayed_under_the_other_policy_of_their_kind() -> None:
     assert what_if(conflict, "set_rw")["shown"] == [b"remove x"]
     with pytest.raises(InvalidRequest, match=r"operations on a set_rw.*choose one of set_aw, set_rw"):
         what_if(conflict, "siblings")
+
+
+def test_what_two_datacenters_know_together_tells_by_how_much_writes_missed_each_other() -> None:
+    """Each knows the stamp of the write that came to it; of a conflict without a winner each may call another one the later."""
+    one, other = Operation("enable"), Operation("disable")
+    early, late = str(1_000 << 16), str(1_412 << 16)
+    here = _told("flag_dw", one, other, (None, late))
+    there = _told("flag_dw", one, other, (early, None))
+    (conflict,) = put_together({"m": here, "n": there})["conflicts"]
+    assert conflict["apart_ms"] == 412 and "412 ms apart" in conflict["words"]
+    assert (conflict["winner"]["version"], conflict["loser"]["version"]) == (early, late)
+    turned = there["conflicts"][0]
+    turned["winner"], turned["loser"] = turned["loser"], turned["winner"]
+    (again,) = put_together({"m": here, "n": there})["conflicts"]
+    assert (again["winner"]["version"], again["loser"]["version"], again["apart_ms"]) == (early, late, 412)
 
 
 def test_of_a_long_operation_the_journal_keeps_too_little() -> None:
