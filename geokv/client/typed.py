@@ -50,10 +50,17 @@ class Keyed(Protocol):
 
 def shown_as(namespace: str, policies: frozenset[str], got: Any, empty: Any) -> Any:
     """The value of a get by a handle that serves these policies. Raises InvalidRequest where the namespace has another one."""
-    if got.found and got.policy not in policies:
+    if got.policy not in policies:
         handle = _HANDLES.get(got.policy, 'kv.namespace("{}")').format(namespace)
         raise InvalidRequest(f"namespace {namespace!r} holds {got.policy}, not {' or '.join(sorted(policies))}: use {handle}")
     return got.value if got.found else copy(empty)
+
+
+def _number(number: Number, what: str) -> Number:
+    """Which numbers a type takes, the node says."""
+    if not isinstance(number, int | float):
+        raise TypeError(f"{what} is a number, not {type(number).__name__}")
+    return number
 
 
 def _bytes(text: Key, what: str) -> bytes:
@@ -100,10 +107,10 @@ class Counters(_Cells):
     empty = 0
 
     def increment(self, key: Key, amount: int = 1, **options: Any) -> Any:
-        return self._apply(key, options, "increment", amount)
+        return self._apply(key, options, "increment", _number(amount, "an amount"))
 
     def decrement(self, key: Key, amount: int = 1, **options: Any) -> Any:
-        return self._apply(key, options, "decrement", amount)
+        return self._apply(key, options, "decrement", _number(amount, "an amount"))
 
     def reset(self, key: Key, **options: Any) -> Any:
         """Back to 0: takes exactly the counts that it saw; those that are concurrent survive."""
@@ -122,10 +129,10 @@ class BoundedCounters(_Cells):
     empty = BoundedValue(0)
 
     def increment(self, key: Key, amount: int = 1, **options: Any) -> Any:
-        return self._apply(key, options, "increment", amount)
+        return self._apply(key, options, "increment", _number(amount, "an amount"))
 
     def decrement(self, key: Key, amount: int = 1, **options: Any) -> Any:
-        return self._apply(key, options, "decrement", amount)
+        return self._apply(key, options, "decrement", _number(amount, "an amount"))
 
     def rights(self, key: Key, **options: Any) -> Any:
         """How many of the value each datacenter may spend, as far as is known where it is read."""
@@ -183,7 +190,7 @@ class SortedSets(_Cells):
     empty: ClassVar[Any] = []
 
     def add(self, key: Key, member: Key, score: Number, **options: Any) -> Any:
-        return self._apply(key, options, "add", _bytes(member, "a member"), score)
+        return self._apply(key, options, "add", _bytes(member, "a member"), _number(score, "a score"))
 
     def remove(self, key: Key, member: Key, **options: Any) -> Any:
         return self._apply(key, options, "remove", _bytes(member, "a member"))
@@ -195,7 +202,7 @@ class Extremes(_Cells):
     policies = frozenset({"max", "min"})
 
     def put(self, key: Key, number: Number, **options: Any) -> Any:
-        return self._apply(key, options, "put", number)
+        return self._apply(key, options, "put", _number(number, "what is put"))
 
 
 class Sketches(_Cells):
@@ -289,6 +296,18 @@ class Map:
 class Field:
     """One field of a map: the operations of its type; which of them it has, the node says."""
 
+    def value(self, **options: Any) -> Any:
+        """What the field shows; where it is not in its map, what an empty one of its type would."""
+        *outer, (name, kind) = self._path
+
+        def inner(shown: dict[tuple[bytes, str], Any]) -> Any:
+            for step in outer:
+                shown = shown.get(step, {})
+            found = {step: shown for step, shown in shown.items() if step == (name, kind)}
+            return fields_of(found)[name] if found else copy(_EMPTY.get(kind))
+
+        return self._namespace.read_as(Maps.policies, self._key, {}, options | {"shape": inner})
+
     def __init__(self, namespace: Keyed, key: Key, path: tuple[tuple[bytes, str], ...]) -> None:
         self._namespace = namespace
         self._key = key
@@ -298,17 +317,17 @@ class Field:
         return self._namespace.apply(self._key, [encode_operation(Operation(name, arguments, self._path))], options)
 
     def increment(self, amount: int = 1, **options: Any) -> Any:
-        return self._apply(options, "increment", amount)
+        return self._apply(options, "increment", _number(amount, "an amount"))
 
     def decrement(self, amount: int = 1, **options: Any) -> Any:
-        return self._apply(options, "decrement", amount)
+        return self._apply(options, "decrement", _number(amount, "an amount"))
 
     def reset(self, **options: Any) -> Any:
         return self._apply(options, "reset")
 
     def add(self, element: Key, *score: Number, **options: Any) -> Any:
         """An element; to a sorted set a member and its score."""
-        return self._apply(options, "add", _bytes(element, "an element"), *score)
+        return self._apply(options, "add", _bytes(element, "an element"), *[_number(one, "a score") for one in score])
 
     def remove(self, element: Key, **options: Any) -> Any:
         return self._apply(options, "remove", _bytes(element, "an element"))
@@ -323,7 +342,10 @@ class Field:
         return self._apply(options, "write", _bytes(value, "a value"))
 
     def put(self, number: Number, **options: Any) -> Any:
-        return self._apply(options, "put", number)
+        return self._apply(options, "put", _number(number, "what is put"))
+
+
+_EMPTY: Final = {one: kind.empty for kind in (Counters, Sets, Flags, SortedSets, Sketches, Maps) for one in kind.policies}
 
 
 class Typed:

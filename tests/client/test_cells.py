@@ -257,6 +257,9 @@ def test_maps_nest(kv: Client) -> None:
         b"address": {b"city": b"Paris", b"geo": {b"height": 35}},
     }
     assert kv.maps("map_rr").value("user:1") == user.value() == whole
+    fields = [user.counter("visits"), user.set("tags"), user.register("name"), address.map("geo").field("height", "max")]
+    assert [field.value() for field in fields] == [3, {b"new"}, b"Ada", 35] and user.field("address", "map_rr").value()
+    assert [user.counter("none").value(), user.set("none").value(), user.register("none").value()] == [0, frozenset(), None]
     assert address.value() == whole[b"address"] and address.map("geo").value() == {b"height": 35}
     address.remove("geo")
     user.remove("tags")
@@ -270,6 +273,9 @@ def test_a_wrong_type_or_operation_is_told_in_words(kv: Client) -> None:
     for act, words in (
         (lambda: kv.counters("set_aw").increment("wrong"), "'set_aw' holds set_aw: set_aw has no operation 'increment'"),
         (lambda: kv.counters("set_aw").value("wrong"), r"holds set_aw, not counter_pn: use kv.sets\(\"set_aw\"\)"),
+        (lambda: kv.counters("set_aw").value("not there"), r"holds set_aw, not counter_pn: use kv.sets\(\"set_aw\"\)"),
+        (lambda: kv.counters("default").value("not there"), r"holds lww, not counter_pn: use kv.namespace"),
+        (lambda: kv.counters("counter_pn").increment("k", 1 << 70), "increment: a whole number has 64 bits at most"),
         (lambda: kv.namespace("counter_pn").put("k", b"v"), "it has no put, but decrement, delete, increment, reset"),
         (lambda: kv.sets("default").add("k", "x"), r"holds plain values \(lww\): it has put and delete"),
         (lambda: kv.counters("counter_pn").increment("k", -1), "-1 is not from 1 to"),
@@ -282,6 +288,9 @@ def test_a_wrong_type_or_operation_is_told_in_words(kv: Client) -> None:
             act()
     with pytest.raises(TypeError, match=r"namespace\(\"...\"\).put"):
         kv.set("k", "v")
+    for number in ("3", None, b"3"):
+        with pytest.raises(TypeError, match="an amount is a number, not"):
+            kv.counters("counter_pn").increment("k", number)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unknown option 'ttl'"):
         kv.counters("counter_pn").increment("k", ttl=3)
 

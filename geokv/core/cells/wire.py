@@ -27,8 +27,11 @@ _SETS: Final = frozenset({"set_aw", "set_grow", "set_rw"})
 
 
 def encode_operation(operation: Operation) -> bytes:
-    """Without its context."""
-    packed: bytes = msgpack.packb([operation.name, operation.arguments, operation.path])
+    """Without its context. Raises InvalidRequest for a whole number that is too long to travel."""
+    try:
+        packed: bytes = msgpack.packb([operation.name, operation.arguments, operation.path])
+    except OverflowError as error:
+        raise InvalidRequest(f"{operation.name}: a whole number has 64 bits at most") from error
     return packed
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geokv.core.cells.operation import Operation
 from geokv.core.cells.policies import CELL_TYPES, type_of
 from geokv.core.cells.update import value
 from geokv.core.cells.wire import OPERATION_BYTES_MAX, decode_operation, decode_value, encode_operation, encode_value
@@ -59,6 +60,12 @@ def test_parts_of_other_types_are_refused(parts: list[object]) -> None:
     """Each part is what the page says, or the whole is no operation."""
     with pytest.raises(InvalidRequest, match="not an operation"):
         decode_operation(msgpack.packb(parts))
+
+
+def test_a_number_that_is_too_long_to_travel_is_refused_before_it_does() -> None:
+    """In the words of what was asked, not of the encoding."""
+    with pytest.raises(InvalidRequest, match="increment: a whole number has 64 bits at most"):
+        encode_operation(Operation("increment", (1 << 70,)))
 
 
 def test_an_operation_beyond_the_limit_and_a_value_of_another_type_are_refused() -> None:
