@@ -255,7 +255,8 @@ class AsyncNamespace(Handle):
 
         `function` gets the value (None where there is none; of several siblings what the handle's `resolver` makes of them)
         and returns the new one. Where what was read has not arrived at the coordinator (Stale), or a newer write won, all of it
-        is done again until `timeout`; so `function` may be called several times.
+        is done again until `timeout`; so `function` may be called several times. Under `lww` of two that read the same value
+        the later write stands, and the journal has the other; under `siblings` with a resolver neither is lost.
 
         Raises Conflicting where there are siblings and no resolver, and what `get` and `put` raise.
         """

@@ -4,6 +4,7 @@
     a node that takes records in over the WAN  the arriving one against what this datacenter held
     a co-owner that is sent a record           only against a write that it coordinated itself (two coordinators at once)
     a coordinator of siblings or registers     a write whose context, or lack of one, left other values beside it
+    a coordinator of lww                       a write whose context is older than what it replaces
 
 A conflict is named by the two dots, so one that several nodes, or both datacenters, have noted is told once. Each datacenter
 counts it once: a co-owner that is sent what came over the WAN notes it as well (who took it in may not have had that co-owner's
@@ -98,19 +99,27 @@ class Journal:
 
     def met_lww(self, table: Table, key: bytes, stored: bytes, arriving: bytes, now_ms: int, is_echo: bool = False) -> None:
         """Two cells of a key met; noted where neither had seen the other."""
-        parties = []
         try:
-            if not is_concurrent(stored, arriving):
-                return
-            for cell in (max(stored, arriving), min(stored, arriving)):
-                held = decode_lww(cell)
-                value = None if held.is_tombstone else held.value
-                parties.append(_party(held.origin, held.number, held.version, value))
+            if is_concurrent(stored, arriving):
+                name = self._note_lww(table, key, max(stored, arriving), min(stored, arriving), now_ms)
+                if is_echo and name:
+                    self.echoes.add(name)
         except (RecordError, ValueError):
             return  # what cannot be read cannot be explained; who reads the key is told
-        name = self._note(table, LWW, key, parties[0], parties[1], False, now_ms)
-        if is_echo and name:
-            self.echoes.add(name)
+
+    def overwrote_lww(self, table: Table, key: bytes, stored: bytes, written: bytes, now_ms: int) -> None:
+        """A write stands above what its coordinator holds, and its context says that its client had read something older."""
+        try:
+            self._note_lww(table, key, written, stored, now_ms)
+        except (RecordError, ValueError):
+            return  # as above
+
+    def _note_lww(self, table: Table, key: bytes, winner: bytes, loser: bytes, now_ms: int) -> str:
+        parties = []
+        for cell in (winner, loser):
+            held = decode_lww(cell)
+            parties.append(_party(held.origin, held.number, held.version, None if held.is_tombstone else held.value))
+        return self._note(table, LWW, key, parties[0], parties[1], False, now_ms)
 
     def met_dots(self, table: Table, key: bytes, state: CellState, dot: Dot, stamp: int, now_ms: int) -> None:
         """An update was joined with the rest of its key; noted with each item that it met there."""

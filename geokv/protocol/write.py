@@ -414,6 +414,7 @@ class WriteCoordinator:
         versions: list[int] = []
         numbers: list[int] = []
         streams: list[Stream] = []
+        unseen: bytes | None = None  # what is replaced although the client had read an older one
         for position, index in enumerate(indexes):
             key = keys[index]
             value = values[index]
@@ -428,6 +429,8 @@ class WriteCoordinator:
                     version = min(replaced + 1, VERSION_MAX)
             if contexts and contexts[index]:
                 seen = int.from_bytes(contexts[index], "big")
+                if seen < replaced and above is None:
+                    unseen = stored
                 replaced = max(replaced, seen)
                 version = max(version, seen + 1)
             if above is not None:
@@ -449,6 +452,9 @@ class WriteCoordinator:
                 replaced,
                 value,
             )
+            if unseen is not None:
+                context.journal.overwrote_lww(table, key, unseen, cell, context.wall_ms)
+                unseen = None
             waiting[key] = cell if stored is None or cell > stored else stored
             entries.append((raw, stream, number))
             raws.append(raw)

@@ -87,6 +87,22 @@ def test_a_write_that_saw_the_other_is_no_conflict() -> None:
     assert noted(cluster) == {}
 
 
+def test_a_put_that_replaces_what_its_context_had_not_seen_is_noted() -> None:
+    """Two clients read one value and write: the second replaces what it never read. Without a context nobody can tell."""
+    cluster = two_dcs()
+    read = cluster.put("dc1-1", b"k", b"A", namespace="ns")
+    second = cluster.put("dc1-2", b"k", b"B", namespace="ns", contexts=[read.versions[0].to_bytes(8, "big")])
+    cluster.put("dc1-3", b"k", b"C", namespace="ns", contexts=[second.versions[0].to_bytes(8, "big")])
+    cluster.put("dc1-3", b"k", b"D", namespace="ns")
+    cluster.run(2 * SECOND)
+    assert noted(cluster) == {}
+    cluster.put("dc1-1", b"k", b"E", namespace="ns", contexts=[second.versions[0].to_bytes(8, "big")])
+    cluster.run(2 * SECOND)
+    (conflict,) = noted(cluster).values()
+    assert (value_of(conflict["winner"]), value_of(conflict["loser"])) == (base64(b"E"), base64(b"D"))
+    assert cluster.get("dc2-1", b"k", namespace="ns").values == [b"E"]
+
+
 def test_two_coordinators_of_one_datacenter_note_what_they_did_to_each_other() -> None:
     """Neither had the other's record when it stamped its own."""
     cluster = two_dcs()
