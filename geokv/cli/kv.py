@@ -63,6 +63,13 @@ def get(
         got = client.namespace(namespace).get(raw, consistency=consistency, r=r, repair="before" if repair_before else None)
     if as_json:
         print_json(_got(namespace, raw, got))
+    elif len(got.siblings) > 1:
+        click.echo(
+            f"geokv: the key has {len(got.siblings)} concurrent values: get --json shows them, and put --context, with"
+            " the context that it shows, replaces them",
+            err=True,
+        )
+        return exits.EXPECTATION_FAILED
     elif got.found:
         sys.stdout.buffer.write(_bytes_of(got.value))
         sys.stdout.buffer.flush()

@@ -392,7 +392,7 @@ def test_siblings_are_shown_and_replaced_with_their_context(geokv: Run) -> None:
     geokv("put", "documents", "k", "A")
     geokv("put", "documents", "k", "B")
     torn = geokv("get", "documents", "k")
-    assert torn.returncode != DONE and "2 concurrent values" in one_line_of_error(torn)
+    assert torn.returncode != DONE and "2 concurrent values: get --json shows them" in one_line_of_error(torn)
     shown = json.loads(geokv("get", "documents", "k", "--json").stdout)
     assert sorted(shown["siblings"]) == ["A", "B"] and shown["policy"] == "siblings"
     assert geokv("put", "documents", "k", "C", "--context", shown["context"]).returncode == DONE
