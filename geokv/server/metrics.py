@@ -3,7 +3,8 @@
     GET /metrics  ->  geokv_transport_dropped_full_total{node="eu-west-1",dc="eu-west"} 3
 
 The names are the node's own with dots made underscores, and `_total` behind those that only grow: what `geokv status
---metrics` shows, this shows. A scrape is answered on the loop's thread, where the node's counters live, so it needs no lock.
+--metrics` shows, this shows. Conflicts are one metric, `geokv_conflicts_total`, with `namespace`, `winner_dc`, `loser_dc` and
+`outcome` as labels. A scrape is answered on the loop's thread, where the node's counters live, so it needs no lock.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ _COUNTERS: Final = {
     "supervisor.": "Background tasks that failed, and that were begun anew.",
     "node.": "Beginnings of runs of the node, and failures of them.",
 }
+_CONFLICTS: Final = "events.conflicts."
 _log = logging.getLogger("geokv.metrics")
 
 Source = Callable[[], Mapping[str, int | float]]
@@ -104,11 +106,25 @@ class NodeCollector:
         self._labels = {"node": node, "dc": dc}
 
     def collect(self) -> Iterable[Metric]:
-        for name, value in sorted(self._source().items()):
+        counted = self._source()
+        yield self._conflicts(counted)
+        for name, value in sorted(counted.items()):
+            if name.startswith(_CONFLICTS):
+                continue
             kind, text = described(name)
             family = kind(metric_name(name), f"{text} ({name})", labels=list(self._labels))
             family.add_metric(list(self._labels.values()), float(value))
             yield family
+
+    def _conflicts(self, counted: Mapping[str, int | float]) -> Metric:
+        """One family for all, as its parts are names that people choose."""
+        parts = ("namespace", "winner_dc", "loser_dc", "outcome")
+        text = "Conflicts that this node has noted and counts, in this run."
+        family = CounterMetricFamily("geokv_conflicts", text, labels=[*self._labels, *parts])
+        for name, value in sorted(counted.items()):
+            if name.startswith(_CONFLICTS):  # of these names only that of a namespace may have dots
+                family.add_metric([*self._labels.values(), *name[len(_CONFLICTS) :].rsplit(".", 3)], float(value))
+        return family
 
 
 def described(name: str) -> tuple[type[CounterMetricFamily | GaugeMetricFamily], str]:

@@ -20,7 +20,7 @@ def test_every_metric_of_a_real_node_has_a_type_and_words_of_its_own() -> None:
     assert all(isinstance(value, int | float) for value in counted.values())
     assert {name for name in metrics._GAUGES | metrics._COUNTERS if not name.endswith(".")} <= counted.keys()
     families = {one.name: one for one in text_string_to_metric_families(render(lambda: counted, "n", "d").decode())}
-    assert families.keys() == {metric_name(name) for name in counted}
+    assert families.keys() == {metric_name(name) for name in counted} | {"geokv_conflicts"}
     for name, value in counted.items():
         family = families[metric_name(name)]
         (sample,) = family.samples
@@ -29,3 +29,13 @@ def test_every_metric_of_a_real_node_has_a_type_and_words_of_its_own() -> None:
     assert families["geokv_log_records"].type == "counter"
     assert families["geokv_storage_tables"].type == families["geokv_storage_unflushed_bytes"].type == "gauge"
     assert families["geokv_cells"].type == families["geokv_peers_live"].type == "gauge"
+
+
+def test_conflicts_are_one_metric_with_the_names_in_its_labels() -> None:
+    """Names that differ in what a metric's name cannot hold stay apart; that of a namespace may have dots."""
+    counted = {"events.conflicts.a-b.eu-west.us.discarded": 2, "events.conflicts.a.b.eu-west.us.kept": 3}
+    (family,) = text_string_to_metric_families(render(lambda: counted, "n", "eu-west").decode())
+    assert (family.name, family.type) == ("geokv_conflicts", "counter")
+    told = {(one.labels["namespace"], one.labels["outcome"]): one.value for one in family.samples}
+    assert told == {("a-b", "discarded"): 2.0, ("a.b", "kept"): 3.0}
+    assert all((one.labels["winner_dc"], one.labels["loser_dc"]) == ("eu-west", "us") for one in family.samples)
