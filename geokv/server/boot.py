@@ -30,6 +30,8 @@ from geokv.storage.encryption.keys import Keys
 from geokv.storage.encryption.source import KeySource
 from geokv.storage.key_use import demand_keys
 from geokv.storage.lsm.engine import LsmOptions
+from geokv.storage.lsm.strategy import STRATEGIES
+from geokv.storage.lsm.table_writer import TableOptions
 
 _log = logging.getLogger("geokv.server")
 
@@ -79,8 +81,17 @@ def _opener(config: Config, topology: Topology, spec: NodeSpec, disk: RealDisk) 
         drift_ms_max=config.drift_ms_max,
     )
     rng = random.Random(int.from_bytes(os.urandom(16), "big"))
-    engine = LsmOptions(block_cache_bytes=config.block_cache_bytes)
-    return opener(disk, node, rng, config.log_segment_bytes, engine, config.storage_bytes_per_s)
+    return opener(disk, node, rng, config.log_segment_bytes, engine_options(config), config.storage_bytes_per_s)
+
+
+def engine_options(config: Config) -> LsmOptions:
+    """How the engine `lsm` of a node with these settings works."""
+    return LsmOptions(
+        tables=TableOptions(bits_per_key=config.filter_bits_per_key),
+        strategy=STRATEGIES[config.compaction](),
+        block_cache_bytes=config.block_cache_bytes,
+        row_cache_bytes=config.row_cache_bytes,
+    )
 
 
 def read_place(config: Config) -> tuple[Topology, NodeSpec]:

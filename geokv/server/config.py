@@ -29,6 +29,7 @@ from geokv.core.limits import (
     UNFLUSHED_BYTES_WARN,
 )
 from geokv.errors import ConfigurationError
+from geokv.storage.lsm.strategy import STRATEGIES
 
 ENVIRONMENT_PREFIX: Final = "GEOKV_"
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -102,6 +103,28 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         smallest=0,
     ),
     Setting(
+        "row_cache_bytes",
+        int,
+        16 * MIB,
+        "Memory for single cells that had to be read from tables, shared by the namespaces.",
+        smallest=0,
+    ),
+    Setting(
+        "filter_bits_per_key",
+        int,
+        10,
+        "Size of the Bloom filters of tables that are written from now on: with 10 of them 1 absent key in 100 costs a block.",
+        smallest=1,
+        largest=64,
+    ),
+    Setting(
+        "compaction",
+        str,
+        "levelled",
+        "How tables are merged: levelled reads less and takes less space, size-tiered writes less.",
+        choices=tuple(STRATEGIES),
+    ),
+    Setting(
         "storage_bytes_per_s",
         int,
         0,
@@ -166,6 +189,9 @@ class Config:
     log_bytes_max: int = LOG_BYTES_MAX
     memtable_bytes: int = MEMTABLE_BYTES
     block_cache_bytes: int = 64 * MIB
+    row_cache_bytes: int = 16 * MIB
+    filter_bits_per_key: int = 10
+    compaction: str = "levelled"
     storage_bytes_per_s: int = 0
     encryption_key_file: Path | None = None
     encryption_key_command: str = ""

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
+from geokv.errors import ConfigurationError
 from geokv.lab.ask import ask
+from geokv.server.boot import engine_options
+from geokv.server.config import read_config
+from geokv.storage.lsm.engine import LsmOptions
+from geokv.storage.lsm.strategy import SizeTiered
+from geokv.storage.lsm.table_writer import TableOptions
 from geokv.testing import Cluster
 
 SMALL = {"memtable-bytes": str(1 << 20)}
@@ -116,3 +122,14 @@ def test_a_flipped_bit_on_one_node_gives_no_wrong_value_and_the_others_answer(tm
             assert all(kv.namespace("default").get(b"key-%d" % at, consistency="ONE").value == value(at) for at in range(600))
         notes = ask(cluster.address_of("node-2"), "metrics", timeout_s=5.0)
         assert notes.get("events.read.own_copy_unreadable", 0) > 0
+
+
+def test_settings_reach_the_engine(tmp_path: Path) -> None:
+    """Filters, the way of compacting and the caches of a node are those that it was told; others are refused by name."""
+    needed = {"topology": "topology.toml", "node": "node-1", "directory": str(tmp_path)}
+    told = {"filter_bits_per_key": "16", "compaction": "size-tiered", "row_cache_bytes": "0", "block_cache_bytes": "1"}
+    options = engine_options(read_config(needed, {f"GEOKV_{name.upper()}": value for name, value in told.items()}))
+    assert options == LsmOptions(TableOptions(bits_per_key=16), SizeTiered(), block_cache_bytes=1, row_cache_bytes=0)
+    assert engine_options(read_config(needed, {})) == LsmOptions()
+    with pytest.raises(ConfigurationError, match="choose one of levelled, size-tiered"):
+        read_config({**needed, "compaction": "none"}, {})

@@ -14,7 +14,7 @@ them in age that overlaps them; its output overlaps nothing at its level. `None`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Final, Protocol
@@ -119,6 +119,9 @@ class SizeTiered:
     def debt_bytes(self, tables: Sequence[TableFacts]) -> int:
         choice = self.choose(tables)
         return 0 if choice is None else sum(map(_bytes, choice.inputs))
+
+
+STRATEGIES: Final[dict[str, Callable[[], Strategy]]] = {"levelled": Levelled, "size-tiered": SizeTiered}
 
 
 def everything(tables: Sequence[TableFacts]) -> Choice | None:

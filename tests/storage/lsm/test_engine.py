@@ -2,6 +2,7 @@
 
 import errno
 import random
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -14,6 +15,7 @@ from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
 from geokv.storage.lsm.strategy import SizeTiered
 from geokv.storage.lsm.table_writer import TableOptions
+from geokv.storage.lsm.verify import verify
 from geokv.storage.lsm.work import run_job
 from geokv.storage.position import Position
 from tests.storage.lsm.little_node import SMALL, LittleNode, cell_of, sealed_files
@@ -164,6 +166,24 @@ def test_cells_stand_where_a_dictionary_stood() -> None:
         with pytest.raises(KeyError):
             cells[b"c"]
         node.flush()
+
+
+def test_the_way_of_compacting_may_change_at_any_start() -> None:
+    """Levelled, by size, levelled again with other filters: after each flush, compaction and start all is there."""
+    disk = CrashDisk()
+    model: dict[bytes, bytes] = {}
+    for turn, options in enumerate([SMALL, _TIERED, replace(SMALL, tables=replace(SMALL.tables, bits_per_key=20)), _TIERED]):
+        node = LittleNode(disk, options=options)
+        for step in range(6):
+            keys = range(step * 10, step * 10 + 40)
+            some = {b"%03d" % (turn * 40 + at): cell_of(turn * 6 + step + 1, b"v" * at) for at in keys}
+            node.put_unread(1, some)
+            model |= some
+            node.flush()
+            while node.compact():
+                assert dict(node.engine.scan(1)) == model
+        assert {key: node.engine.table(1).get(key) for key in model} == model
+        assert list(verify(disk)) == []
 
 
 def test_a_scan_and_gets_go_on_while_tables_are_replaced() -> None:
