@@ -186,9 +186,11 @@ def dump(directory: Path, path: str, limit: int | None, key_file: Path | None, k
     from geokv.storage import offline
 
     left = limit
+    is_known = not path
     ring = read_ring(key_file, key_command)
     for folder in offline.node_folders(directory):
         with offline.locked(folder, ring) as disk:
+            is_known = is_known or offline.has_file(disk, path)
             for pair in offline.dump(disk, path):
                 if left == 0:
                     return exits.DONE
@@ -202,6 +204,8 @@ def dump(directory: Path, path: str, limit: int | None, key_file: Path | None, k
                 except RecordError:  # of another policy
                     line |= text_or_base64("cell", pair.cell)
                 print_json(line)
+    if not is_known:
+        raise ConfigurationError(f"{path} is no table, tree or segment here: `geokv storage inspect {directory}` names them")
     return exits.DONE
 
 

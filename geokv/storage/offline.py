@@ -121,7 +121,8 @@ def _verify_checkpoint(disk: Disk) -> Iterator[Damage]:
         for _ in found[2] if found is not None else ():
             pass
     except StorageError as error:
-        yield Damage(str(error.details.get("path", checkpoint.FOLDER)), int(error.details.get("offset", 0)), str(error))
+        name = str(error.details.get("path", "")).rpartition("/")[2]  # the system's own errors name the whole path
+        yield Damage(f"{checkpoint.FOLDER}/{name}", int(error.details.get("offset", 0)), str(error))
 
 
 def _state(disk: Disk) -> State:
@@ -198,6 +199,14 @@ def _facts(facts: TableFacts, key_id: str) -> dict[str, Any]:
         "first_key": facts.first_key,
         "last_key": facts.last_key,
     }
+
+
+def has_file(disk: Disk, path: str) -> bool:
+    """Whether `dump` knows a table, tree or segment of that path. Raises StorageError where it cannot be told."""
+    state = _state(disk)
+    tables = {facts.name for facts in (*state.all_tables(), *(one.facts for one in state.quarantined))}
+    segments = {segment_name(number) for number in segment_numbers(disk)}
+    return path in tables | segments or any(path.startswith(place.path) for place in places(_root(disk)))
 
 
 def dump(disk: Disk, path: str = "") -> Iterator[Pair]:

@@ -13,7 +13,7 @@ Invariants: one damaged segment does not hide another. Works on a folder whose n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
 from geokv.core.record import decode_records
@@ -21,7 +21,13 @@ from geokv.errors import CorruptLog, RecordError, StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.position import Position
 from geokv.storage.wal_cipher import cipher_of, unseal_payload
-from geokv.storage.wal_format import SEGMENT_HEADER_BYTES_MAX, decode_segment_header, frame_at, segment_seed
+from geokv.storage.wal_format import (
+    FRAME_HEADER_BYTES,
+    SEGMENT_HEADER_BYTES_MAX,
+    decode_segment_header,
+    frame_at,
+    segment_seed,
+)
 from geokv.storage.wal_recovery import FOLDER, read_whole, segment_name
 
 _NAME: Final = re.compile(r"(\d{8,})\.wal")
@@ -61,6 +67,7 @@ def verify_log(disk: Disk, position: Position) -> Iterator[Damage | SegmentFigur
     before: SegmentFigures | None = None  # the segment before, as far as it is whole
     damaged: set[int] = set()
     ends: dict[int, int] = {}
+    blank: list[int] = []
     numbers = segment_numbers(disk)
     for number in range(position.segment, numbers[0] if numbers else position.segment + 1):
         if number:
@@ -71,9 +78,14 @@ def verify_log(disk: Disk, position: Position) -> Iterator[Damage | SegmentFigur
         if any(isinstance(one, Damage) for one in found):
             damaged.add(number)
         figures = next((one for one in found if isinstance(one, SegmentFigures)), None)
+        if figures is not None and not figures.frames and number not in damaged:
+            blank.append(number)
         if figures is not None and figures.frames:
+            yield from map(_emptied, blank)
+            damaged.update(blank)
+            blank.clear()
             if before is not None and number not in damaged and before.number not in damaged:
-                yield from _break(before, figures, position)
+                yield from _break(before, figures, position, numbers)
             before = figures
             ends[number] = figures.used_bytes
     if position.segment in numbers and position.segment not in damaged and position.offset > ends.get(position.segment, 0):
@@ -81,15 +93,19 @@ def verify_log(disk: Disk, position: Position) -> Iterator[Damage | SegmentFigur
         yield Damage(name, position.offset, f"{name}: recovery begins at its byte {position.offset}, which it does not reach")
 
 
-def _break(before: SegmentFigures, figures: SegmentFigures, position: Position) -> Iterator[Damage]:
+def _break(before: SegmentFigures, figures: SegmentFigures, position: Position, there: Collection[int]) -> Iterator[Damage]:
     """Whether a segment goes on where the one before ended. What lies below recovery may be the rest of a trim."""
-    missing = [number for number in range(before.number + 1, figures.number) if number >= position.segment]
-    for number in missing:
-        yield _missing(number)
+    for number in range(max(before.number + 1, position.segment), figures.number):
+        if number not in there:
+            yield _missing(number)
     expected = before.first_sequence + before.frames
     if figures.number == before.number + 1 and figures.first_sequence != expected:
         name = segment_name(figures.number)
         yield Damage(name, 0, f"{name}: it begins with frame {figures.first_sequence}, and frame {expected} comes next")
+
+
+def _emptied(number: int) -> Damage:
+    return Damage(segment_name(number), 0, f"{segment_name(number)} holds nothing, and a later one does")
 
 
 def _missing(number: int) -> Damage:
@@ -106,10 +122,13 @@ def _verify_segment(disk: Disk, number: int) -> Iterator[Damage | SegmentFigures
         return
     if header is None:
         dirty = _first_byte(image, 0)
-        if dirty is None:
+        if len(image) < SEGMENT_HEADER_BYTES_MAX:
+            yield Damage(name, len(image), f"{name}: it has {len(image)} bytes and was made with more")
+        elif dirty is None:
             yield SegmentFigures(number, len(image), 0, 0, 0)
         else:
-            yield Damage(name, 0, f"{name}: its header is damaged, or something stands in a spare (byte {dirty})")
+            at = 0 if dirty < SEGMENT_HEADER_BYTES_MAX else dirty
+            yield Damage(name, at, f"{name}: its header is damaged, or something stands in a spare (byte {dirty})")
         return
     if header.size != len(image):
         yield Damage(name, len(image), f"{name}: it has {len(image)} bytes and was made with {header.size}")
@@ -128,7 +147,7 @@ def _verify_segment(disk: Disk, number: int) -> Iterator[Damage | SegmentFigures
         sequence = header.first_sequence + frames
         yield Damage(
             name,
-            start,
+            start if dirty < start + FRAME_HEADER_BYTES else dirty,
             f"{name}: frame {sequence} should stand at byte {start}, and something else stands there (byte {dirty}): "
             "damaged, or torn by a power cut or a kill; the next start tells which, and cuts what was torn",
         )

@@ -106,6 +106,31 @@ def test_a_missing_or_cut_file_is_named(folder: Path, capsys: pytest.CaptureFixt
     assert f"lsm/{table.name}" in named and f"log/{segment:08}.wal" in named
 
 
+def test_files_are_named_from_wherever_the_command_is_given(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder named relatively, and a table, the manifest or a spare that is gone or empty: each by its own path."""
+    monkeypatch.chdir(folder.parent)
+    relative, node = Path(folder.name), Path(folder.name) / "node-1"
+    table, spare = next(node.glob("lsm/*.sst")), max(node.glob("log/*.wal"))
+    for file, content in ((table, None), (node / "lsm" / "MANIFEST", None), (spare, b"")):
+        kept = file.rename(folder.parent / "kept")
+        if content is not None:
+            file.write_bytes(content)
+        code, tree = verified(relative, capsys)
+        kept.rename(file)
+        (damage,) = [one for one in tree["nodes"][0]["damage"] if not one["path"].startswith("log/") or file == spare]
+        assert (code, damage["file"]) == (exits.EXPECTATION_FAILED, str(file))
+        assert "failed: No such file" not in damage["what"]
+    assert verified(relative, capsys)[0] == exits.DONE
+
+
+def test_a_file_that_is_none_of_the_node_is_not_dumped_as_empty(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`dump --file` of a name that is not there is a mistake of the caller, and says who knows the names."""
+    assert main(["storage", "dump", str(folder), "--file", "lsm/none.sst"]) == exits.USAGE
+    assert "`geokv storage inspect" in capsys.readouterr().err
+
+
 def _out(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(list(arguments)) == exits.DONE
     return capsys.readouterr().out

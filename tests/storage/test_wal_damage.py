@@ -11,9 +11,12 @@ from geokv.errors import CorruptLog, EncryptionKeyError, StorageError
 from geokv.storage import crash_disk
 from geokv.storage.encryption.cipher import TAG_BYTES
 from geokv.storage.encryption.keys import KeyRing, Keys
+from geokv.storage.position import Position
 from geokv.storage.wal import Log
 from geokv.storage.wal_format import FRAME_HEADER_BYTES, encode_segment_header, frame_at, segment_seed
 from geokv.storage.wal_recovery import segment_name
+from geokv.storage.wal_verify import Damage, SegmentFigures, verify_log
+from tests.storage.lsm.little_node import LittleNode, cell_of
 from tests.storage.modes import RING, CrashDisk, frame_start, header_bytes, is_encrypted
 
 pytestmark = pytest.mark.usefixtures("mode")
@@ -280,3 +283,23 @@ def test_the_bytes_of_format_2_still_open() -> None:
     disk.keys.replace(KeyRing({"new": bytes(32)}))
     with pytest.raises(EncryptionKeyError, match=r"log/00000001\.wal is encrypted with a key 'new' that is another"):
         list(Log.open(disk, 512).replay())
+
+
+def test_verifying_names_an_emptied_segment_and_where_strays_stand() -> None:
+    """A segment turned to zeros below one in use is damage; what stands alone among zeros is named at its own byte."""
+    node = LittleNode(CrashDisk())
+    for version in range(1, 300):
+        node.put_unread(1, {b"key": cell_of(version, bytes(200))})
+    figures = [one for one in verify_log(node.disk, Position(0, 0)) if isinstance(one, SegmentFigures)]
+    used = [one for one in figures if one.frames]
+    assert len(used) > 3 and len(used) < len(figures)
+    for at in (0, 1):  # below where recovery begins, and where it does
+        emptied = node.disk.copy()
+        emptied.damage(segment_name(used[at].number), 0, bytes(used[at].nbytes))
+        (damage,) = [one for one in verify_log(emptied, Position(used[1].number, 0)) if isinstance(one, Damage)]
+        assert (damage.path, damage.offset) == (segment_name(used[at].number), 0)
+    for number, offset in ((used[-1].number, used[-1].nbytes - 5), (figures[-1].number, 9000)):
+        strayed = node.disk.copy()
+        strayed.damage(segment_name(number), offset, b"\x04")
+        (damage,) = [one for one in verify_log(strayed, Position(0, 0)) if isinstance(one, Damage)]
+        assert (damage.path, damage.offset) == (segment_name(number), offset)

@@ -14,7 +14,7 @@ from geokv.core.partial import Partial
 from geokv.errors import StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.cache import BlockCache
-from geokv.storage.lsm.facts import TableFacts
+from geokv.storage.lsm.facts import FOLDER, TableFacts
 from geokv.storage.lsm.manifest import NAME, read_manifest
 from geokv.storage.lsm.sealing import damaged
 from geokv.storage.lsm.strategy import are_disjoint, runs_of
@@ -28,7 +28,9 @@ def verify(disk: Disk, passed_over: Collection[str] = ()) -> Iterator[Damage]:
     `passed_over`: names of tables that need not be read.
     """
     try:
-        if not disk.exists(NAME) and not any(name.endswith(".sst") for name in disk.list(NAME.rpartition("/")[0])):
+        if not disk.exists(NAME):
+            if any(name.endswith(".sst") for name in disk.list(FOLDER)):
+                yield _damage(damaged(NAME, 0, "it is not there, and tables are"), NAME)
             return
         state = read_manifest(disk)
     except StorageError as error:
@@ -44,6 +46,9 @@ def verify(disk: Disk, passed_over: Collection[str] = ()) -> Iterator[Damage]:
         if facts.name in passed_over:
             continue
         try:
+            if not disk.exists(facts.name):
+                yield Damage(facts.name, 0, damaged(NAME, 0, f"it names {facts.name}, which is not there").message)
+                continue
             _verify_table(disk, facts)
         except StorageError as error:
             yield _damage(error, facts.name)
@@ -69,5 +74,5 @@ def _verify_table(disk: Disk, facts: TableFacts) -> None:
 
 
 def _damage(error: StorageError, name: str) -> Damage:
-    path = str(error.details.get("path", name))  # the system's own errors name the whole path
-    return Damage(name if path.startswith("/") else path, int(error.details.get("offset", 0)), str(error))
+    path = str(error.details.get("path", name)).rpartition("/")[2]  # the system's own errors name the whole path
+    return Damage(f"{FOLDER}/{path}", int(error.details.get("offset", 0)), str(error))
