@@ -8,7 +8,7 @@ keys         new-key; keys, rotate-keys of nodes that run
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +17,11 @@ from geokv.cli.addresses import Place, place_options
 from geokv.cli.keys import keys_option, read_ring
 from geokv.cli.output import print_json, print_table, text_or_base64
 from geokv.core.limits import PAUSE_MS_MAX
-from geokv.errors import ConfigurationError, GeokvError
+from geokv.errors import ConfigurationError, GeokvError, StorageError
+
+if TYPE_CHECKING:
+    from geokv.storage.disk import Disk
+    from geokv.storage.wal_verify import Damage
 
 DIRECTORY = click.argument("directory", type=click.Path(path_type=Path))
 MAYBE_DIRECTORY = click.argument("directory", type=click.Path(path_type=Path), required=False)
@@ -95,7 +99,8 @@ def verify(directory: Path, as_json: bool, key_file: Path | None, key_command: s
     ring = read_ring(key_file, key_command)
     for folder in offline.node_folders(directory):
         with offline.locked(folder, ring) as disk:
-            found.append((folder, offline.verify(disk, folder.name)))
+            checked = offline.verify(disk, folder.name)
+            found.append((folder, checked._replace(damage=[*_claim_damage(disk, folder), *checked.damage])))
     is_clean = not any(one.damage for _, one in found)
     if as_json:
         nodes = [
@@ -120,6 +125,19 @@ def verify(directory: Path, as_json: bool, key_file: Path | None, key_command: s
             for damage in one.damage:
                 click.echo(f"  {folder / damage.path} offset {damage.offset}: {damage.what}")
     return exits.DONE if is_clean else exits.EXPECTATION_FAILED
+
+
+def _claim_damage(disk: Disk, folder: Path) -> list[Damage]:
+    """What is wrong with the file that says whose folder this is; in a backup there is none."""
+    from geokv.server.identity import FILE, demand_whole
+    from geokv.storage.wal_verify import Damage
+
+    try:
+        if not (folder.parent / "backup.json").exists():
+            demand_whole(disk)
+    except StorageError as error:
+        return [Damage(FILE, 0, str(error))]
+    return []
 
 
 @storage.command("inspect")

@@ -21,7 +21,7 @@ from geokv.runtime.machine import Opener
 from geokv.runtime.offline import flush as flush_folder
 from geokv.runtime.recovery import opener
 from geokv.server.config import Config
-from geokv.server.identity import claim_directory, generation_of, told_to_peers
+from geokv.server.identity import claim_directory, demand_whole, generation_of, told_to_peers
 from geokv.server.keys import KeyKeeper
 from geokv.server.logs import set_up_logging
 from geokv.server.process import Server
@@ -67,6 +67,7 @@ def flush(config: Config) -> None:
 def _opener(config: Config, topology: Topology, spec: NodeSpec, disk: RealDisk) -> Opener:
     """What begins a run of that node on `disk`. Raises ConfigurationError where it is another's."""
     demand_keys(disk)
+    demand_whole(disk)
     claim_directory(disk, topology.cluster, spec.dc, spec.name)
     node = NodeConfig(
         topology.cluster,

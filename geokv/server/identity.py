@@ -1,10 +1,11 @@
 """The file CLUSTER in a node's directory: whose directory this is, so that no node ever opens another's.
 
-    geokv-directory 1
+    geokv-directory 2
     cluster = three-dc
     dc = eu-west
     node = eu-west-1
     generation = 2026-11-21     only after a restore: sets the cluster apart from the one that the backup was made of
+    checksum = 2c5f01ba         CRC-32 of all lines above; format 1 had none
 
 It is the one thing beside the log and the tables. Everything else that a node knows of itself is in its log; this
 must be readable before the log is, and by people.
@@ -13,13 +14,16 @@ must be readable before the log is, and by people.
 from __future__ import annotations
 
 from typing import Final
+from zlib import crc32
 
 from geokv.errors import ConfigurationError, StorageError
 from geokv.storage.disk import Disk
 
 FILE: Final = "CLUSTER"
 _HEADER: Final = "geokv-directory"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+_WITHOUT_CHECKSUM: Final = 1
+_CHECKSUM: Final = "checksum"
 _BYTES_MAX: Final = 1024
 
 
@@ -42,6 +46,18 @@ def claim_directory(disk: Disk, cluster: str, dc: str, node: str, generation: st
             )
 
 
+def demand_whole(disk: Disk) -> None:
+    """Raises StorageError where the file is damaged, or is not there and a log or tables are: it was the first to be."""
+    if disk.exists(FILE):
+        _parse(disk.read_at(FILE, 0, _BYTES_MAX))
+    elif any(disk.exists(folder) and disk.list(folder) for folder in ("log", "lsm")):
+        raise StorageError(
+            f"the file {FILE} is not there, and a log or tables are: whose they are is not known. Put the file back; each "
+            "node's differs from the others' in the name only",
+            path=FILE,
+        )
+
+
 def owner_of(disk: Disk) -> str:
     """The node whose directory this is; empty where nobody has claimed it. Raises StorageError."""
     return _parse(disk.read_at(FILE, 0, _BYTES_MAX)).get("node", "") if disk.exists(FILE) else ""
@@ -62,7 +78,8 @@ def _write(disk: Disk, facts: dict[str, str]) -> None:
     temporary = FILE + ".new"
     if disk.exists(temporary):
         disk.remove(temporary)
-    disk.append(temporary, ("\n".join(lines) + "\n").encode())
+    text = "".join(f"{line}\n" for line in lines)
+    disk.append(temporary, f"{text}{_CHECKSUM} = {crc32(text.encode()):08x}\n".encode())
     disk.sync(temporary)
     disk.rename(temporary, FILE)
     disk.sync_dir("")
@@ -74,7 +91,15 @@ def _parse(payload: bytes) -> dict[str, str]:
         name, version = header.split()
         pairs = dict(line.split(" = ", 1) for line in lines)
     except ValueError:
-        raise StorageError(f"the file {FILE} is damaged: this is not a directory of geokv, or not a whole one") from None
-    if name != _HEADER or version != str(_FORMAT):
-        raise StorageError(f'the file {FILE} says "{header}": this version of geokv reads "{_HEADER} {_FORMAT}"')
+        raise _damaged() from None
+    if name != _HEADER or version not in {str(_FORMAT), str(_WITHOUT_CHECKSUM)}:
+        raise StorageError(f'the file {FILE} says "{header}": this version of geokv reads "{_HEADER} {_FORMAT}"', path=FILE)
+    if version == str(_FORMAT):
+        above = payload[: payload.rfind(_CHECKSUM.encode())]
+        if payload != above + f"{_CHECKSUM} = {crc32(above):08x}\n".encode():
+            raise _damaged()
     return pairs
+
+
+def _damaged() -> StorageError:
+    return StorageError(f"the file {FILE} is damaged: this is not a directory of geokv, or not a whole one", path=FILE)

@@ -125,6 +125,21 @@ def test_files_are_named_from_wherever_the_command_is_given(
     assert verified(relative, capsys)[0] == exits.DONE
 
 
+def test_whose_folder_it_is_is_verified_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flipped bit in the file CLUSTER, or none there: exit code 1, and the file is named."""
+    file = folder / "node-1" / "CLUSTER"
+    sound = file.read_bytes()
+    for hurt in (sound.replace(b"dc1", b"dc3"), None):
+        file.unlink()
+        if hurt is not None:
+            file.write_bytes(hurt)
+        code, tree = verified(folder, capsys)
+        (damage,) = tree["nodes"][0]["damage"]
+        assert (code, damage["file"]) == (exits.EXPECTATION_FAILED, str(file))
+        file.write_bytes(sound)
+    assert verified(folder, capsys)[0] == exits.DONE
+
+
 def test_a_file_that_is_none_of_the_node_is_not_dumped_as_empty(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`dump --file` of a name that is not there is a mistake of the caller, and says who knows the names."""
     assert main(["storage", "dump", str(folder), "--file", "lsm/none.sst"]) == exits.USAGE
