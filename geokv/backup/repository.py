@@ -27,6 +27,7 @@ from geokv.errors import ConfigurationError, InvalidRequest, StorageError, Unava
 
 _BACKUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RECEIVED: Final = "received.jsonl"
+FOLDER_MODE: Final = 0o750  # as of a node's directory: others may not even list what is below
 _COPY_BYTES: Final = 1024 * 1024
 
 SharedKey = tuple[str, str, str, str, str, int, int]
@@ -118,7 +119,7 @@ def begin(target: Path) -> Iterator[Partial]:
     if target.exists():
         raise InvalidRequest(f"{target} is there already: give each backup a name of its own, or remove that one")
     partial = Partial(target, {})
-    partial.folder.mkdir(parents=True, exist_ok=True)
+    partial.folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
     descriptor = os.open(partial.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

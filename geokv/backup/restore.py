@@ -95,7 +95,6 @@ def _check_asked(backup: Backup, targets: Mapping[str, Path], generation: str, t
     for node, target in targets.items():
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigurationError(f"{target} is not empty: a node is restored into a new directory only ({node})")
-        target.parent.mkdir(parents=True, exist_ok=True)
     if topology is not None:
         _check_ring(backup, topology)
 
@@ -141,8 +140,9 @@ def _refuse(wrongs: Iterable[Wrong | None]) -> None:
 
 def _stage(folder: Path, backup: Backup, node: str, staging: Path, meta: Meta, generation: str, ring: KeyRing | None) -> None:
     """A whole directory of a node, durable but for its name."""
+    staging.mkdir(parents=True, mode=repository.FOLDER_MODE)
     for part in ("lsm", "log"):
-        (staging / part).mkdir(parents=True)
+        (staging / part).mkdir()
     for file in backup.files[node]:
         (staging / file.path).parent.mkdir(parents=True, exist_ok=True)
         repository.copy(folder / node / file.path, staging / file.path)
