@@ -7,6 +7,7 @@ keys         new-key; keys, rotate-keys of nodes that run
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ import click
 from geokv.cli import exits
 from geokv.cli.addresses import Place, place_options
 from geokv.cli.keys import keys_option, read_ring
-from geokv.cli.output import print_json, print_table, text_or_base64
+from geokv.cli.output import plain, print_json, print_table, text_or_base64
 from geokv.core.limits import PAUSE_MS_MAX
-from geokv.errors import ConfigurationError, GeokvError, StorageError
+from geokv.errors import ConfigurationError, GeokvError, RecordError, StorageError
 
 if TYPE_CHECKING:
     from geokv.storage.disk import Disk
@@ -199,8 +200,6 @@ def _plain(tree: Any) -> Any:
 @click.option("--limit", type=click.IntRange(min=1), help="So many cells at most.")
 def dump(directory: Path, path: str, limit: int | None, key_file: Path | None, key_command: str) -> int:
     """Print the cells that tables, trees and log hold, one JSON document per line, newest first."""
-    from geokv.core.cell import decode_lww
-    from geokv.errors import RecordError
     from geokv.storage import offline
 
     left = limit
@@ -214,17 +213,33 @@ def dump(directory: Path, path: str, limit: int | None, key_file: Path | None, k
                     return exits.DONE
                 left = None if left is None else left - 1
                 line: dict[str, Any] = {"node": folder.name, "path": pair.path, "namespace": f"{pair.namespace:016x}"}
-                line |= text_or_base64("key", pair.key)
-                try:
-                    cell = decode_lww(pair.cell)
-                    line |= {"version": str(cell.version), "is_tombstone": cell.is_tombstone, "deadline_ms": cell.deadline_ms}
-                    line |= text_or_base64("value", None if cell.is_tombstone else cell.value)
-                except RecordError:  # of another policy
-                    line |= text_or_base64("cell", pair.cell)
-                print_json(line)
+                print_json(line | text_or_base64("key", pair.key) | _cell_line(pair.cell))
     if not is_known:
         raise ConfigurationError(f"{path} is no table, tree or segment here: `geokv storage inspect {directory}` names them")
     return exits.DONE
+
+
+def _cell_line(cell: bytes) -> dict[str, Any]:
+    """What a cell says by itself: of `lww`, or of a type; of several policies only its bytes."""
+    from geokv.core.cell import decode_lww
+    from geokv.core.cells.codec import decode
+    from geokv.core.cells.policies import CELL_TYPES
+    from geokv.core.cells.view import View
+
+    try:
+        lww = decode_lww(cell)
+    except RecordError:
+        line: dict[str, Any] = dict(text_or_base64("cell", cell))
+        for kind in CELL_TYPES.values():
+            if cell[0] == kind.tag:
+                with suppress(RecordError, ValueError, LookupError):  # a delta of the log may be half of something
+                    view = View(decode(kind.tag, cell))
+                    is_present = kind.is_present(view)
+                    line = {"type": kind.name, "is_tombstone": not is_present} | line
+                    line["value"] = plain(kind.value(view)) if is_present else None
+        return line
+    said = {"version": str(lww.version), "is_tombstone": lww.is_tombstone, "deadline_ms": lww.deadline_ms}
+    return said | text_or_base64("value", None if lww.is_tombstone else lww.value)
 
 
 @storage.command("compact")

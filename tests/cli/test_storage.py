@@ -125,6 +125,32 @@ def test_files_are_named_from_wherever_the_command_is_given(
     assert verified(relative, capsys)[0] == exits.DONE
 
 
+def test_a_cell_of_any_policy_is_shown_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`dump` tells what a counter, a set and concurrent values show, and that a set is deleted.
+
+    Takes seconds: a node is started.
+    """
+    with Cluster(nodes=1, directory=tmp_path) as cluster, cluster.client() as kv:
+        for name, policy in (("likes", "counter_pn"), ("tags", "set_aw"), ("docs", "siblings"), ("seats", "counter_bounded")):
+            kv.create_namespace(name, policy=policy)
+        kv.counters("likes").increment("a", 7)
+        kv.bounded_counters("seats").increment("b", 3)
+        kv.sets("tags").add("c", "red")
+        kv.sets("tags").add("d", "red")
+        kv.namespace("tags").delete("d")
+        for value in (b"one", b"two"):
+            kv.namespace("docs").put("e", value)
+    lines = {one["key"]: one for one in map(json.loads, _out(capsys, "storage", "dump", str(tmp_path)).splitlines())}
+    shown = {key: (line["type"], line["is_tombstone"], line["value"]) for key, line in lines.items()}
+    assert shown.pop("e")[0] == "siblings" and sorted(lines["e"]["value"]) == ["one", "two"]
+    assert shown == {
+        "a": ("counter_pn", False, 7),
+        "b": ("counter_bounded", False, 3),
+        "c": ("set_aw", False, ["red"]),
+        "d": ("set_aw", True, None),
+    }
+
+
 def test_whose_folder_it_is_is_verified_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A flipped bit in the file CLUSTER, or none there: exit code 1, and the file is named."""
     file = folder / "node-1" / "CLUSTER"
