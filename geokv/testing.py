@@ -155,13 +155,13 @@ class Cluster:
         """kill -9 of one node."""
         self.node(name).kill()
 
-    def restart(self, name: str) -> None:
-        """Start a node that was killed or stopped, or stop and start one that runs; return when it serves."""
-        node = self.node(name)
-        if node.is_alive():
-            node.stop()
-        node.start()
-        self._wait([node])
+    def restart(self, *names: str) -> None:
+        """Start nodes that were killed or stopped, or stop and start those that run; return when all of them serve."""
+        nodes = [self.node(name) for name in names]
+        stop_all(nodes)
+        for node in nodes:
+            node.start()
+        self._wait(nodes)
 
     def log(self, name: str) -> str:
         """The end of a node's log."""

@@ -80,6 +80,8 @@ def _opener(config: Config, topology: Topology, spec: NodeSpec, disk: RealDisk) 
         log_bytes_max=config.log_bytes_max,
         memtable_bytes=config.memtable_bytes,
         drift_ms_max=config.drift_ms_max,
+        collect_us=int(config.collection_seconds * 1_000_000),
+        stability_us=int(config.collection_seconds * 200_000),
     )
     rng = random.Random(int.from_bytes(os.urandom(16), "big"))
     return opener(disk, node, rng, config.log_segment_bytes, engine_options(config), config.storage_bytes_per_s)

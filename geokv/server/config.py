@@ -152,6 +152,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         largest=3_600_000,
     ),
     Setting(
+        "collection_seconds",
+        float,
+        10.0,
+        "How often, at most, what is deleted is collected; the owners of a namespace are asked five times as often.",
+        smallest=0.1,
+        largest=3_600.0,
+    ),
+    Setting(
         "drain_seconds",
         float,
         5.0,
@@ -196,6 +204,7 @@ class Config:
     encryption_key_file: Path | None = None
     encryption_key_command: str = ""
     drift_ms_max: int = DRIFT_MS_MAX
+    collection_seconds: float = 10.0
     drain_seconds: float = 5.0
     ready_file: Path | None = None
     parent_pipe_fd: int = -1
