@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, is_hypothesis_test, settings
 from tests.tally import Tally
 
 LEVELS = ("test", "check", "soak")
-HYPOTHESIS_EXAMPLES = {"test": 40, "check": 400, "soak": 4000}
+HYPOTHESIS_EXAMPLES = {"test": 40, "check": 150, "soak": 4000}
 TIMEOUT_FACTOR = {"test": 1, "check": 6, "soak": 60}
 
 

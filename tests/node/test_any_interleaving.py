@@ -253,7 +253,7 @@ class Mischief:
 def test_nothing_acknowledged_is_lost_and_all_become_equal(shape: tuple[int, int], samples: Samples) -> None:
     """Whatever the order of messages, syncs and crashes."""
     reads = writes = 0
-    for seed in range(samples.of(test=10, check=100, soak=2000)):
+    for seed in range(samples.of(test=10, check=40, soak=2000)):
         mischief = Mischief(seed, *shape)
         for at in range(STEPS):
             mischief.step()

@@ -91,7 +91,7 @@ def holds_all(address: str, wanted: dict[bytes, bytes]) -> bool:
 def test_killing_nodes_at_any_moment_loses_no_acknowledged_write(samples: Samples, tally: Tally) -> None:
     """Killed with -9, one or all at once, at drawn moments of a load: in the end each has all that was acknowledged."""
     rng = random.Random(7)
-    rounds = samples.of(test=4, check=12, soak=200)
+    rounds = samples.of(test=4, check=8, soak=200)
     counted = tally.of("SIGKILL of one node or of all three under load, and a restart")
     with counted as count, Cluster(nodes=3) as cluster, cluster.client(timeout=10) as kv, Load(kv) as load:
         for round_number in range(rounds):

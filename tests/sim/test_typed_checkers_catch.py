@@ -229,7 +229,7 @@ def test_a_retry_that_is_applied_without_asking_is_caught() -> None:
 @pytest.mark.parametrize("policy", sorted({bug[0] for bug in BUGS} | {"counter_bounded"}))
 def test_without_a_bug_nobody_complains(policy: str, samples: Samples) -> None:
     """The same work under the same faults; more than a second, as above."""
-    assert failed(policy, None, range(1, 1 + samples.of(test=2, check=6, soak=100)), FaultOptions()) == set()
+    assert failed(policy, None, range(1, 1 + samples.of(test=1, check=4, soak=100)), FaultOptions()) == set()
 
 
 def test_an_owner_that_lacks_an_acknowledged_update_is_found() -> None:

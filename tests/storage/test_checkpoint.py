@@ -96,7 +96,7 @@ def test_every_damaged_byte_is_refused(samples) -> None:
     disk = CrashDisk()
     write_checkpoint(disk, b"state", TABLES, 4)
     size = disk.size(NAME)
-    for bit in random.Random(2).sample(range(size * 8), samples.of(test=300, check=1000, soak=size * 8)):
+    for bit in random.Random(2).sample(range(size * 8), samples.of(test=300, check=600, soak=size * 8)):
         copy = disk.copy()
         byte = copy.read_at(NAME, bit // 8, 1)[0] ^ 1 << bit % 8
         copy.damage(NAME, bit // 8, bytes([byte]))

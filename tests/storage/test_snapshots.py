@@ -108,7 +108,7 @@ def test_a_power_cut_at_every_disk_operation_leaves_a_whole_one_or_none(samples)
         node.engine._disk = failing  # type: ignore[assignment]
         with pytest.raises(PowerCut):
             _live(taking)
-        for seed in range(samples.of(test=3, check=20, soak=200)):
+        for seed in range(samples.of(test=2, check=8, soak=200)):
             crashed = node.disk.crash_clone(random.Random(seed))  # type: ignore[attr-defined]
             again = LittleNode(crashed)
             assert dict(again.engine.scan(1)) == model

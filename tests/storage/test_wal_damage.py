@@ -72,7 +72,7 @@ def test_every_bit_flip_is_cut_or_refused(samples) -> None:
     disk, payloads, places = _small_log()
     bits = [(place.segment, bit) for place in places for bit in range(place.start * 8, place.end * 8)]
     bits += [(segment, bit) for segment in {place.segment for place in places} for bit in range(header_bytes() * 8)]
-    chosen = random.Random(2).sample(bits, min(len(bits), samples.of(test=400, check=4000, soak=len(bits))))
+    chosen = random.Random(2).sample(bits, min(len(bits), samples.of(test=400, check=1600, soak=len(bits))))
     for segment, bit in chosen:
         copy = disk.copy()
         byte = copy.read_at(segment_name(segment), bit // 8, 1)[0] ^ 1 << bit % 8
@@ -89,7 +89,7 @@ def test_every_truncation_is_refused(samples) -> None:
     """A segment has its full size before it has its name, so a shorter one is damage, wherever it ends."""
     disk, _, places = _small_log()
     cuts = [(segment, length) for segment in range(1, places[-1].segment + 1) for length in range(SEGMENT)]
-    chosen = random.Random(3).sample(cuts, min(len(cuts), samples.of(test=300, check=2000, soak=len(cuts))))
+    chosen = random.Random(3).sample(cuts, min(len(cuts), samples.of(test=300, check=1000, soak=len(cuts))))
     for segment, length in chosen:
         copy = disk.copy()
         copy.truncate(segment_name(segment), length)

@@ -31,7 +31,7 @@ def test_a_shrinkable_history_agrees_with_the_specification(policy: str, tape: l
 @pytest.mark.timeout(120)
 def test_many_histories_agree_with_the_specification(policy: str, samples: Samples) -> None:
     """The same by seed, in numbers that Hypothesis does not reach."""
-    count = samples.of(test=60, check=1500, soak=100_000)
+    count = samples.of(test=60, check=600, soak=100_000)
     events = collections = longest = 0
     for seed in range(count):
         world = _played(policy, seed)

@@ -84,7 +84,7 @@ def version_in(cells: dict[bytes, bytes], key: bytes) -> int:
 @pytest.mark.timeout(300)  # a cycle is three recoveries, some 20 ms, more where the machine is shared
 def test_a_power_cut_of_all_replicas_at_once_loses_nothing_acknowledged(samples: Samples, tally: Tally) -> None:
     """Under load, before any effect of any node, over disks that lose, keep or tear what was not synced."""
-    cycles = samples.of(test=50, check=500, soak=10_000)
+    cycles = samples.of(test=50, check=200, soak=10_000)
     acknowledged = 0
     with tally.of("power-cut cycles of a cluster in process, all replicas at once") as count:
         for seed in range(cycles // CYCLES_PER_WORLD):

@@ -91,7 +91,7 @@ def test_a_power_cut_at_every_disk_operation_loses_nothing(samples: Samples, tal
         for at in range(1, operations + 1):
             disk, work = CrashDisk(random.Random(at)), Workload()
             assert not _run(FailingDisk(disk, at, PowerCut), work)
-            for seed in range(samples.of(test=2, check=5, soak=100)):
+            for seed in range(samples.of(test=1, check=3, soak=100)):
                 crashed = disk.crash_clone(random.Random(at * 1000 + seed))
                 node = LittleNode(crashed)
                 work.check(node)
@@ -116,7 +116,7 @@ def test_a_kill_and_then_a_power_cut_lose_nothing(samples: Samples, tally: Tally
             disk, work = CrashDisk(random.Random(at)), Workload()
             assert not _run(FailingDisk(disk, at, PowerCut), work)
             work.check(LittleNode(disk))
-            for seed in range(samples.of(test=2, check=5, soak=200)):
+            for seed in range(samples.of(test=1, check=3, soak=200)):
                 work.check(LittleNode(disk.crash_clone(random.Random(at * 1000 + seed))))
                 count.add()
 
@@ -125,7 +125,7 @@ def test_power_cuts_at_random(samples: Samples, tally: Tally) -> None:
     """Several crashes in one life, also while recovering, with the disk losing what it may."""
     operations = _operations()
     with tally.of("crash-and-recover cycles of one disk in process") as count:
-        for seed in range(samples.of(test=20, check=100, soak=5000)):
+        for seed in range(samples.of(test=20, check=50, soak=5000)):
             rng = random.Random(seed)
             disk, work = CrashDisk(rng), Workload()
             for _ in range(5):

@@ -85,7 +85,7 @@ def test_no_flipped_bit_of_a_segment_gives_a_wrong_value(
     disk, states = logged
     assert disk.size(SEGMENT) == SIZE == SEGMENT_BYTES and len(states) > 50
     with tally.of("bit flips in a log segment of 16 KiB") as count:
-        for bit in _some(random.Random(2), range(SIZE * 8), samples.of(test=600, check=3_000, soak=SIZE * 8)):
+        for bit in _some(random.Random(2), range(SIZE * 8), samples.of(test=600, check=1_500, soak=SIZE * 8)):
             damaged = _flipped(disk, SEGMENT, bit)
             _check_log(damaged, states, f"bit {bit}")
             if 32 <= bit // 8 < SIZE // 2:
@@ -99,7 +99,7 @@ def test_no_truncation_of_a_segment_gives_a_wrong_value(
     """A segment that was cut, at whatever byte."""
     disk, states = logged
     with tally.of("truncations of a log segment of 16 KiB") as count:
-        for length in _some(random.Random(3), range(SIZE), samples.of(test=300, check=1_000, soak=SIZE)):
+        for length in _some(random.Random(3), range(SIZE), samples.of(test=300, check=600, soak=SIZE)):
             cut = disk.copy()
             cut.truncate(SEGMENT, length)
             _check_log(cut, states, f"{length} bytes")
@@ -164,7 +164,7 @@ def test_no_flipped_bit_of_a_table_gives_a_wrong_value(tabled: tuple[CrashDisk, 
     assert not _wrong(disk, held)
     raw = disk.read_at(TABLE, 0, size)
     with tally.of("bit flips in a table of 16 KiB") as count:
-        for bit in _some(random.Random(5), range(size * 8), samples.of(test=500, check=3_000, soak=size * 8)):
+        for bit in _some(random.Random(5), range(size * 8), samples.of(test=500, check=1_500, soak=size * 8)):
             byte = bit // 8
             disk.damage(TABLE, byte, bytes([raw[byte] ^ 1 << bit % 8]))
             assert _wrong(disk, held), f"bit {bit} went unnoticed"
@@ -177,7 +177,7 @@ def test_no_truncation_of_a_table_goes_unnoticed(tabled: tuple[CrashDisk, Held],
     disk, held = tabled
     size = disk.size(TABLE)
     with tally.of("truncations of a table of 16 KiB") as count:
-        for length in _some(random.Random(6), range(size), samples.of(test=300, check=2_000, soak=size)):
+        for length in _some(random.Random(6), range(size), samples.of(test=300, check=600, soak=size)):
             cut = disk.copy()
             cut.truncate(TABLE, length)
             assert _wrong(cut, held) == 1, f"{length} bytes"

@@ -92,7 +92,7 @@ def test_a_disk_call_that_fails_once_loses_nothing(error: str, samples: Samples,
     """Every call in turn, with each error: an error or a short result is told, never acknowledged, and what follows works."""
     seed = list(ERRORS).index(error)
     calls = range(1, _calls(seed) + 1)
-    wanted = min(len(calls), samples.of(test=25, check=100, soak=len(calls)))
+    wanted = min(len(calls), samples.of(test=25, check=50, soak=len(calls)))
     unnoticed = 0
     with tally.of("disk calls of a script of 200 operations that failed once: EIO, ENOSPC, EINTR, a short result") as count:
         for at in random.Random(seed).sample(calls, wanted):

@@ -121,7 +121,7 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_one(samples) -> None:
             except (PowerCut, StorageError):
                 is_written = False
             assert is_written == (failing.count < at)
-            for seed in range(samples.of(test=5, check=50, soak=500)):
+            for seed in range(samples.of(test=5, check=20, soak=500)):
                 found = open_manifest(disk.crash_clone(random.Random(seed)))
                 assert found in ((new,) if is_written else (old, new))
 

@@ -51,7 +51,7 @@ def test_no_get_goes_back_while_tables_are_switched(samples) -> None:
         reader.start()
     rng = random.Random(9)
     try:
-        for version in range(2, samples.of(test=500, check=4000, soak=40_000)):
+        for version in range(2, samples.of(test=500, check=2000, soak=40_000)):
             some = rng.sample(keys, 12)
             pairs = dict.fromkeys(some, cell_of(version, bytes(rng.randrange(40))))
             (node.put if version % 2 else node.put_unread)(1, pairs)

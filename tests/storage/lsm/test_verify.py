@@ -37,7 +37,7 @@ def test_any_flipped_bit_is_named(samples) -> None:
     disk = _node().disk
     names = [f"lsm/{name}" for name in disk.list("lsm")]
     rng = random.Random(3)
-    for _ in range(samples.of(test=60, check=600, soak=20_000)):
+    for _ in range(samples.of(test=60, check=300, soak=20_000)):
         name = rng.choice(names)
         offset = rng.randrange(disk.size(name))
         copy = disk.copy()

@@ -26,7 +26,7 @@ def test_a_killed_process_loses_nothing_that_was_acknowledged(engine: str, tmp_p
     """
     root = tmp_path / "node"
     models: dict[int, dict[bytes, bytes]] = {1: {}, 2: {}}
-    for seed in range(1, 1 + samples.of(test=3, check=20, soak=200)):
+    for seed in range(1, 1 + samples.of(test=2, check=8, soak=200)):
         rng = random.Random(seed)
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.storage.tree.killed", str(root), engine, str(seed)],
