@@ -1,8 +1,12 @@
 """A small lab: two datacenters, two nodes in one and one in the other, so that its tests cost little."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from geokv.lab.lab import Lab, read_topology
+from geokv.lab.state import LabDirectory
 
 SMALL = """
 cluster = "small"
@@ -33,3 +37,18 @@ def small_topology(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(SMALL, encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def lab_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    directory = tmp_path_factory.mktemp("shared")
+    (directory / "small.toml").write_text(SMALL, encoding="utf-8")
+    with Lab(read_topology(directory / "small.toml"), LabDirectory(directory / "lab")) as running:
+        yield running
+
+
+@pytest.fixture
+def lab(lab_of_module: Lab) -> Iterator[Lab]:
+    """A running lab that the tests of a file share: with all links healed, and keys and namespaces of those before."""
+    yield lab_of_module
+    lab_of_module.links.heal_all()

@@ -4,23 +4,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from geokv import Client
 from geokv.errors import GeokvError, InvalidRequest
-from geokv.lab.lab import Lab, read_topology
-from geokv.lab.state import LabDirectory
+from geokv.lab.lab import Lab
 
 pytestmark = pytest.mark.timeout(180)  # real nodes, and a link that is cut and healed: ten seconds on an idle machine
-
-
-@pytest.fixture
-def lab(tmp_path: Path, small_topology: Path) -> Iterator[Lab]:
-    with Lab(read_topology(small_topology), LabDirectory(tmp_path / "lab")) as running:
-        yield running
 
 
 def client_of(lab: Lab, dc: str) -> Client:

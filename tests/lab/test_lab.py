@@ -63,23 +63,19 @@ def test_up_and_down_twice_keeps_what_was_written(tmp_path: Path, small_topology
         assert kv.get("kept").value == b"1"
 
 
-def test_a_second_lab_in_the_same_place_is_refused_by_name(tmp_path: Path, small_topology: Path) -> None:
-    """`lab up` where one runs says so and how to go on, and leaves the running one alone."""
-    directory = LabDirectory(tmp_path / "lab")
-    with lab_up(directory, small_topology) as state:
-        with pytest.raises(LabExists, match="lab down"):
-            bring_up(directory, str(small_topology))
-        assert directory.read() == state
-
-
-def test_two_labs_run_side_by_side(tmp_path: Path, small_topology: Path) -> None:
-    """Two labs of one topology share no address, and what one stores the other has not."""
-    one, other = LabDirectory(tmp_path / "one"), LabDirectory(tmp_path / "other")
-    with lab_up(one, small_topology), lab_up(other, small_topology):
+def test_two_labs_run_side_by_side(lab: Lab, tmp_path: Path, small_topology: Path) -> None:
+    """Two labs of one topology share no address, and what one stores the other has not. In the place of one no other starts:
+    `lab up` says so and how to go on, and leaves the running one alone.
+    """
+    one, other = lab.directory, LabDirectory(tmp_path / "other")
+    with lab_up(other, small_topology) as state:
         assert not ports_of(one) & ports_of(other)
         with Client(one.addresses("here"), dc="here") as kv, Client(other.addresses("here"), dc="here") as kv_other:
             kv.put("mine", b"1")
             assert not kv_other.get("mine").found
+        with pytest.raises(LabExists, match="lab down"):
+            bring_up(other, str(small_topology))
+        assert other.read() == state
 
 
 def test_children_end_when_the_supervisor_is_killed_and_the_next_up_works(tmp_path: Path, small_topology: Path) -> None:
@@ -118,12 +114,6 @@ def test_a_port_is_never_given_twice() -> None:
     finally:
         one.close()
         other.close()
-
-
-@pytest.fixture
-def lab(tmp_path: Path, small_topology: Path) -> Iterator[Lab]:
-    with Lab(read_topology(small_topology), LabDirectory(tmp_path / "lab")) as running:
-        yield running
 
 
 def test_no_address_that_a_client_or_another_datacenter_is_told_is_a_node_s_own(lab: Lab) -> None:
