@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -168,36 +169,48 @@ def test_a_second_backup_fetches_what_is_new_only(repository: Path, tmp_path: Pa
 def test_a_flipped_bit_anywhere_is_found_and_refused(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], samples
 ) -> None:
-    """In every file of it, also in backup.json: verify names it and exits with 1, restore writes nothing."""
+    """In every file of it, also in backup.json: verify names it and exits with 1, restore writes nothing.
+
+    One file of each node at a time, and one alone: none hides another.
+    """
     rng = random.Random(3)
     copied = tmp_path / "monday"
     shutil.copytree(repository / "monday", copied)
-    files = sorted(path for path in copied.rglob("*") if path.is_file())
-    assert len(files) >= 13
-    for file in files:
-        size = file.stat().st_size
-        for _ in range(samples.of(test=1, check=2, soak=50)):
-            offset, bit = rng.randrange(size), rng.randrange(8)
-            _flip(file, offset, bit)
+    files = {node: _files(copied / node) for node in ("node-1", "node-2", "node-3")}
+    assert sum(map(len, files.values())) >= 12
+    together = [[file for file in some if file] for some in itertools.zip_longest(*files.values())]
+    for damaged in [[copied / "backup.json"], *together, together[0][1:2]]:
+        for _ in range(samples.of(test=1, check=5, soak=50)):
+            flips = [(file, rng.randrange(file.stat().st_size), rng.randrange(8)) for file in damaged]
+            _flip(flips)
             capsys.readouterr()
             assert main(["backup", "verify", str(copied)]) == exits.EXPECTATION_FAILED
             said = capsys.readouterr()
-            assert str(file.relative_to(copied)) in said.out + said.err
-            arguments = ["backup", "restore", str(copied), "--all", "--directory", str(tmp_path / "new")]
-            assert main(arguments) == exits.EXPECTATION_FAILED
-            assert file.name in capsys.readouterr().err
-            assert not any((tmp_path / "new").glob("*/*")) and not any((tmp_path / "new").glob(".*"))
-            _flip(file, offset, bit)
-    files[-1].unlink()
+            assert all(str(file.relative_to(copied)) in said.out + said.err for file in damaged)
+            asked = {("--all", "--directory", str(tmp_path / "new")): {file.name for file in damaged}}
+            for node, file in [(file.relative_to(copied).parts[0], file) for file in damaged if file.parent != copied]:
+                asked["--node", node, "--generation", "g", "--directory", str(tmp_path / "new" / node)] = {file.name}
+            for arguments, names in asked.items():
+                assert main(["backup", "restore", str(copied), *arguments]) == exits.EXPECTATION_FAILED
+                said = capsys.readouterr()
+                assert any(name in said.err for name in names)
+                assert not any((tmp_path / "new").glob("*/*")) and not any((tmp_path / "new").glob(".*"))
+            _flip(flips)
+    damaged[-1].unlink()
     assert main(["backup", "verify", str(copied)]) == exits.EXPECTATION_FAILED
 
 
-def _flip(file: Path, offset: int, bit: int) -> None:
-    with file.open("r+b") as opened:
-        opened.seek(offset)
-        byte = opened.read(1)[0]
-        opened.seek(offset)
-        opened.write(bytes([byte ^ 1 << bit]))
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _flip(flips: list[tuple[Path, int, int]]) -> None:
+    for file, offset, bit in flips:
+        with file.open("r+b") as opened:
+            opened.seek(offset)
+            byte = opened.read(1)[0]
+            opened.seek(offset)
+            opened.write(bytes([byte ^ 1 << bit]))
 
 
 def test_nodes_of_the_former_cluster_and_of_the_restored_one_do_not_talk(repository: Path, tmp_path: Path) -> None:
