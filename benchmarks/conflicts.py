@@ -111,7 +111,7 @@ def _timed_ms(work: Callable[[], None]) -> float:
 # --- writes ---------------------------------------------------------------------------------------------------------
 
 
-async def writes_per_s(call: Call, callers: int, seconds: float) -> float:
+async def writes_per_s(call: Call, keys: int, callers: int, seconds: float) -> float:
     """Closed loop: each caller sends its next call when the one before was answered. The first quarter warms up."""
     done = 0
     is_counting, is_over = False, False
@@ -120,7 +120,7 @@ async def writes_per_s(call: Call, callers: int, seconds: float) -> float:
     async def caller() -> None:
         nonlocal done
         while not is_over:
-            await call(rng.randrange(KEYS))
+            await call(rng.randrange(keys))
             done += is_counting
 
     tasks = [asyncio.create_task(caller()) for _ in range(callers)]
@@ -133,7 +133,9 @@ async def writes_per_s(call: Call, callers: int, seconds: float) -> float:
     return counted / took
 
 
-async def measure_writes(addresses: list[str], callers: int, rounds: int, seconds: float) -> dict[str, list[float]]:
+async def measure_writes(
+    addresses: list[str], keys: int, callers: int, rounds: int, seconds: float
+) -> dict[str, list[float]]:
     """Writes a second per kind and round."""
     rng = random.Random(3)
     async with AsyncClient(addresses, timeout=20) as kv:
@@ -144,7 +146,7 @@ async def measure_writes(addresses: list[str], callers: int, rounds: int, second
             names = set.intersection(*[{one["name"] for one in await kv.namespaces()} for _ in range(6)])
         plain, counted, grouped = kv.namespace("plain"), kv.counters("counted"), kv.sets("grouped")
         elements = [f"element-{number:03d}" for number in range(ELEMENTS)]
-        for number in range(KEYS):
+        for number in range(keys):
             (await grouped.add_many(f"key-{number:012d}", elements)).raise_first()
         calls: dict[str, Call] = {
             "lww": lambda key: plain.put(f"key-{key:012d}", VALUE),
@@ -154,15 +156,15 @@ async def measure_writes(addresses: list[str], callers: int, rounds: int, second
         found: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, call in calls.items():
-                found[name].append(await writes_per_s(call, callers, seconds))
+                found[name].append(await writes_per_s(call, keys, callers, seconds))
     return found
 
 
-def measure(callers: int, rounds: int, seconds: float) -> Report:
+def measure(keys: int, callers: int, rounds: int, seconds: float) -> Report:
     report = Report(counter_bytes_9_actors=counter_bytes(), set_bytes_per_element=set_bytes())
     report.merge_10k_ms, report.delta_into_10k_ms = merge_times_ms()
     with Cluster(nodes=3) as cluster:
-        found = asyncio.run(measure_writes(cluster.addresses, callers, rounds, seconds))
+        found = asyncio.run(measure_writes(cluster.addresses, keys, callers, rounds, seconds))
     report.lww_writes_per_s, report.counter_writes_per_s, report.set_writes_per_s = (
         median(found[name]) for name in ("lww", "counter", "set")
     )
@@ -174,11 +176,12 @@ def measure(callers: int, rounds: int, seconds: float) -> Report:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, with the machine")
+    parser.add_argument("--keys", type=int, default=KEYS, help="keys of each kind, sets of 100 elements among them (200)")
     parser.add_argument("--callers", type=int, default=64, help="concurrent callers (64)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, in which the kinds take turns (5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of one kind in one round (2)")
     asked = parser.parse_args()
-    report = measure(asked.callers, asked.rounds, asked.seconds)
+    report = measure(asked.keys, asked.callers, asked.rounds, asked.seconds)
     figures = asdict(report)
     if asked.json is not None:
         asked.json.write_text(json.dumps(figures | {"machine": machine_facts(Path.cwd())}, indent=2) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ def test_cells_stay_small_and_merge_fast() -> None:
 def test_a_short_run_fills_in_every_figure(tmp_path: Path) -> None:
     """Three real nodes and a few callers, for some seconds."""
     target = tmp_path / "figures.json"
-    flags = ["--rounds", "1", "--seconds", "0.3", "--callers", "8", "--json", str(target)]
+    flags = ["--rounds", "1", "--keys", "8", "--seconds", "0.3", "--callers", "8", "--json", str(target)]
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.conflicts", *flags],
