@@ -67,6 +67,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in items if _grows_with_samples(item)]
         config.hook.pytest_deselected(items=[item for item in items if not _grows_with_samples(item)])
         items[:] = kept
+    _put_long_files_first(items, config)
+
+
+def _put_long_files_first(items: list[pytest.Item], config: pytest.Config) -> None:
+    """No worker begins a long file when the others are about to end. How long a file is, is told by its timeouts."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        longest[item.path] = max(longest.get(item.path, 0.0), _timeout_s(item, config))
+    items.sort(key=lambda item: -longest[item.path])
+
+
+def _timeout_s(item: pytest.Item, config: pytest.Config) -> float:
+    own = item.get_closest_marker("timeout")
+    return own.args[0] if own is not None and own.args else float(config.getini("timeout"))
 
 
 def _skip_below_its_level(item: pytest.Item, level: str) -> None:
@@ -81,9 +95,7 @@ def _stretch_timeout(item: pytest.Item, level: str, config: pytest.Config) -> No
     factor = TIMEOUT_FACTOR[level]
     if factor == 1 or not _grows_with_samples(item):
         return
-    own = item.get_closest_marker("timeout")
-    seconds = own.args[0] if own is not None and own.args else float(config.getini("timeout"))
-    item.add_marker(pytest.mark.timeout(seconds * factor), append=False)
+    item.add_marker(pytest.mark.timeout(_timeout_s(item, config) * factor), append=False)
 
 
 def _grows_with_samples(item: pytest.Item) -> bool:
