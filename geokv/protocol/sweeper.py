@@ -9,8 +9,9 @@ must not meet it again elsewhere, and lose. When that update is stable too, a ce
 One owner of a partition sweeps it: the first of its owners in one of the datacenters, each partition its own. Nobody has to
 stand in for it, because nothing is stable while it is silent.
 
-Invariants: only what is stable is taken, and only where the cell is all in memory. At most BATCH_KEYS updates are made in
-one step. Two sweeps of one item do no harm.
+Invariants: only what is stable is taken, and only where the cell is all in memory. Without its claim a node sweeps nothing: of
+a cell that lost a part, the next update would take what it does not know of. At most BATCH_KEYS updates are made in one step.
+Two sweeps of one item do no harm.
 """
 
 from __future__ import annotations
@@ -119,11 +120,12 @@ class Sweeper:
         assert kind is not None
         by_set: dict[int, list[Entry]] = {}
         packed, namespace = context.packed, table.definition.id
+        lost = context.claims.mine(namespace)
         for key in keys:
-            stored = None if table.missing([key]) else table.visible(key)
+            partition = key_hash(key) >> table.placement.shift
+            stored = None if partition in lost or table.missing([key]) else table.visible(key)
             if stored is None:
                 continue
-            partition = key_hash(key) >> table.placement.shift
             stream = table.streams.make(partition, packed)
             number = stream.received + 1
             state = codec.decode(kind.tag, stored)

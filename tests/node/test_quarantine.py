@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from geokv.core.cells.operation import Operation
+from geokv.core.cells.wire import decode_value, encode_operation
 from geokv.core.quorum import Consistency
 from geokv.core.ring import partition_of
 from geokv.node.node import Node
@@ -275,6 +277,34 @@ def test_the_digest_of_a_node_names_what_it_cannot_serve() -> None:
     cluster.run_until(lambda: cluster.reply(HURT, call) is not None)
     body = cluster.reply(HURT, call).body
     assert body["partitions"] == {} and body["unserved"] == list(range(8))
+
+
+def test_a_node_without_its_claim_sweeps_nothing() -> None:
+    """An element went with the table; a removal that came later, swept on what is left, would take the element everywhere."""
+    cluster = Cluster(partitions=1, stability_us=200_000, collect_us=500_000)
+    cluster.disks[HURT].options = LsmOptions(TableOptions(block_bytes=200))
+    cluster.start().serving()
+    cluster.admin(HURT, "namespace_create", name="tags", policy="set_rw")
+    cluster.run_until(lambda: all(node.assembly.table_named("tags") for node in cluster.nodes.values()))
+
+    def change(name: str, operation: str, element: bytes) -> None:
+        packed = encode_operation(Operation(operation, (element,)))
+        call = cluster.ask(name, WriteBatch("tags", [b"k"], [packed], Consistency.ALL, has_updates=True))
+        cluster.run_until(lambda: cluster.reply(name, call) is not None)
+        assert cluster.reply(name, call).outcomes == [Outcome.APPLIED]
+
+    sweeper, table = cluster.nodes[HURT].assembly.sweeper, cluster.nodes[HURT].assembly.table_named("tags")
+    assert table is not None and sweeper.is_mine(table, 0)
+    change(HURT, "add", b"stays")
+    change(OTHERS[0], "add", b"goes")
+    flushed(cluster, HURT)
+    change(OTHERS[0], "remove", b"goes")
+    flip(cluster)  # the sweep finds it
+    cluster.run_until(lambda: bool(cluster.engines[HURT].quarantined()))
+    cluster.run(15 * SECOND)  # another rule is made meanwhile
+    for name in OTHERS:
+        (shown,) = cluster.get(name, b"k", Consistency.QUORUM, namespace="tags").values
+        assert shown is not None and decode_value("set_rw", shown) == frozenset({b"stays"})
 
 
 # --- closings -------------------------------------------------------------------------------------------------------
