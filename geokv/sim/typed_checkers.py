@@ -207,7 +207,7 @@ def _has_seen(held: halves.Halves | None, dots: list[Dot], version: int) -> bool
 
 def values_kept(world: World, cells: Cells, is_excused: IsExcused) -> str:
     """Siblings and elements of sets: nothing is lost, and nothing that was taken comes back."""
-    for one in _keys(world, ("siblings", "set_aw"), is_excused):
+    for one in _keys(world, ("siblings", "set_aw", "set_rw"), is_excused):
         for name, shown in _shown(world, cells, one.key):
             present = set(shown or ())
             for add in one.adds:
