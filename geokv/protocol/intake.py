@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from geokv.core.cell import TAG
+from geokv.core.cell import TAG, is_concurrent
 from geokv.core.cells import halves
 from geokv.core.cells.context import Dot
 from geokv.core.cells.state import CellState
@@ -141,7 +141,7 @@ class Intake:
                         taken.contiguous &= number <= stream.received and self._is_kept(stream, number)
                         held = waiting.get(key) or flying.get(key) or peek(key)
                         if is_lww and held is not None and held > cell:  # the word of it may have been lost
-                            taken.newer.append((index, int.from_bytes(held[1:9], "big")))
+                            taken.newer.append((index, _above(held, cell)))
                         elif is_lww and type(held) is not bytes:
                             doubts.append((table, index, key, cell))
                     elif stream.last is None:
@@ -170,7 +170,7 @@ class Intake:
                     is_echo = noting != EVERYBODY and not origin.startswith(context.packed_dc)
                     context.journal.met_lww(table, key, stored, cell, context.wall_ms, is_echo)
                 if stored > cell:
-                    taken.newer.append((index, int.from_bytes(stored[1:9], "big")))
+                    taken.newer.append((index, _above(stored, cell)))
                     waiting[key] = stored
                 elif type(stored) is bytes:
                     waiting[key] = cell
@@ -310,7 +310,7 @@ class Intake:
                 for table, index, key, cell in some if not error else ():
                     held = table.cells.get(key)
                     if held is not None and held > cell:
-                        newer.append((index, int.from_bytes(held[1:9], "big")))
+                        newer.append((index, _above(held, cell)))
             except StorageError as failure:  # a cache has let go of it, and now it cannot be read
                 error = str(failure)
             if error:
@@ -330,3 +330,8 @@ class Intake:
             due = self._context.now_us + table.definition.interval_ms * 1000
             latest = due if latest is None else min(latest, due)
         return latest
+
+
+def _above(held: bytes, cell: bytes) -> int:
+    """What a write must be stamped above to win over the newer `held`: 0 where whoever wrote that may have seen it."""
+    return int.from_bytes(held[1:9], "big") if is_concurrent(held, cell) else 0

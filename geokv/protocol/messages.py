@@ -41,7 +41,8 @@ class Replicate:
 class Replicated:
     """ANSWER, once all of the batch is synced. `contiguous`: no stream in it has a gap before these records.
 
-    `newer`: (index of the record, version that this replica holds and that wins over it). `refused`: origins whose
+    `newer`: (index of the record, version that this replica holds and that wins over it; 0 where it may have been written by
+    who had seen the record: then nothing is to be stamped above it). `refused`: origins whose
     records were not taken because this replica promised to take no more of them. `unknown`: namespace ids without a
     definition here.
     """

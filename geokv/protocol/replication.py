@@ -106,7 +106,8 @@ class Replication:
         if part is None or peer not in part.peers:
             return None
         for index, version in message.newer:
-            part.newer[index] = max(version, part.newer.get(index, 0))
+            known = part.newer.get(index, version)
+            part.newer[index] = max(version, known) if version and known else 0
         if not message.contiguous and part.on_refused is not None:
             part.on_refused()
         if message.contiguous and not message.refused and not message.unknown and peer not in part.acked:

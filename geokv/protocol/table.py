@@ -17,9 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-from geokv.core.conflict import Merge, Policy
+from geokv.core.conflict import BOUNDED, Merge, Policy
 from geokv.core.namespace import NamespaceDefinition
 from geokv.core.partial import Partial
+from geokv.core.quorum import Consistency, needed
 from geokv.protocol.placement import Placement
 from geokv.protocol.streams import StreamTable
 
@@ -103,6 +104,14 @@ class Table:
         self.policy: Policy = definition.policy_now()
         self.merge: Merge = self.policy.merge
         self.is_interval = definition.durability == "interval"
+
+    def write_needs(self, level: Consistency, w: int) -> int:
+        """How many replicas must have a write that asks for `level` or `w`. Raises InvalidRequest for more than there are."""
+        replicas = self.placement.replicas
+        asked = needed(level or self.definition.write_level, w, replicas)
+        if self.policy.name == BOUNDED:  # what is spent must not be forgotten: no level is too weak, it is raised
+            return max(asked, needed(Consistency.QUORUM, 0, replicas))
+        return asked
 
     def ships_to(self, dc: str) -> list[str]:
         """The other datacenters that hold this namespace and that `dc` ships it to."""

@@ -7,8 +7,9 @@
                     ├─ Persist in the own log         at once; always among the W
                     └─ W replicas have it synced ──> EACH_QUORUM: and the other DCs' frontiers cover it ──> answer
 
-A replica that holds a newer version says so with its acknowledgement; then the coordinator stamps once more above it,
-and only where that loses too is the outcome SUPERSEDED.
+A replica that holds a newer version says so with its acknowledgement; then the coordinator stamps once more above it, and
+only where that loses too is the outcome SUPERSEDED. Not above one whose writer may have seen this very write, under way as
+it still is here (found by a retry, or read): that one was to replace it, so it stands, and the outcome is SUPERSEDED at once.
 
 Invariants: an outcome below INVALID is given only when the coordinator's own log and W-1 others have synced the
 record (durability "interval": have taken it). UNAVAILABLE, OVERLOADED, INVALID and NOT_FOUND mean that nothing was
@@ -21,15 +22,15 @@ from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Final
 
-from geokv.core.cell import VERSION_MAX, lww_version
+from geokv.core.cell import VERSION_MAX, decode_lww, lww_version
 from geokv.core.cells.operation import Operation
 from geokv.core.cells.wire import OPERATION_BYTES_MAX
-from geokv.core.conflict import BOUNDED, Policy
+from geokv.core.conflict import Policy
 from geokv.core.hlc import hlc_from_ms, hlc_ms
 from geokv.core.limits import BATCH_ITEMS_MAX, CALLS_MAX, STORAGE_RETRY_MS, TIMEOUT_MS_MAX
 from geokv.core.lww import encode_lww_record, records_bytes_max
 from geokv.core.partial import Partial
-from geokv.core.quorum import Consistency, needed
+from geokv.core.quorum import Consistency
 from geokv.core.record import NO_OPERATION
 from geokv.core.ring import key_hash
 from geokv.errors import InvalidRequest, NamespaceNotFound, StorageError
@@ -159,11 +160,8 @@ class WriteCoordinator:
         self._calls += 1
         try:
             table = self._checked(batch)
-            placement = table.placement
             level = batch.level or table.definition.write_level
-            w = needed(level, batch.w, placement.replicas)
-            if table.policy.name == BOUNDED:  # what is spent must not be forgotten: no level is too weak, it is raised
-                w = max(w, needed(Consistency.QUORUM, 0, placement.replicas))
+            w = table.write_needs(level, batch.w)
             call.dcs_needed = self._dcs_needed(table, level, batch.replicated_to)
         except InvalidRequest as error:
             outcome = Outcome.NOT_FOUND if isinstance(error, NamespaceNotFound) else Outcome.INVALID
@@ -499,12 +497,19 @@ class WriteCoordinator:
 
     def _write_again(self, part: WritePart, table: Table, sent: Part) -> None:
         """Some replica holds a newer version of some keys: settle the others, stamp those once more above it."""
-        lost = sorted(sent.newer)
+        seen = self._seen_by_newer(part, table, sent)
+        lost = [position for position in sorted(sent.newer) if position not in seen]
         kept = [position for position in range(len(part.indexes)) if position not in sent.newer]
         self._replication.release(sent)
-        if kept:
-            part.call.remaining += 1
-            self._achieved(self._share(part, kept))
+        for positions, is_lost in ((kept, False), (seen, True)):
+            if positions:
+                share = self._share(part, positions)
+                share.lost = set(range(len(positions))) if is_lost else set()
+                part.call.remaining += 1
+                self._achieved(share)
+        if not lost:
+            self._nothing_left(part)
+            return
         batch, packed = part.call.batch, self._context.packed
         indexes = [part.indexes[position] for position in lost]
         again_bytes = records_bytes_max([batch.keys[i] for i in indexes], [batch.values[i] for i in indexes], packed)
@@ -527,6 +532,20 @@ class WriteCoordinator:
         part.attempt = 2
         part.indexes = [part.indexes[position] for position in lost]
         self._write(part, table, part.indexes, stored, {at: sent.newer[position] for at, position in enumerate(lost)})
+
+    def _seen_by_newer(self, part: WritePart, table: Table, sent: Part) -> list[int]:
+        """Those that lost to a version whose writer may have seen them, as a replica says or as is held here."""
+        seen = [position for position, above in sorted(sent.newer.items()) if not above]
+        if table.policy is not part.call.policy:
+            return seen
+        for position in [position for position, above in sorted(sent.newer.items()) if above]:
+            try:
+                (held,) = _stored(table, part.piece([part.indexes[position]]))
+            except StorageError:
+                continue
+            if held is not None and lww_version(held) > part.versions[position] <= decode_lww(held).replaced:
+                seen.append(position)
+        return seen
 
     def _cannot_go_on(self, part: WritePart) -> str:
         """Why this node does not number for these partitions any more (empty: it does)."""

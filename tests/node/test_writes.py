@@ -139,6 +139,22 @@ def test_a_coordinator_that_is_behind_stamps_again_above_what_a_replica_holds() 
     assert cluster.get("dc1-3", b"k").values == [b"behind"]
 
 
+def test_a_put_that_was_deleted_while_it_was_under_way_does_not_come_back() -> None:
+    """The delete held it; the put hears of the tombstone from a replica, and is not stamped above it."""
+    cluster = one_dc()
+    cluster.is_held = lambda s, r, m: isinstance(m, Replicate) and (s, r) == ("dc1-1", "dc1-3")
+    cluster.is_dropped = lambda s, r, m: isinstance(m, Replicated) and (s, r) == ("dc1-2", "dc1-1")
+    call = cluster.write("dc1-1", {b"k": b"v", b"other": b"v"})
+    cluster.settle()
+    assert cluster.get("dc1-2", b"k", Consistency.ONE).values == [b"v"]
+    assert cluster.put("dc1-2", b"k", None).outcomes == [Outcome.APPLIED]
+    cluster.release()
+    cluster.run_until(lambda: cluster.reply("dc1-1", call) is not None)
+    assert cluster.reply("dc1-1", call).outcomes == [Outcome.SUPERSEDED, Outcome.APPLIED]
+    assert [cluster.get(node, b"k").values for node in cluster.names] == [[None]] * 3
+    assert "write.stamped_again" not in cluster.notes
+
+
 def test_losing_twice_is_superseded() -> None:
     """A replica holds a newer version again at the second attempt: the outcome says that the write lost."""
     cluster = one_dc()
