@@ -4,6 +4,7 @@
     asked about an id ─┬─ this run has numbered it ──────────────> FOUND, with the record (EVERYWHERE: no log needs it any more)
                        ├─ a log has it, of a node that is looked for > FOUND
                        ├─ neither, and it cannot be an older one ─> held for NOBODY, synced ──> NEVER
+                       │    ... and this owner may have handed it on to a co-owner ───────────> HANDED_ON
                        └─ else ──────────────────────────────────> UNSURE, and why
 
 What is *held* may be numbered here by one retry alone, or by nobody: a first try that arrives late is refused before it is
@@ -43,6 +44,7 @@ from geokv.protocol.messages import OperationsAsk, OperationsTold
 from geokv.protocol.streams import Stream
 
 if TYPE_CHECKING:
+    from geokv.core.cells.cell_type import CellType
     from geokv.protocol.context import Context
 
 LATE_US: Final = 30_000_000  # longer than any message is on its way
@@ -59,6 +61,7 @@ FOUND: Final = 1
 EVERYWHERE: Final = 2
 UNSURE: Final = 3
 OTHER: Final = 4
+HANDED_ON: Final = 5
 
 ReadLog = Callable[[list[tuple[int, int, int]], Callable[[bytes | None], None]], None]
 
@@ -66,7 +69,8 @@ ReadLog = Callable[[list[tuple[int, int, int]], Callable[[bytes | None], None]],
 class Finding(NamedTuple):
     """What an owner says of one operation: FOUND with its record, EVERYWHERE with the version that it wrote.
 
-    OTHER: its id was given to an operation on another key.
+    OTHER: its id was given to an operation on another key. HANDED_ON: as NEVER, but without its claim this owner gives
+    what it is asked to its co-owners, so they must say it too.
     """
 
     state: int
@@ -272,20 +276,23 @@ class OperationIds:
         cut_ms = context.wall_ms - age_ms - LATE_US // 1000
         if is_older_possible and not unsure and cut_ms <= self.log_since_ms:
             unsure = self._cut_off()
+        lost = context.claims.mine(namespace)
         settled = {partition for partition, _ in items if not is_older_possible or self.is_settled(partition)}
         names = set(nodes) | ({context.node} if is_older_possible else set())
+        kind = table.policy.kind
 
         def decide(scan: _Scan, at: int) -> Finding:
             partition, name = items[at]
             if name in scan.found:
                 return Finding(FOUND, scan.found[name])
-            if unsure:
-                return Finding(UNSURE, reason=unsure)
-            if partition not in settled:
-                return Finding(UNSURE, reason=f"what ran before on {context.node} is not closed yet")
-            if is_older_possible and (context.node, partition) in scan.incomplete:
-                return Finding(UNSURE, reason=self._cut_off())
-            return Finding(NEVER)
+            why = unsure
+            if not why and partition not in settled:
+                why = f"what ran before on {context.node} is not closed yet"
+            if not why and is_older_possible:
+                why = self._not_looked_through(scan, partition, kind)
+            if why:
+                return Finding(UNSURE, reason=why)
+            return Finding(HANDED_ON if partition in lost else NEVER)
 
         def synced() -> None:
             streams = self._streams_of(namespace, {items[at][0] for at in absent}, names)
@@ -303,6 +310,15 @@ class OperationIds:
         if fresh:
             unsure = unsure or f"{context.node} has no room to remember what it shall refuse"
         context.commit.after_pending(synced)
+
+    def _not_looked_through(self, scan: _Scan, partition: int, kind: CellType | None) -> str:
+        """Why an earlier run may have applied what was not found of it (empty: it cannot have)."""
+        where = (self._context.node, partition)
+        if where in scan.incomplete:
+            return self._cut_off()
+        if where in scan.void and kind is not None and kind.has_totals:
+            return f"a record of {self._context.node} was lost, and later ones contain what it counted"
+        return ""
 
     def _cut_off(self) -> str:
         return f"the log of {self._context.node} does not reach back to the first try"
@@ -372,6 +388,7 @@ class _Scan:
         self._nbytes = 0
         self.found: dict[bytes, bytes] = {}
         self.incomplete: set[tuple[str, int]] = set()  # (node, partition) of streams that the log does not hold far enough
+        self.void: set[tuple[str, int]] = set()  # (node, partition) of streams with numbers that exist nowhere
 
     def run(self, then: Callable[[], None]) -> None:
         """Read on until all is seen; `then` runs once."""
@@ -403,7 +420,9 @@ class _Scan:
                 if nbytes_max < 0 and places:
                     break
                 places.append(place)
-            elif number not in stream.voids and stream.has(number):
+            elif number in stream.voids:
+                self.void.add((unpack_origin(stream.origin).node, stream.partition))
+            elif stream.has(number):
                 self._leave_out(stream)  # it is in cells only; what is below stands in no log either, or is older still
                 return places
             number -= 1

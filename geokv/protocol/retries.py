@@ -6,8 +6,8 @@
         anything else, to the deadline ─────────> AMBIGUOUS, nothing was applied
 
 Who must answer for one that was tried: itself, where it owns the key's partition; all owners of its datacenter, where it does
-not (it has forwarded the operation to one of them). While somebody who was tried does not answer, the other owners here are
-asked to look into their logs for its records.
+not, or says that it is without its claim (it has forwarded the operation to one of them). While somebody who was tried does
+not answer, the other owners here are asked to look into their logs for its records.
 
 Invariants: before anybody is asked the operation is held here for this retry alone, so a first try that comes late is refused,
 and of two retries at most one applies it: who is asked by the other gives up its own right.
@@ -22,7 +22,7 @@ from typing import Final
 
 from geokv.core.cell import lww_version
 from geokv.core.limits import RETRIES_MAX, RETRY_WINDOW_MS
-from geokv.core.quorum import Consistency, needed
+from geokv.core.quorum import Consistency
 from geokv.core.record import Record, decode_records
 from geokv.core.ring import key_hash
 from geokv.errors import InvalidRequest, RecordError
@@ -30,7 +30,7 @@ from geokv.protocol.context import Context
 from geokv.protocol.forward import cut
 from geokv.protocol.intake import Intake
 from geokv.protocol.messages import OperationsAsk, OperationsTold
-from geokv.protocol.operation_ids import EVERYWHERE, FOUND, NEVER, OTHER, UNSURE, Finding
+from geokv.protocol.operation_ids import EVERYWHERE, FOUND, HANDED_ON, NEVER, OTHER, UNSURE, Finding
 from geokv.protocol.placement import Placement
 from geokv.protocol.replication import Part, Replication
 from geokv.protocol.requests import ANYBODY, Detail, Outcome, WriteBatch, WriteReply
@@ -153,7 +153,7 @@ class Retries:
             self._refuse(batch, respond, Outcome.INVALID, "a retry names the id of each of its operations, each once")
             return
         try:
-            w = needed(batch.level or table.definition.write_level, batch.w, table.placement.replicas)
+            w = table.write_needs(batch.level, batch.w)
         except InvalidRequest as error:
             self._refuse(batch, respond, Outcome.INVALID, error.message)
             return
@@ -202,13 +202,25 @@ class Retries:
                 required |= {node for dc in dcs for node in owners.get(dc, ())}
             elif any(name in nodes for nodes in owners.values()):
                 required.add(name)
-            elif name in self._context.peers:
-                required |= owners[self._context.peers[name].dc]
-            elif name == self._context.node:
-                required |= owners[self._context.dc]
             else:
-                required.add(name)  # nobody can answer for it
+                required |= self._owners_beside(name, partition) or {name}  # of a stranger: nobody can answer for it
         return required
+
+    def _owners_beside(self, name: str, partition: int) -> set[str]:
+        """The owners of a partition to whom a node hands on what it does not coordinate: those of its datacenter."""
+        peers = self._context.peers
+        dc = self._context.dc if name == self._context.node else peers[name].dc if name in peers else ""
+        by_dc = self._placement.by_dc
+        return set(by_dc[dc][partition]) if dc in by_dc else set()
+
+    def _is_fresh(self, retry: _Retry, item: _Item, node: str, is_handed_on: bool) -> bool:
+        """Whether all who must have said now that they never will apply it: also those whom that node may have handed it to."""
+        item.answered.add(node)
+        others = self._owners_beside(node, item.partition) if is_handed_on else set()
+        if not others <= item.required:
+            item.required = item.required | others
+            retry.again_us = self._context.now_us  # they are asked soon
+        return item.required <= item.answered
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -306,9 +318,8 @@ class Retries:
             elif finding.state == EVERYWHERE:
                 self._context.note("retry.found")
                 self._put_done(retry, item, finding.version, b"", retry.table.placement.replicas)
-            elif finding.state == NEVER:
-                item.answered.add(node)
-                if item.required <= item.answered:
+            elif finding.state in (NEVER, HANDED_ON):
+                if self._is_fresh(retry, item, node, finding.state == HANDED_ON):
                     fresh.append(item)
             else:
                 retry.reasons[node] = finding.reason or "it cannot say"

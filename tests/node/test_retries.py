@@ -17,7 +17,9 @@ from geokv.protocol.messages import CloseFill, Forward, OperationsAsk, Operation
 from geokv.protocol.requests import Outcome, WriteBatch, WriteReply
 from tests.node.harness import MS, SECOND, Cluster
 from tests.node.test_forwarding import foreign_keys
+from tests.node.test_quarantine import TINY, flip
 from tests.node.test_updates import cluster_with, numbered
+from tests.node.test_upkeep import flushed
 
 ONE = bytes(15) + b"\x01"
 TWO = bytes(15) + b"\x02"
@@ -383,3 +385,96 @@ def test_what_becomes_too_late_while_it_waits_is_not_numbered() -> None:
     assert cluster.reply("dc1-1", call).outcomes == [Outcome.DEADLINE, Outcome.APPLIED]
     packed = cluster.get("dc1-2", b"k", namespace="set_aw").values[0]
     assert packed is not None and set(decode_value("set_aw", packed)) == {b"a"}
+
+
+def test_who_has_handed_an_operation_on_without_its_claim_does_not_answer_for_it_alone() -> None:
+    """An owner whose table is in quarantine forwards; the retry asks those who may have got it, and applies nothing twice."""
+    cluster = Cluster()
+    for name in cluster.names:
+        cluster.disks[name].options = TINY
+    cluster.start().serving()
+    cluster.admin("dc1-1", "namespace_create", name="counter_pn", policy="counter_pn")
+    cluster.run_until(lambda: all(node.assembly.table_named("counter_pn") for node in cluster.nodes.values()))
+    keys = [b"key-%d" % number for number in range(40)]
+    for key in keys:
+        assert answer(cluster, "dc1-1", increment(key, key.ljust(16))).outcomes == [Outcome.APPLIED]
+    flushed(cluster, "dc1-1")
+    flip(cluster, "dc1-1")
+    for key in keys:
+        cluster.get("dc1-1", key, Consistency.ONE, namespace="counter_pn")
+    cluster.run_until(lambda: bool(cluster.engines["dc1-1"].quarantined())).run(40 * SECOND)
+    cluster.is_dropped = lambda sender, receiver, message: type(message).__name__ == "Forwarded"
+    cluster.sent.clear()
+    cluster.ask("dc1-1", increment(keys[3]))
+    cluster.run(200 * MS)
+    (to,) = [receiver for _, receiver, message in cluster.sent if isinstance(message, Forward)]
+    cluster.is_dropped = lambda sender, receiver, message: False
+    other = "dc1-3" if to == "dc1-2" else "dc1-2"
+    assert answer(cluster, other, retry("dc1-1", key=keys[3])).outcomes == [Outcome.APPLIED]
+    assert [count(cluster, node, keys[3]) for node in (to, other)] == [10, 10]
+    assert answer(cluster, other, retry("dc1-1", key=keys[3], name=TWO)).outcomes == [Outcome.APPLIED]
+    assert count(cluster, to, keys[3]) == 15
+
+
+def test_what_was_lost_but_counts_in_a_later_total_is_not_counted_again() -> None:
+    """The record of the first try is void, the next one's totals contain it: a retry does nothing."""
+    cluster = counters()
+    cluster.slow_disks.add("dc1-1")
+    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate)
+    cluster.ask("dc1-1", increment())
+    cluster.settle()
+    cluster.is_dropped = lambda sender, receiver, message: False
+    cluster.ask("dc1-1", increment(name=TWO))
+    cluster.settle()
+    cluster.crash("dc1-1")
+    cluster.slow_disks.clear()
+    cluster.start("dc1-1")
+    cluster.run_until(lambda: cluster.is_serving("dc1-1")).run(5 * SECOND)
+    assert count(cluster, "dc1-2") == 10
+    reply = answer(cluster, "dc1-2", retry("dc1-1", timeout_ms=1000))
+    assert reply.outcomes == [Outcome.AMBIGUOUS] and "contain what it counted" in reply.details[0].message
+    assert answer(cluster, "dc1-2", retry("dc1-1", name=TWO)).outcomes == [Outcome.APPLIED]
+    assert [count(cluster, node) for node in cluster.names] == [10] * 3
+
+
+def test_a_decrement_of_rights_that_is_found_is_brought_to_a_quorum_whatever_was_asked() -> None:
+    """At ONE too: with it on one disk alone the next run of its origin could sell the same right again."""
+    cluster = cluster_with("counter_bounded").run(40 * SECOND)
+
+    def sale(name: bytes, operation: str, **options: Any) -> WriteBatch:
+        packed = encode_operation(Operation(operation, (5,)))
+        return WriteBatch("counter_bounded", [b"k"], [packed], Consistency.ONE, has_updates=True, operations=[name], **options)
+
+    assert answer(cluster, "dc1-1", sale(bytes(16), "increment")).outcomes == [Outcome.APPLIED]
+    cluster.slow_disks.add("dc1-1")
+    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == "dc1-3"
+    cluster.ask("dc1-1", sale(ONE, "decrement"))
+    cluster.settle()
+    cluster.crash("dc1-1")
+    again = sale(ONE, "decrement", tried=("dc1-1",), first_try_ms=100, timeout_ms=1000)
+    short = answer(cluster, "dc1-2", again)
+    assert short.outcomes == [Outcome.PARTIAL] and short.details[0].replicas == ("dc1-2",)
+    cluster.is_dropped = lambda sender, receiver, message: False
+    assert answer(cluster, "dc1-2", again).replicas == [2]
+
+
+def test_a_put_under_way_is_not_stamped_above_what_followed_its_retry() -> None:
+    """It hears of a newer version only after the retry was answered and the client has put again: that one stands."""
+    cluster = Cluster().start().serving().run(40 * SECOND)
+    cluster.slow_disks.add("dc1-1")
+    cluster.is_held = lambda sender, receiver, message: (
+        receiver == "dc1-3" and isinstance(message, Replicate) and sender == "dc1-1"
+    )
+    first = cluster.write("dc1-1", {b"k": b"old"}, operations=[ONE])
+    cluster.settle()
+    cluster.cut("dc1-1", "dc1-2")
+    assert cluster.put("dc1-2", b"k", b"old", operations=[ONE], tried=("dc1-1",), first_try_ms=200).outcomes == [
+        Outcome.APPLIED
+    ]
+    assert cluster.put("dc1-2", b"k", b"new").outcomes == [Outcome.APPLIED]
+    cluster.heal()
+    cluster.release()
+    cluster.slow_disks.clear()
+    cluster.run(5 * SECOND)
+    assert cluster.reply("dc1-1", first).outcomes == [Outcome.SUPERSEDED]
+    assert [cluster.get(node, b"k").values for node in cluster.names] == [[b"new"]] * 3

@@ -26,6 +26,8 @@ class CellType(ABC):
     """Whether concurrent updates can meet so that a rule hides one of them, or several are shown: what the journal notes."""
     leaves_traces: ClassVar[bool] = False
     """Whether an item may outlive all that it hid, or shows for a time only: what a sweep takes."""
+    has_totals: ClassVar[bool] = False
+    """Whether an update carries what its origin did before it, too: then what was in a record that was lost may count."""
     takes_unseen: ClassVar[bool] = False
     """Whether an operation takes what its context names and the coordinator has not got yet: only where what is taken need not
     be known, because the operation replaces all that was seen."""

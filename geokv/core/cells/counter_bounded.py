@@ -69,6 +69,7 @@ class CounterBounded(CellType):
     name = "counter_bounded"
     tag = 16
     is_deletable = False
+    has_totals = True
     signature: ClassVar[Signature] = {
         "increment": (is_amount,),
         "decrement": (is_amount,),

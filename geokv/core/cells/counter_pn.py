@@ -33,6 +33,7 @@ class CounterPn(CellType):
 
     name = "counter_pn"
     tag = 10
+    has_totals = True
     signature: ClassVar[Signature] = {"increment": (is_amount,), "decrement": (is_amount,), "reset": (), DELETE: ()}
 
     def apply(self, view: View, operation: Operation, draft: Draft) -> None:

@@ -29,6 +29,7 @@ class MapRr(CellType):
     tag = 15
     is_contested = True
     leaves_traces = True
+    has_totals = True
     signature: ClassVar[Signature] = {"remove": (is_element,), DELETE: ()}
 
     def __init__(self, fields: Mapping[str, CellType]) -> None:
