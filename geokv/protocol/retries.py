@@ -395,9 +395,7 @@ class Retries:
         completion.is_taking = True
         taken = self._intake.take(completion.raw, here, may_be_early=True)
         if taken.forgotten and not taken.present:
-            for item, record in zip(completion.items, completion.records, strict=True):
-                self._settle_one(retry, item, record, retry.table.placement.replicas, is_everywhere=True)
-            retry.completions.remove(completion)
+            self._settle(retry, completion, is_everywhere=True)
             self._finish_if_complete(retry)
             return
         if len(taken.present) < len(completion.records):
@@ -431,15 +429,18 @@ class Retries:
         dcs = len(retry.table.definition.dcs)
         return dcs if level is Consistency.EACH_QUORUM else min(retry.batch.replicated_to, dcs)
 
-    def _settle(self, retry: _Retry, completion: _Completion) -> None:
+    def _settle(self, retry: _Retry, completion: _Completion, is_everywhere: bool = False) -> None:
+        if completion not in retry.completions:
+            return  # once it was known to be everywhere the level was met, too
         part = completion.part
-        assert part is not None
         retry.completions.remove(completion)
-        self._replication.release(part)
+        if part is not None:
+            self._replication.release(part)
+        replicas = retry.table.placement.replicas if is_everywhere or part is None else part.replicas
         for item, record in zip(completion.items, completion.records, strict=True):
-            self._settle_one(retry, item, record, part.replicas)
+            self._settle_one(retry, item, record, replicas, is_everywhere)
 
-    def _settle_one(self, retry: _Retry, item: _Item, record: Record, replicas: int, is_everywhere: bool = False) -> None:
+    def _settle_one(self, retry: _Retry, item: _Item, record: Record, replicas: int, is_everywhere: bool) -> None:
         kind = retry.table.policy.kind
         dcs = len(retry.table.definition.dcs) if is_everywhere else self._dcs(record)
         if kind is None:

@@ -13,7 +13,16 @@ from geokv.core.quorum import Consistency
 from geokv.core.ring import key_hash
 from geokv.protocol import operation_ids
 from geokv.protocol.effects import Asked
-from geokv.protocol.messages import CloseFill, Forward, OperationsAsk, OperationsTold, Replicate
+from geokv.protocol.messages import (
+    CellsPage,
+    CloseFill,
+    FeedBatch,
+    Forward,
+    OperationsAsk,
+    OperationsTold,
+    RecordsWanted,
+    Replicate,
+)
 from geokv.protocol.requests import Outcome, WriteBatch, WriteReply
 from tests.node.harness import MS, SECOND, Cluster
 from tests.node.test_forwarding import foreign_keys
@@ -478,3 +487,24 @@ def test_a_put_under_way_is_not_stamped_above_what_followed_its_retry() -> None:
     cluster.run(5 * SECOND)
     assert cluster.reply("dc1-1", first).outcomes == [Outcome.SUPERSEDED]
     assert [cluster.get(node, b"k").values for node in cluster.names] == [[b"new"]] * 3
+
+
+def test_what_is_closed_and_forgotten_while_a_retry_waits_for_it_is_answered_once() -> None:
+    """What was found is refused here, because it is being closed; by the next look every replica has had it."""
+    cluster = counters()
+    cluster.slow_disks.add("dc1-1")
+    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == "dc1-2"
+    cluster.ask("dc1-1", increment())
+    cluster.settle()
+    cluster.crash("dc1-1")
+    cluster.slow_disks.clear()
+    cluster.is_dropped = lambda sender, receiver, message: False
+    cluster.is_held = lambda sender, receiver, message: isinstance(message, CloseFill | RecordsWanted | FeedBatch | CellsPage)
+    cluster.start("dc1-1").run(SECOND)
+    call = cluster.ask("dc1-2", retry("dc1-1", level=Consistency.ONE))
+    cluster.run(300 * MS)
+    assert cluster.reply("dc1-2", call) is None and cluster.nodes["dc1-2"].context.promised
+    cluster.release()
+    cluster.run_until(lambda: cluster.reply("dc1-2", call) is not None)
+    assert cluster.reply("dc1-2", call).outcomes == [Outcome.APPLIED]
+    assert [count(cluster, node) for node in cluster.names] == [5] * 3
