@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from geokv.core.hlc import hlc_from_ms, hlc_ms
-from geokv.core.origin import Origin, unpack_origin
+from geokv.core.hlc import hlc_from_ms
+from geokv.core.origin import Origin
 from geokv.core.record import CELL, CONTROL, DELTA, Record, decode_records
 from geokv.errors import CorruptLog, RecordError, StorageError
 from geokv.protocol import claims, control
@@ -177,6 +177,8 @@ class _Restoring:
             if record.kind == DELTA:
                 self._delta(record, segment, offset, last, is_new)
             elif record.kind == CONTROL:
+                if record.key == control.BOUND:
+                    self._reaches(control.control_body(record)[0])
                 if is_new:
                     body = self._bodies.get(record.key)
                     if body is None:
@@ -189,9 +191,6 @@ class _Restoring:
     def _delta(self, record: Record, segment: int, offset: int, last: dict[Any, int], is_new: bool) -> None:
         table = self._table(record.namespace)
         self._hlc_max = max(self._hlc_max, record.hlc)
-        names = self._context.operation_ids
-        if names.log_since_ms == NOWHERE_MS and unpack_origin(record.origin).node == self._context.node:
-            names.log_since_ms = hlc_ms(record.hlc)
         if table is None:
             return  # its namespace was deleted
         if record.partition not in self._context.closed.get(record.origin, ()):
@@ -203,6 +202,13 @@ class _Restoring:
         if is_new:
             self._recovered.deltas += 1
             self._merge(record)
+
+    def _reaches(self, bound_ms: int) -> None:
+        """What this node numbered before the first bound that its log still holds was stamped below it. The records themselves
+        do not tell: a closing brings late what an earlier run has lost, behind what was numbered since."""
+        names = self._context.operation_ids
+        if names.log_since_ms == NOWHERE_MS:
+            names.log_since_ms = bound_ms
 
     def _merge(self, record: Record) -> None:
         table = self._context.tables.get(record.namespace)

@@ -508,3 +508,40 @@ def test_what_is_closed_and_forgotten_while_a_retry_waits_for_it_is_answered_onc
     cluster.run_until(lambda: cluster.reply("dc1-2", call) is not None)
     assert cluster.reply("dc1-2", call).outcomes == [Outcome.APPLIED]
     assert [count(cluster, node) for node in cluster.names] == [5] * 3
+
+
+def test_how_far_the_log_reaches_is_not_told_by_what_a_closing_brought_late() -> None:
+    """Its oldest record came back long after; what was numbered in between is gone from it, and is found with a co-owner."""
+    cluster = Cluster(partitions=1)
+    for name in cluster.names:
+        cluster.disks[name].segment_bytes = 16_000
+    cluster.start().serving()
+    cluster.admin("dc1-1", "namespace_create", name="counter_pn", policy="counter_pn")
+    cluster.run_until(lambda: all(node.assembly.table_named("counter_pn") for node in cluster.nodes.values()))
+    cluster.slow_disks.add("dc1-1")
+    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == "dc1-2"
+    cluster.ask("dc1-1", increment(b"late", TWO))
+    cluster.settle()
+    cluster.crash("dc1-1")
+    cluster.crash("dc1-3")  # who alone has it
+    cluster.slow_disks.clear()
+    cluster.is_dropped = lambda sender, receiver, message: False
+    cluster.start("dc1-1").run_until(lambda: cluster.is_serving("dc1-1")).run(50 * SECOND)
+    began_us = cluster.now_us
+    first = answer(cluster, "dc1-1", increment())
+    while cluster.disks["dc1-1"]._segment == 1:
+        assert answer(cluster, "dc1-2", increment(b"many", cluster.now_us.to_bytes(16, "big"))).outcomes == [Outcome.APPLIED]
+    cluster.start("dc1-3").run(8 * SECOND)
+    for name in cluster.names:
+        flushed(cluster, name)
+    cluster.run(3 * SECOND)
+    assert cluster.trimmed["dc1-1"] == 2
+    for _ in range(2):
+        cluster.restart("dc1-1")
+        cluster.run_until(lambda: cluster.is_serving("dc1-1")).run(3 * SECOND)
+        flushed(cluster, "dc1-1")
+    age_ms = (cluster.now_us - began_us) // 1000 + 10
+    reply = answer(cluster, "dc1-2", retry("dc1-1", first_try_ms=age_ms))
+    assert reply.outcomes == [Outcome.APPLIED] and reply.versions == first.versions
+    assert "does not reach back" in cluster.messages(OperationsTold, "dc1-1")[0].reason
+    assert count(cluster, "dc1-3") == 5
