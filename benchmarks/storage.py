@@ -2,8 +2,8 @@
 
 16-byte keys and 256-byte values, in batches that are synced before they count. Each store has a process of its own and fresh
 files on a real disk; they take turns. 1,000,000 pairs are loaded in random order, compaction included; then come
-overwrites, gets in and out of the caches, absent keys, scans and a restart. What is not installed (the extra
-`stores`) is skipped by name. Last, geokv with encryption at rest beside geokv without, by turns in one process.
+overwrites, gets in and out of the caches, absent keys, scans and a restart. What is not installed is skipped by name
+(RocksDB is the extra `rocksdb`). Last, geokv with encryption at rest beside geokv without, by turns in one process.
 
 Exits 1 when a store that is installed failed, 2 for arguments that make no sense.
 """
@@ -263,7 +263,7 @@ def main() -> int:
         there = [name for name in STORES if importlib.util.find_spec(NEEDS[name]) is not None]
         for name in STORES:
             if name not in there:
-                print(f"{name} is skipped: {NEEDS[name]} is not installed (pip install 'geokv[stores]')")
+                print(f"{name} is skipped: {NEEDS[name]} is not installed (pip install 'geokv[rocksdb]')")
         found = run(there, directory, asked.pairs)
     except BenchmarkError as error:
         print(f"benchmarks.storage: {error}", file=sys.stderr)
