@@ -49,10 +49,18 @@ _SNAPSHOT_S_MAX: Final = TIMEOUT_MS_MAX / 1000
 class Moved:
     """What making it took: files and bytes that came over the network, and those that were there already."""
 
-    fetched_files: int
-    fetched_bytes: int
-    shared_files: int
-    shared_bytes: int
+    fetched_files: int = 0
+    fetched_bytes: int = 0
+    shared_files: int = 0
+    shared_bytes: int = 0
+
+    def __add__(self, other: Moved) -> Moved:
+        return Moved(
+            self.fetched_files + other.fetched_files,
+            self.fetched_bytes + other.fetched_bytes,
+            self.shared_files + other.shared_files,
+            self.shared_bytes + other.shared_bytes,
+        )
 
 
 def create(
@@ -87,9 +95,7 @@ def create(
             snapshots = _all_of(asked, "snapshot_create")
             pull = _Pull(partial, ring.cluster, generation, name, report, ring_of_keys)
             with ThreadPoolExecutor(NODES_AT_ONCE) as pool:
-                files = dict(
-                    zip(wanted, pool.map(lambda one: pull.node(one, wanted[one], snapshots[one]), wanted), strict=True)
-                )
+                pulled = list(pool.map(lambda one: pull.node(one, wanted[one], snapshots[one]), wanted))
         finally:
             ask_all(wanted, "snapshot_remove", {"name": name})
         backup = Backup(
@@ -105,10 +111,10 @@ def create(
             replicas=dict(ring.replicas),
             members=_members(ring),
             namespaces=namespaces,
-            files=files,
+            files={node: files for node, (files, _) in zip(wanted, pulled, strict=True)},
         )
         partial.publish(backup)
-    return backup, pull.moved
+    return backup, sum((moved for _, moved in pulled), Moved())
 
 
 def _members(ring: RingSeen) -> tuple[RingMember, ...]:
@@ -144,10 +150,9 @@ class _Pull:
         self._place = cluster, generation
         self._snapshot = snapshot
         self._report = report
-        self.moved = Moved(0, 0, 0, 0)
 
-    def node(self, node: str, address: str, listed: Mapping[str, Any]) -> tuple[BackupFile, ...]:
-        """All files of one node, in their places and checked."""
+    def node(self, node: str, address: str, listed: Mapping[str, Any]) -> tuple[tuple[BackupFile, ...], Moved]:
+        """All files of one node, in their places and checked, and what that took."""
         folder = self._partial.folder / node
         for part in ("lsm", "log"):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -167,15 +172,9 @@ class _Pull:
         self._partial.keep_only_of(node, files)
         self._check(node, folder, shared)
         held, fetched = sum(f.used for f in files if f.path in shared), sum(f.used for f in files if f.path not in shared)
-        self._report(f"{node}: {len(files) - len(shared)} files fetched ({fetched} bytes), {len(shared)} shared ({held} bytes)")
-        before = self.moved
-        self.moved = Moved(
-            before.fetched_files + len(files) - len(shared),
-            before.fetched_bytes + fetched,
-            before.shared_files + len(shared),
-            before.shared_bytes + held,
-        )
-        return tuple(files)
+        moved = Moved(len(files) - len(shared), fetched, len(shared), held)
+        self._report(f"{node}: {moved.fetched_files} files fetched ({fetched} bytes), {len(shared)} shared ({held} bytes)")
+        return tuple(files), moved
 
     def _shared(self, node: str, file: BackupFile, folder: Path) -> str:
         """Use what the repository has; its SHA-256, empty where it has none."""
