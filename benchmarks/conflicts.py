@@ -133,9 +133,7 @@ async def writes_per_s(call: Call, keys: int, callers: int, seconds: float) -> f
     return counted / took
 
 
-async def measure_writes(
-    addresses: list[str], keys: int, callers: int, rounds: int, seconds: float
-) -> dict[str, list[float]]:
+async def measure_writes(addresses: list[str], keys: int, callers: int, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Writes a second per kind and round."""
     rng = random.Random(3)
     async with AsyncClient(addresses, timeout=20) as kv:
