@@ -28,6 +28,7 @@ COMMANDS = {
     "explain": Lazy("geokv.cli.conflicts", "explain", "Tell what concurrent writes did to a key."),
     "conflicts": Lazy("geokv.cli.conflicts", "conflicts", "Show the conflicts that were noted, and bring losers back."),
     "gc": Lazy("geokv.cli.gc", "gc", "Show what waits to be collected, and who holds it up."),
+    "rights": Lazy("geokv.cli.rights", "rights", "Move the rights of bounded counters away from what leaves."),
     "namespace": Lazy("geokv.cli.namespace", "namespace", "Create, list, show, alter and delete namespaces."),
     "status": Lazy("geokv.cli.status", "status", "Show the nodes, the ring and the lag between datacenters."),
     "storage": Lazy("geokv.cli.storage", "storage", "Verify, inspect, compact a stopped node's folder; pace a running node's."),

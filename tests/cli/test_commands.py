@@ -400,6 +400,17 @@ def test_siblings_are_shown_and_replaced_with_their_context(geokv: Run) -> None:
     assert geokv("put", "documents", "k", "D", "--context", "no base64!").returncode == USAGE
 
 
+def test_a_node_gives_its_rights_away_and_says_what_is_left(geokv: Run, cluster: Cluster) -> None:
+    """Of one node there is nobody to give to: it says so, and has what it had."""
+    geokv("namespace", "create", "tickets", "--policy", "counter_bounded", "--exist-ok")
+    geokv("update", "tickets", "last", "increment", "3")
+    drained = geokv("rights", "drain", "--address", cluster.address, "--json")
+    (told,) = json.loads(drained.stdout)["nodes"]
+    assert drained.returncode == EXPECTATION_FAILED and (told["is_done"], told["rights"], told["left"]) == (True, 0, 3)
+    assert json.loads(geokv("get", "tickets", "last", "--json").stdout)["value"] == 3
+    assert geokv("rights", "drain").returncode == USAGE
+
+
 def test_explain_and_conflicts_tell_what_met(geokv: Run) -> None:
     """In words and as JSON; a loser is written again with the context of what is there."""
     geokv("namespace", "create", "torn", "--policy", "siblings")
