@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from geokv.core.topology import Datacenter, NodeSpec, Topology, render_topology
 from geokv.errors import GeokvError, LabError
-from geokv.lab.ask import ask
+from geokv.lab.ask import ask, why_not_serving
 from geokv.lab.ports import HOST, Ports
 from geokv.lab.process import NodeProcess, ParentPipe, stop_all, wait_ready
 
@@ -200,9 +200,9 @@ class Cluster:
     def _why_not_serving(self, node: NodeProcess) -> str:
         node.is_ready()  # raises where it has ended
         try:
-            return str(ask(self.address_of(node.name), "status", timeout_s=2.0)["refusing"])
+            return why_not_serving(ask(self.address_of(node.name), "status", timeout_s=2.0))
         except GeokvError as error:
-            return str(error) or type(error).__name__
+            return why_not_serving(error)
 
     def _log_tails(self) -> None:
         for name, node in self._nodes.items():

@@ -137,6 +137,14 @@ def ask_all(
         return dict(zip(addresses, pool.map(one, addresses.values()), strict=True))
 
 
+def why_not_serving(status: Mapping[str, object] | GeokvError) -> str:
+    """Why a node that has been started does not do all that clients ask yet; empty where it does."""
+    if isinstance(status, GeokvError):
+        return str(status) or type(status).__name__
+    # A new disk serves before it takes part in agreements, and creates no namespace until then.
+    return str(status["refusing"]) or ("" if status["takes_part_in_agreements"] else "it takes no part in agreements yet")
+
+
 def ring_from(addresses: Iterable[str], viewpoint: str = "", timeout_s: float = TIMEOUT_S) -> kv.RingSeen:
     """The ring, from the first of these addresses that answers. Raises Unavailable with what each said."""
     failures: list[str] = []

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from geokv.core.topology import OUTSIDE, Topology, clients_of, parse_topology, render_topology
-from geokv.errors import ConfigurationError, GeokvError, LabError
-from geokv.lab.ask import ask_all
+from geokv.errors import ConfigurationError, LabError
+from geokv.lab.ask import ask_all, why_not_serving
 from geokv.lab.ports import HOST, Ports
 from geokv.lab.process import NodeProcess, ParentPipe, stop_all, wait_ready
 from geokv.lab.state import LabDirectory, LabState
@@ -142,7 +142,7 @@ class Lab:
         waiting = self.addresses(OUTSIDE)
         while waiting:
             found = ask_all(waiting, "status", timeout_s=2.0)
-            reasons = {name: _why_not(said) for name, said in found.items()}
+            reasons = {name: why_not_serving(said) for name, said in found.items()}
             waiting = {name: address for name, address in waiting.items() if reasons[name]}
             for name in waiting:
                 self.nodes[name].is_ready()  # raises where it has ended
@@ -151,12 +151,6 @@ class Lab:
                 raise LabError(f"node {name} does not serve after {SERVING_S_MAX:g} s: {reasons[name]}")
             if waiting:
                 time.sleep(0.05)
-
-
-def _why_not(said: Mapping[str, object] | GeokvError) -> str:
-    if isinstance(said, GeokvError):
-        return str(said) or type(said).__name__
-    return str(said["refusing"])
 
 
 def _port_of(address: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from geokv.errors import LabError
+from geokv.lab.ask import why_not_serving
 from geokv.testing import Cluster
 
 pytestmark = pytest.mark.timeout(120)  # each starts real processes: a second or two when the machine is idle
@@ -68,3 +69,11 @@ def test_a_cluster_has_at_least_one_node() -> None:
     """Zero nodes are refused before anything starts."""
     with pytest.raises(LabError, match="at least one"):
         Cluster(nodes=0)
+
+
+def test_a_node_is_waited_for_until_it_takes_part_in_agreements() -> None:
+    """On a new disk it serves a moment earlier, and would refuse to create a namespace."""
+    assert why_not_serving({"refusing": "", "takes_part_in_agreements": True}) == ""
+    assert "agreements" in why_not_serving({"refusing": "", "takes_part_in_agreements": False})
+    assert why_not_serving({"refusing": "its disk is full", "takes_part_in_agreements": True}) == "its disk is full"
+    assert why_not_serving(LabError("it has ended")) == "it has ended"
