@@ -128,13 +128,17 @@ def verify(directory: Path, as_json: bool, key_file: Path | None, key_command: s
     return exits.DONE if is_clean else exits.EXPECTATION_FAILED
 
 
+def _is_in_backup(folder: Path) -> bool:
+    return (folder.parent / "backup.json").exists()
+
+
 def _claim_damage(disk: Disk, folder: Path) -> list[Damage]:
     """What is wrong with the file that says whose folder this is; in a backup there is none."""
     from geokv.server.identity import FILE, demand_whole
     from geokv.storage.wal_verify import Damage
 
     try:
-        if not (folder.parent / "backup.json").exists():
+        if not _is_in_backup(folder):
             demand_whole(disk)
     except StorageError as error:
         return [Damage(FILE, 0, str(error))]
@@ -260,6 +264,10 @@ def compact(
 
     ring = read_ring(key_file, key_command)
     for folder in offline.node_folders(directory):
+        if _is_in_backup(folder):
+            raise ConfigurationError(
+                f"{folder} stands in a backup, which must not change: restore it, and compact what comes of it"
+            )
         with offline.locked(folder, ring) as disk:
             count = offline.compact(disk)
         click.echo(f"{folder}: {count} namespaces compacted")

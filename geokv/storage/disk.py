@@ -25,6 +25,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -151,6 +152,8 @@ class RealDisk:
         with self._lock:
             self._handles.clear()
             if self._root_lock >= 0:
+                with suppress(OSError):
+                    os.ftruncate(self._root_lock, 0)  # nobody's now: who only looked has left nothing
                 os.close(self._root_lock)
                 self._root_lock = -1
 

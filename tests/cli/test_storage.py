@@ -151,6 +151,22 @@ def test_a_cell_of_any_policy_is_shown_for_people(tmp_path: Path, capsys: pytest
     }
 
 
+def test_looking_changes_no_byte(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`verify`, `inspect` and `dump` leave every file as it was; and `compact` keeps off a folder that stands in a backup."""
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = content()
+    for command in ("verify", "inspect", "dump"):
+        assert main(["storage", command, str(folder)]) == exits.DONE
+    (folder / "backup.json").write_text("{}")
+    assert main(["storage", "compact", str(folder)]) == exits.USAGE
+    assert "stands in a backup" in capsys.readouterr().err
+    (folder / "backup.json").unlink()
+    assert content() == before
+
+
 def test_whose_folder_it_is_is_verified_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A flipped bit in the file CLUSTER, or none there: exit code 1, and the file is named."""
     file = folder / "node-1" / "CLUSTER"
