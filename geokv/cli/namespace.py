@@ -16,7 +16,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="One JSON document.
 
 CACHE_NOTE = (
     "engine memory: a cache. The least recently used keys are evicted, and a restarted node begins empty; what is promised of"
-    " acknowledged writes, convergence, deletes and counters does not hold here"
+    " acknowledged writes, convergence, deletes and counters does not hold here. It takes policy lww only; its replicas are not"
+    " compared with each other, and it neither holds up nor proves that anything is stable"
 )
 
 
