@@ -7,22 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geokv.core.cells.changed import COMPATIBLE
+from tests.conftest import Samples
 from tests.core.cells.changed_harness import play
 from tests.core.cells.harness import tape_of_seed
 
-SEEDS = 120
 PAIRS = [(old, new) for old, news in COMPATIBLE.items() for new in news]
 
 
 @pytest.mark.parametrize(("old", "new"), PAIRS)
-def test_histories_with_a_change_in_the_middle_are_as_specified(old: str, new: str) -> None:
+def test_histories_with_a_change_in_the_middle_are_as_specified(old: str, new: str, samples: Samples) -> None:
     """Every replica shows at any time what the specification says of the old and the new half; all become equal."""
     heard = waited = 0
-    for seed in range(SEEDS):
+    seeds = samples.of(test=40, check=120, soak=2000)
+    for seed in range(seeds):
         world = play(old, new, tape_of_seed(seed))
         heard += world.heard
         waited += world.waited
-    assert heard > SEEDS and waited > SEEDS // 3, "the tapes do not reach the change"
+    assert heard > seeds and waited > seeds // 3, "the tapes do not reach the change"
 
 
 @pytest.mark.parametrize(("old", "new"), PAIRS)
