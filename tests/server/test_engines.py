@@ -20,16 +20,16 @@ ENGINES = ["lsm", "lmdb", *(["rocksdb"] if find_spec("rocksdict") else [])]
 
 
 def value(number: int) -> bytes:
-    return b"%d " % number * 100
+    return b"%d " % number * 200
 
 
 async def put_all(cluster: Cluster, numbers: range) -> None:
-    """The same to a namespace of each engine; a number beyond 2000 overwrites."""
+    """The same to a namespace of each engine; a number beyond 1000 overwrites."""
     async with cluster.async_client() as kv:
         spaces = [kv.namespace(engine) for engine in ENGINES]
         for start in range(numbers.start, numbers.stop, 128):
             some = range(start, min(start + 128, numbers.stop))
-            await asyncio.gather(*[space.put(b"key-%d" % (at % 2000), value(at)) for at in some for space in spaces])
+            await asyncio.gather(*[space.put(b"key-%d" % (at % 1000), value(at)) for at in some for space in spaces])
 
 
 async def get_all(cluster: Cluster, engine: str, count: int) -> list[bytes | None]:
@@ -64,11 +64,11 @@ def test_every_engine_keeps_what_was_acknowledged_through_kills_and_restarts(tmp
     """
     with Cluster(nodes=3, directory=tmp_path, settings=SMALL) as cluster:
         create_all(cluster)
-        asyncio.run(put_all(cluster, range(2000)))
+        asyncio.run(put_all(cluster, range(1000)))
         until(lambda: status(cluster, "node-2")["flushes"] >= 1)
         assert status(cluster, "node-2")["trees"] == len(ENGINES)  # and the counters', and without the tables
         cluster.kill("node-2")
-        asyncio.run(put_all(cluster, range(2000, 3000)))
+        asyncio.run(put_all(cluster, range(1000, 1500)))
         cluster.restart("node-2")
         cluster.kill("node-3")
         cluster.restart("node-3")
@@ -76,9 +76,9 @@ def test_every_engine_keeps_what_was_acknowledged_through_kills_and_restarts(tmp
             for _ in range(20):
                 kv.counters("counts").increment("likes", 3)
             kv.namespace("lmdb").delete("key-1")
-        expected = [value(at + 2000 if at < 1000 else at) for at in range(2000)]
+        expected = [value(at + 1000 if at < 500 else at) for at in range(1000)]
         for engine in ENGINES:
-            found = asyncio.run(get_all(cluster, engine, 2000))
+            found = asyncio.run(get_all(cluster, engine, 1000))
             assert found[2:] == expected[2:] and (found[1] is None) == (engine == "lmdb")
             until(lambda engine=engine: len({json.dumps(one) for one in digests(cluster, engine)}) == 1)
         assert all(status(cluster, name)["failure"] == "" for name in cluster.names)
@@ -87,7 +87,7 @@ def test_every_engine_keeps_what_was_acknowledged_through_kills_and_restarts(tmp
         assert kv.counters("counts").get("likes").value == 60
         assert kv.namespace("lmdb").get("key-1").value is None
         for engine in ENGINES:
-            assert asyncio.run(get_all(cluster, engine, 2000))[2:] == expected[2:]
+            assert asyncio.run(get_all(cluster, engine, 1000))[2:] == expected[2:]
 
 
 @pytest.mark.timeout(120)

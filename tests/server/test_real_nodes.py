@@ -25,7 +25,7 @@ from tests.tally import Tally
 
 pytestmark = pytest.mark.timeout(150)  # each starts real processes: a second or two when the machine is idle
 
-WRITERS = 8
+WRITERS = 4
 MIB = 1 << 20
 
 

@@ -169,13 +169,13 @@ def an_heir_does_not_wait(node: Any, _: Table) -> None:
     node.assembly.rights.is_heir = lambda origin, partition: True
 
 
-def test_an_heir_that_does_not_wait_is_caught() -> None:
+def test_an_heir_that_does_not_wait_is_caught(samples: Samples) -> None:
     """Nodes lose power while their disks are slow: what co-owners have of the last run is news to the next; over a second."""
     none = dict.fromkeys(MENU, 0.0)
     strikes: dict[str, Any] = none | {"power_cut": 3.0, "power_cut_at_effect": 3.0, "slow_disk": 5.0}
     faults = FaultOptions(count=(30, 40), duration_us=(100_000, 800_000), **strikes)
     assert any("bound_kept" in failed("counter_bounded", an_heir_does_not_wait, [seed], faults) for seed in range(1, 13))
-    assert failed("counter_bounded", None, range(1, 7), faults) == set()
+    assert failed("counter_bounded", None, range(1, 1 + samples.of(test=2, check=6, soak=100)), faults) == set()
 
 
 class Hasty(Planted):
