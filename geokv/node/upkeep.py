@@ -219,7 +219,7 @@ class Upkeep:
             self._begun = self._engine.begin_flush(Position(*commit.position), self.meta())
             self._serving, self._wanted = self._wanted, []
         else:
-            return  # with a frame that is to come soon
+            return  # with a frame that is to come soon, or once all of this one is told
         self._begin("flush", self._begun)
 
     def _compact(self) -> None:

@@ -55,6 +55,7 @@ class Commit:
         self.flying: Group | None = None
         self._token = 0
         self._is_split = False
+        self._is_telling = False  # the callbacks of a frame that is synced are running
         self.log_sequence = log_sequence  # frames synced
         self.appended_bytes = 0
         self.frames = 0
@@ -199,13 +200,16 @@ class Commit:
         for table in group.tables.values():
             table.land()
         self.on_landed(group.entries)
+        self._is_telling = True
         for then in group.then:
             then()
+        self._is_telling = False
 
     @property
     def is_whole(self) -> bool:
-        """Whether every record that is synced has its cell in its table (a frame that was split has not yet)."""
-        return not self._is_split
+        """Whether every record that is synced has its cell in its table (a frame that was split has not yet), and every note
+        had its effect: what some of them do is done by the callbacks."""
+        return not (self._is_split or self._is_telling)
 
     @property
     def pending_bytes(self) -> int:

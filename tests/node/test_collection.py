@@ -10,6 +10,7 @@ from geokv.core.cell import decode_lww, encode_lww
 from geokv.core.quorum import Consistency
 from geokv.core.record import CELL, NO_OPERATION, encode_record
 from geokv.core.ring import partition_of
+from geokv.protocol import control
 from geokv.protocol.messages import CellsFetch, CellsPage, CellsRead, Replicate, StabilityAnswer, StabilityAsk
 from geokv.protocol.requests import ReadBatch
 from geokv.storage.lsm.collection import CollectionRule
@@ -250,6 +251,28 @@ def test_the_count_of_collections_survives_a_restart_with_and_without_a_flush() 
     for name in cluster.names:
         cluster.restart(name)
         assert cluster.nodes[name].context.tables[1].collections >= counts[name]
+
+
+def test_counts_that_move_with_one_frame_are_all_in_the_state_that_is_flushed_behind_it() -> None:
+    """Two namespaces are collected at once: the rule of the first wants a flush; it knows of the second one's count, too."""
+    cluster = _cluster()
+    cluster.admin("dc1-1", "namespace_create", name="second")
+    cluster.run_until(lambda: all(node.assembly.table_named("second") for node in cluster.nodes.values()))
+    node = cluster.nodes["dc1-3"]
+    for name in ("default", "second"):
+        cluster.put("dc1-1", b"k", None, Consistency.ALL, namespace=name)
+    cluster.slow_disks.add("dc1-3")
+    node.log_control(control.SEEN, {})  # the disk is busy while both are armed
+    cluster.run_until(lambda: [armed.is_arming for armed in node.collector._armed.values()] == [True, True])
+    while "dc1-3" in cluster.persisting:
+        cluster.sync("dc1-3")
+    cluster.run_until(lambda: node.upkeep.flushes > 0)
+    counts = {number: table.collections for number, table in node.context.tables.items()}
+    assert list(counts.values()) == [1, 1]
+    cluster.slow_disks.clear()
+    cluster.restart("dc1-3")
+    tables = cluster.nodes["dc1-3"].context.tables
+    assert {number: table.collections for number, table in tables.items()} == counts
 
 
 def test_answers_say_what_is_synced_and_nothing_else() -> None:
