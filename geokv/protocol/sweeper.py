@@ -24,7 +24,7 @@ from typing import Final
 from geokv.core.cells import codec
 from geokv.core.cells.context import Dot
 from geokv.core.cells.update import sweep
-from geokv.core.conflict import IsStable
+from geokv.core.conflict import IsStable, Policy
 from geokv.core.record import DELTA, NO_OPERATION, encode_record
 from geokv.core.ring import key_hash
 from geokv.errors import GeokvError
@@ -43,6 +43,7 @@ class _Walk:
     """A namespace on its way through. `found`: keys of this node's partitions that are still to be looked at."""
 
     table: Table
+    policy: Policy  # with another one, what is hidden may hide something again
     is_stable: Callable[[int], IsStable]
     clock_ms: int
     keys: Iterator[bytes] | None
@@ -67,7 +68,7 @@ class Sweeper:
             return
         if table.policy.earlier:
             return  # what may still hide items of another type is kept
-        self._walks[namespace] = _Walk(table, is_stable, clock_ms, table.cells.keys(), [])
+        self._walks[namespace] = _Walk(table, table.policy, is_stable, clock_ms, table.cells.keys(), [])
 
     def is_mine(self, table: Table, partition: int) -> bool:
         """Whether this node is the one that sweeps the partition."""
@@ -78,7 +79,7 @@ class Sweeper:
     def tick(self) -> None:
         """One step of each walk."""
         for namespace, walk in list(self._walks.items()):
-            if self._context.tables.get(namespace) is not walk.table or self._context.is_refusing:
+            if self._is_over(walk):
                 del self._walks[namespace]
             elif not walk.is_waiting:
                 try:
@@ -87,6 +88,13 @@ class Sweeper:
                     is_done = True  # what cannot be read is told by whoever needs it; the next rule tries again
                 if is_done:
                     del self._walks[namespace]
+
+    def _is_over(self, walk: _Walk) -> bool:
+        """Whether the namespace was deleted or its policy changed, or the node must not write."""
+        table, context = walk.table, self._context
+        return (
+            context.tables.get(table.definition.id) is not table or table.policy is not walk.policy or bool(context.is_refusing)
+        )
 
     def _step(self, walk: _Walk) -> bool:
         table = walk.table
@@ -107,7 +115,7 @@ class Sweeper:
 
         def loaded(error: str) -> None:
             walk.is_waiting = False
-            if not error and self._context.tables.get(table.definition.id) is table and not self._context.is_refusing:
+            if not error and not self._is_over(walk):
                 self._sweep(walk, some)
 
         self._context.loading.load(table.cells, missing, loaded)
@@ -123,12 +131,15 @@ class Sweeper:
         lost = context.claims.mine(namespace)
         for key in keys:
             partition = key_hash(key) >> table.placement.shift
-            stored = None if partition in lost or table.missing([key]) else table.visible(key)
-            if stored is None:
-                continue
             stream = table.streams.make(partition, packed)
             number = stream.received + 1
-            state = codec.decode(kind.tag, stored)
+            try:
+                stored = None if partition in lost or table.missing([key]) else table.visible(key)
+                if stored is None:
+                    continue
+                state = codec.decode(kind.tag, stored)
+            except GeokvError:
+                continue  # what cannot be read is told by whoever needs it; the next rule tries again
             delta = sweep(kind, state, Dot(packed, number), walk.is_stable(partition), walk.clock_ms)
             if delta is None:
                 continue

@@ -15,7 +15,10 @@ from geokv.core.record import CELL, NO_OPERATION, encode_record
 from geokv.core.ring import partition_of
 from geokv.protocol.messages import Replicate
 from geokv.protocol.requests import Outcome, WriteBatch
+from geokv.storage.lsm.engine import LsmOptions
+from geokv.storage.lsm.table_writer import TableOptions
 from tests.node.harness import SECOND, Cluster
+from tests.node.test_upkeep import flushed
 
 QUICK: Any = {"stability_us": 200_000, "collect_us": 500_000}
 
@@ -142,3 +145,31 @@ def test_an_old_cell_of_dots_that_is_delayed_past_a_collection_is_dropped() -> N
     cluster.give_message("dc1-1", "dc1-2", Replicate(77, record))
     cluster.run(SECOND)
     assert _is_gone(cluster, "set_aw") and cluster.notes["repair.collected_since"] == 1
+
+
+def test_a_sweep_that_waits_for_the_disk_while_the_policy_is_changed_is_given_up() -> None:
+    """What it read is of another type by then: nothing is numbered, the node goes on, and so does its stream."""
+    cluster = Cluster(partitions=1, **QUICK)
+    for disk in cluster.disks.values():
+        disk.options = LsmOptions(TableOptions(block_bytes=200), block_cache_bytes=0)
+    cluster.start().serving()
+    cluster.admin("dc1-1", "namespace_create", name="set_rw", policy="set_rw")
+    cluster.run_until(lambda: all(node.assembly.table_named("set_rw") for node in cluster.nodes.values()))
+    sweeper = cluster.nodes["dc1-1"].assembly.sweeper
+    begin = sweeper.begin
+    sweeper.begin = lambda *rule: None  # type: ignore[method-assign]  # not before all is flushed
+    for operation, element in (("add", b"a"), ("add", b"b"), ("remove", b"a")):
+        _do(cluster, "dc1-1", "set_rw", operation, element)
+    flushed(cluster, "dc1-1")
+    sweeper.begin = begin  # type: ignore[method-assign]
+    cluster.slow_loads.add("dc1-1")
+    cluster.run_until(lambda: any(walk.is_waiting for walk in sweeper._walks.values()), 60 * SECOND)
+    assert cluster.admin("dc1-2", "namespace_alter", name="set_rw", policy="set_aw").outcome == Outcome.APPLIED
+    cluster.run(2 * SECOND)
+    cluster.slow_loads.clear()
+    cluster.run(2 * SECOND)
+    assert not sweeper._walks and not cluster.notes.get("sweep.swept")
+    packed = encode_operation(Operation("add", (b"c",)))
+    call = cluster.ask("dc1-1", WriteBatch("set_rw", [b"k"], [packed], Consistency.ALL, has_updates=True))
+    cluster.run_until(lambda: cluster.reply("dc1-1", call) is not None)
+    assert cluster.reply("dc1-1", call).outcomes == [Outcome.APPLIED]
