@@ -66,12 +66,16 @@ class ReadCells:
 
 @dataclass(slots=True)
 class CellsRead:
-    """ANSWER: per key its cell (empty bytes: absent), or all digests in one string of 8 bytes each."""
+    """ANSWER: per key its cell (empty bytes: absent), or all digests in one string of 8 bytes each.
+
+    `collections`: with cells, the sender's count of collections, no older than they are.
+    """
 
     query: int
     cells: list[bytes]
     digests: bytes
     error: str = ""
+    collections: int = 0
 
 
 @dataclass(slots=True)

@@ -9,6 +9,8 @@ A key whose own cell is on its way to the disk waits for that sync: a replica ne
 owner that stays silent is replaced by another one after `ASK_MORE_US`.
 
 Invariants: with R+W>N the answer merges at least one replica of every write acknowledged before the read began.
+Where cells differ and a replica has collected since the read began, it begins anew: what that one has no more was a
+tombstone perhaps, and another one's cell was read before it came there.
 Repair carries cells as they are; it makes no dots. It names the receiver's count of collections, as it was known before any
 cell was read: who has collected since takes nothing of it.
 """
@@ -386,6 +388,10 @@ class ReadCoordinator:
             self._drop_replica(part, peer)
             self._ask_another(part, table)
             return
+        if message.collections not in (0, part.collections.get(peer, 0)):  # 0: an older version does not say
+            table.collections_of[peer] = max(message.collections, table.collections_of.get(peer, 0))
+            self._read_again(part)
+            return
         del part.fetches[message.query], self._by_query[message.query]
         part.theirs[peer].update(zip(positions, [cell or None for cell in message.cells], strict=False))
         if len(message.cells) < len(positions):
@@ -427,6 +433,9 @@ class ReadCoordinator:
             self._merge(part, table, cells)
 
     def _merge(self, part: ReadPart, table: Table, own: list[bytes | None]) -> None:
+        if part.theirs and part.collections[self._context.node] != table.collections:
+            self._read_again(part)
+            return
         merged = list(own)
         for cells in part.theirs.values():
             for at, cell in cells.items():
@@ -481,10 +490,6 @@ class ReadCoordinator:
     def _repair_before(self, part: ReadPart, merged: list[bytes | None], replicas: int, repairs: dict[str, bytes]) -> None:
         """Answer only when all who were asked hold what the answer says."""
         waits = set(repairs)
-        table = part.call.table
-        if table is not None and part.collections[self._context.node] != table.collections:
-            part.is_outdated = True
-            return
 
         def repaired(replica: str) -> None:
             waits.discard(replica)
@@ -614,7 +619,9 @@ class ReadCoordinator:
             if cells and nbytes > READ_ANSWER_BYTES_MAX:
                 break  # the coordinator asks for the rest
             cells.append(cell or b"")
-        self._context.send(peer, CellsRead(message.query, cells, b""))
+        table = self._context.tables.get(message.namespace)
+        count = 0 if table is None else table.collections
+        self._context.send(peer, CellsRead(message.query, cells, b"", collections=count))
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -649,7 +656,7 @@ class ReadCoordinator:
                 heappush(self._deadlines, (min(part.call.deadline_us, now_us + ASK_MORE_US), self._order, part))
 
     def _read_again(self, part: ReadPart) -> None:
-        """Somebody has collected tombstones since this read began, and takes no repair that could hold what they deleted."""
+        """Somebody has collected tombstones since this read began: what others have may be what they deleted."""
         table = part.call.table
         assert table is not None
         self._context.note("read.again_after_collection")

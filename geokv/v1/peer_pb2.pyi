@@ -151,16 +151,18 @@ class ReadCells(_message.Message):
     def __init__(self, query: _Optional[int] = ..., namespace: _Optional[int] = ..., keys: _Optional[_Iterable[bytes]] = ..., digests: bool = ...) -> None: ...
 
 class CellsRead(_message.Message):
-    __slots__ = ("query", "cells", "digests", "error")
+    __slots__ = ("query", "cells", "digests", "error", "collections")
     QUERY_FIELD_NUMBER: _ClassVar[int]
     CELLS_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
     query: int
     cells: _containers.RepeatedScalarFieldContainer[bytes]
     digests: bytes
     error: str
-    def __init__(self, query: _Optional[int] = ..., cells: _Optional[_Iterable[bytes]] = ..., digests: _Optional[bytes] = ..., error: _Optional[str] = ...) -> None: ...
+    collections: int
+    def __init__(self, query: _Optional[int] = ..., cells: _Optional[_Iterable[bytes]] = ..., digests: _Optional[bytes] = ..., error: _Optional[str] = ..., collections: _Optional[int] = ...) -> None: ...
 
 class Forward(_message.Message):
     __slots__ = ("call", "write", "read")

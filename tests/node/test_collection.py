@@ -11,7 +11,16 @@ from geokv.core.quorum import Consistency
 from geokv.core.record import CELL, NO_OPERATION, encode_record
 from geokv.core.ring import partition_of
 from geokv.protocol import control
-from geokv.protocol.messages import CellsFetch, CellsPage, CellsRead, Replicate, StabilityAnswer, StabilityAsk
+from geokv.protocol.messages import (
+    CellsFetch,
+    CellsPage,
+    CellsRead,
+    FeedBatch,
+    ReadCells,
+    Replicate,
+    StabilityAnswer,
+    StabilityAsk,
+)
 from geokv.protocol.requests import ReadBatch
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.position import Position
@@ -112,6 +121,33 @@ def test_a_read_whose_cells_are_older_than_a_collection_repairs_nobody(is_before
     cluster.run(2 * SECOND)
     assert _is_gone(cluster, b"k") and cluster.get("dc1-2", b"k", Consistency.ALL).values == [None]
     assert cluster.notes.get("repair.collected_since", 0) + cluster.notes.get("read.again_after_collection", 0) > 0
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_read_that_a_collection_overtakes_does_not_answer_what_was_deleted_before_it_began(is_own: bool) -> None:
+    """Its own cell is from before the delete came there, the other one's from after it was collected: neither has seen it."""
+    cluster = _cluster()
+    cluster.put("dc1-1", b"k", b"old", Consistency.ALL)
+    lags, reads = "dc1-3", "dc1-3" if is_own else "dc1-2"
+    cluster.is_held = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == lags
+    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, FeedBatch)
+    cluster.put("dc1-1", b"k", None, Consistency.QUORUM)
+    late, cluster.held = cluster.held, []
+    cluster.is_held = lambda sender, receiver, message: (
+        isinstance(message, ReadCells if is_own else CellsRead)
+        and (
+            is_own != message.digests and bool(is_own or message.cells)  # type: ignore[attr-defined]
+        )
+    )
+    call = cluster.ask(reads, ReadBatch("default", [b"k"], Consistency.ALL, timeout_ms=60_000))
+    cluster.run(100_000)
+    assert cluster.held
+    cluster.is_dropped = lambda sender, receiver, message: False
+    cluster.queue.extend(late)
+    cluster.run_until(lambda: _is_gone(cluster, b"k"), 50 * SECOND)
+    cluster.release()
+    cluster.run_until(lambda: cluster.reply(reads, call) is not None, 60 * SECOND)
+    assert cluster.reply(reads, call).values == [None] and cluster.notes["read.again_after_collection"] >= 1
 
 
 def _read(key: bytes, **options: Any) -> Any:

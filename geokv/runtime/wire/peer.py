@@ -114,13 +114,14 @@ def fill_cells_read(message: Any, value: CellsRead) -> None:
     message.cells.extend(value.cells)
     message.digests = value.digests
     message.error = value.error
+    message.collections = value.collections
 
 
 def take_cells_read(message: Any, count: int) -> CellsRead:
     digests = message.digests
     if len(digests) % DIGEST_BYTES:
         raise WireError(f"cells read: {len(digests)} bytes of digests of {DIGEST_BYTES} bytes each")
-    return CellsRead(message.query, list(message.cells), digests, message.error)
+    return CellsRead(message.query, list(message.cells), digests, message.error, message.collections)
 
 
 # --- forwarding and statements --------------------------------------------------------------------------------------
