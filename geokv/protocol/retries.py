@@ -61,7 +61,7 @@ class _Item:
 class _Completion:
     """Records that were found, on their way to their level."""
 
-    __slots__ = ("is_here", "is_taking", "items", "part", "raw", "records")
+    __slots__ = ("is_taking", "items", "part", "raw", "records")
 
     def __init__(self, items: list[_Item], records: list[Record]) -> None:
         self.items = items
@@ -69,7 +69,6 @@ class _Completion:
         self.raw = b"".join([record.raw for record in records])
         self.part: Part | None = None
         self.is_taking = False
-        self.is_here = False
 
 
 class _Retry:
@@ -387,24 +386,26 @@ class Retries:
         if completion.is_taking:
             return
 
-        def here() -> None:
-            completion.is_here = True
-            if completion.part is not None:
+        is_all = is_synced = False
+
+        def synced() -> None:
+            nonlocal is_synced
+            is_synced = True
+            if is_all and completion.part is not None:
                 self._replication.own_synced(completion.part)
 
-        completion.is_taking = True
-        taken = self._intake.take(completion.raw, here, may_be_early=True)
+        taken = self._intake.take(completion.raw, synced, may_be_early=True)
         if taken.forgotten and not taken.present:
             self._settle(retry, completion, is_everywhere=True)
             self._finish_if_complete(retry)
             return
-        if len(taken.present) < len(completion.records):
-            completion.is_taking = False  # what is being closed comes with its closing; there may be room later
+        # Where not all was taken it is tried again: it comes with a closing, a definition is on its way, or there will be room.
+        is_all = completion.is_taking = len(taken.present) == len(completion.records)
         if completion.part is None:
             peers = self._placement.peers_of_set[self._placement.set_of[completion.items[0].partition]]
             completion.part = self._replication.start(peers, completion.raw, lambda part: self._progress(retry, completion))
-            if completion.is_here and completion.is_taking:
-                self._replication.own_synced(completion.part)
+        if is_synced:
+            synced()
 
     def _progress(self, retry: _Retry, completion: _Completion) -> None:
         part = completion.part
@@ -533,7 +534,8 @@ class Retries:
             if part is not None and part.is_own_synced and part.replicas >= retry.w:
                 self._settle(retry, completion)  # other datacenters are still to cover it
                 continue
-            who = tuple(([self._context.node] if completion.is_here else []) + (part.acked if part is not None else []))
+            is_here = part is not None and part.is_own_synced
+            who = tuple(([self._context.node] if is_here else []) + (part.acked if part is not None else []))
             text = f"{why}: it was applied by an earlier try, and {len(who)} of {retry.w} replicas are known to have it"
             for item in completion.items:
                 self._put(retry, item, Outcome.PARTIAL if who else Outcome.AMBIGUOUS, Detail(text, retry.w, len(who), who))

@@ -16,6 +16,7 @@ from geokv.protocol.effects import Asked
 from geokv.protocol.messages import (
     CellsPage,
     CloseFill,
+    Definitions,
     FeedBatch,
     Forward,
     OperationsAsk,
@@ -545,3 +546,40 @@ def test_how_far_the_log_reaches_is_not_told_by_what_a_closing_brought_late() ->
     assert reply.outcomes == [Outcome.APPLIED] and reply.versions == first.versions
     assert "does not reach back" in cluster.messages(OperationsTold, "dc1-1")[0].reason
     assert count(cluster, "dc1-3") == 5
+
+
+def test_what_is_found_counts_here_only_once_it_was_taken_in_here() -> None:
+    """While it is refused, because it is being closed, this log does not have it: no level is met by it."""
+    cluster = counters()
+    cluster.slow_disks.add("dc1-1")
+    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == "dc1-2"
+    cluster.ask("dc1-1", increment())
+    cluster.settle()
+    cluster.crash("dc1-1")
+    cluster.slow_disks.clear()
+    cluster.is_dropped = lambda sender, receiver, message: False
+    cluster.is_held = lambda sender, receiver, message: isinstance(message, CloseFill | RecordsWanted | FeedBatch | CellsPage)
+    cluster.start("dc1-1").run(SECOND)
+    reply = answer(cluster, "dc1-2", retry("dc1-1", level=Consistency.ONE, timeout_ms=1500))
+    assert reply.outcomes == [Outcome.AMBIGUOUS] and "0 of 1 replicas" in reply.details[0].message
+    assert cluster.cells("dc1-2", "counter_pn") == {}
+
+
+def test_a_node_that_has_not_heard_of_a_change_of_policy_does_not_misread_what_it_finds() -> None:
+    """The first try was applied under the new policy: its record is not taken in here, and its version is no lww version."""
+    cluster = cluster_with("lww").run(40 * SECOND)
+    cluster.put("dc1-1", b"k", b"old", namespace="lww")
+    for name in ("dc1-1", "dc1-2"):
+        cluster.cut(name, "dc1-3")
+    cluster.admin("dc1-1", "namespace_alter", name="lww", policy="siblings")
+    cluster.is_held = lambda sender, receiver, message: isinstance(message, Definitions)
+    cluster.heal()
+    cluster.run(SECOND)
+    first = cluster.put("dc1-1", b"k", b"new", namespace="lww", operations=[ONE])
+    again = {"namespace": "lww", "operations": [ONE], "tried": ("dc1-1",), "first_try_ms": 100}
+    reply = cluster.put("dc1-3", b"k", b"new", timeout_ms=1000, **again)
+    assert reply.outcomes == [Outcome.PARTIAL] and set(reply.details[0].replicas) == {"dc1-1", "dc1-2"}
+    cluster.release()
+    cluster.run(3 * SECOND)
+    reply = cluster.put("dc1-3", b"k", b"new", **again)
+    assert reply.outcomes == [Outcome.APPLIED] and reply.versions == first.versions and reply.contexts == first.contexts
