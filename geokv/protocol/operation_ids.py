@@ -13,6 +13,9 @@ numbered. It is noted in the log, so that a later run of this node refuses it to
 An earlier run of this node has left its records in the log, or its closing brings them: before the streams of the partition
 are closed nothing is said for it. Its records are looked for there, newest first, until they are older than the first try.
 
+Who was promised NEVER may apply the operation: so a retry here of the same operation, that does not know of it (another process
+took the operation over), asks there too.
+
 Invariants: NEVER is said only when no run of this node has numbered the operation or can do so, provided that the first try
 is as old as is said, that no message is on its way for longer than LATE_US, and that clocks did not jump by as much between
 two runs. It is said after what holds the id is synced.
@@ -41,6 +44,7 @@ from geokv.core.record import Record, decode_records
 from geokv.errors import RecordError
 from geokv.protocol import control
 from geokv.protocol.messages import OperationsAsk, OperationsTold
+from geokv.protocol.requests import ANYBODY
 from geokv.protocol.streams import Stream
 
 if TYPE_CHECKING:
@@ -63,6 +67,7 @@ UNSURE: Final = 3
 OTHER: Final = 4
 HANDED_ON: Final = 5
 
+UNTOLD: Final[frozenset[str]] = frozenset()
 ReadLog = Callable[[list[tuple[int, int, int]], Callable[[bytes | None], None]], None]
 
 
@@ -107,7 +112,8 @@ class OperationIds:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.held: dict[bytes, tuple[int, int]] = {}  # id -> (the retry that may number it here, until when), oldest first
+        # id -> (the retry that may number it here, until when, to whom it was said that nobody will), oldest first
+        self.held: dict[bytes, tuple[int, int, frozenset[str]]] = {}
         self._chunks: deque[_Chunk] = deque([_Chunk(context.now_us)])
         self._remembered = 0
         self._complete_since_us: int | None = None  # None: all that this run has numbered is remembered
@@ -156,10 +162,12 @@ class OperationIds:
 
     # --- what may not be numbered -----------------------------------------------------------------------------------
 
-    def hold(self, names: Iterable[bytes], right: int, then: Callable[[], None] | None = None) -> bool:
+    def hold(
+        self, names: Iterable[bytes], right: int, then: Callable[[], None] | None = None, told: frozenset[str] = UNTOLD
+    ) -> bool:
         """From now on only the retry with that right numbers these here (NOBODY: none does). False: there is no room.
 
-        `then` runs once that is synced.
+        `then` runs once that is synced; `told`: who is promised it.
         """
         context = self._context
         names = list(names)
@@ -170,10 +178,15 @@ class OperationIds:
             return False
         until_us = context.now_us + HELD_US
         for name in names:
-            self.held.pop(name, None)
-            self.held[name] = right, until_us
+            before = self.held.pop(name, None)
+            self.held[name] = right, until_us, told if before is None else before[2] | told
         context.commit.add([(note, None, 0)], len(note), (), then, None)
         return True
+
+    def promised_to(self, name: bytes) -> frozenset[str]:
+        """Who may number an operation because it was told that nobody will here (ANYBODY: an earlier run has told somebody)."""
+        held = self.held.get(name)
+        return UNTOLD if held is None else held[2]
 
     def may_number(self, name: bytes, right: int) -> bool:
         """Whether an operation may be numbered here by whoever has that right (0: a first try)."""
@@ -183,7 +196,7 @@ class OperationIds:
     def _expire_held(self) -> None:
         now_us = self._context.now_us
         while self.held:
-            name, (_, until_us) = next(iter(self.held.items()))
+            name, (_, until_us, _) = next(iter(self.held.items()))
             if until_us > now_us:
                 return
             del self.held[name]
@@ -192,7 +205,7 @@ class OperationIds:
         """An earlier run has held these."""
         until_us = self._context.now_us + HELD_US
         for at in range(0, len(packed), ID_BYTES):
-            self.held[packed[at : at + ID_BYTES]] = NOBODY, until_us
+            self.held[packed[at : at + ID_BYTES]] = NOBODY, until_us, frozenset((ANYBODY,))
 
     def packed_held(self) -> bytes:
         """What is held, as it stands beside flushed cells."""
@@ -248,7 +261,7 @@ class OperationIds:
                 ),
             )
 
-        self.look(message.namespace, items, message.age_ms, message.nodes, True, answer)
+        self.look(message.namespace, items, message.age_ms, message.nodes, peer, answer)
 
     def look(
         self,
@@ -256,13 +269,13 @@ class OperationIds:
         items: list[tuple[int, bytes]],
         age_ms: int,
         nodes: Iterable[str],
-        is_holding: bool,
+        asker: str,
         then: Callable[[list[Finding]], None],
     ) -> None:
         """Say of each (partition, id) what became of it; `then` runs once.
 
-        `nodes`: whose records are looked for in the log, beside this node's own. `is_holding`: what is not found is held for
-        nobody; else the one who asks has seen to it.
+        `nodes`: whose records are looked for in the log, beside this node's own. `asker`: what is not found is held for
+        nobody, and promised to that node; empty: the one who asks has seen to it.
         """
         context = self._context
         table = context.tables.get(namespace)
@@ -304,8 +317,8 @@ class OperationIds:
             numbered = {at: (items[at][0], *own[at]) for at in own}
             self._read_own(namespace, numbered, lambda mine: scan.run(lambda: scanned(mine)))
 
-        fresh = [items[at][1] for at in absent if self.held.get(items[at][1], (0, 0))[0] != NOBODY] if is_holding else []
-        if fresh and self.hold(fresh, NOBODY, synced):
+        fresh = self._promise([items[at][1] for at in absent], asker) if asker else []
+        if fresh and self.hold(fresh, NOBODY, synced, frozenset((asker,))):
             return
         if fresh:
             unsure = unsure or f"{context.node} has no room to remember what it shall refuse"
@@ -331,6 +344,17 @@ class OperationIds:
         if since_us is not None and self._context.now_us - age_ms * 1000 - LATE_US < since_us:
             return f"{self._context.node} has numbered too much since the first try to remember all of it"
         return ""
+
+    def _promise(self, names: list[bytes], asker: str) -> list[bytes]:
+        """Note who is promised what is held for nobody already; those of `names` that are not."""
+        fresh = []
+        for name in names:
+            held = self.held.get(name)
+            if held is None or held[0] != NOBODY:
+                fresh.append(name)
+            else:
+                self.held[name] = NOBODY, held[1], held[2] | {asker}
+        return fresh
 
     def _streams_of(self, namespace: int, partitions: Iterable[int], nodes: set[str]) -> list[Stream]:
         """The streams of those nodes, but not of this very run."""

@@ -7,7 +7,8 @@
 
 Who must answer for one that was tried: itself, where it owns the key's partition; all owners of its datacenter, where it does
 not, or says that it is without its claim (it has forwarded the operation to one of them). While somebody who was tried does
-not answer, the other owners here are asked to look into their logs for its records.
+not answer, the other owners here are asked to look into their logs for its records. And whoever was promised by this node,
+for a retry of its own, that nobody will apply the operation here.
 
 Invariants: before anybody is asked the operation is held here for this retry alone, so a first try that comes late is refused,
 and of two retries at most one applies it: who is asked by the other gives up its own right.
@@ -188,15 +189,17 @@ class Retries:
                 self._put(retry, item, Outcome.WRONG_NODE, Detail(text))
                 continue
             if partition not in required:
-                required[partition] = self._answerable(retry, partition)
-            retry.items.append(_Item(index, retry.batch.operations[index], partition, required[partition]))
+                required[partition] = self._answerable(retry, partition, retry.batch.tried)
+            name = retry.batch.operations[index]
+            others = self._answerable(retry, partition, self._names.promised_to(name))
+            retry.items.append(_Item(index, name, partition, required[partition] | others))
 
-    def _answerable(self, retry: _Retry, partition: int) -> set[str]:
+    def _answerable(self, retry: _Retry, partition: int, tried: Iterable[str]) -> set[str]:
         """Whose word it takes that an operation of that partition was not applied and never will be."""
         dcs = retry.table.definition.dcs
         owners = {dc: set(nodes[partition]) for dc, nodes in self._placement.by_dc.items()}
         required: set[str] = set()
-        for name in retry.batch.tried:
+        for name in tried:
             if name == ANYBODY:
                 required |= {node for dc in dcs for node in owners.get(dc, ())}
             elif any(name in nodes for nodes in owners.values()):
@@ -265,7 +268,7 @@ class Retries:
             def looked(findings: list[Finding]) -> None:
                 self._heard(retry, context.node, mine, findings)
 
-            self._names.look(namespace, asked, age_ms, silent, False, looked)
+            self._names.look(namespace, asked, age_ms, silent, "", looked)
 
     def _is_reachable(self, name: str) -> bool:
         return name in self._context.peers and self._context.peers[name].is_connected

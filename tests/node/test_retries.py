@@ -583,3 +583,16 @@ def test_a_node_that_has_not_heard_of_a_change_of_policy_does_not_misread_what_i
     cluster.run(3 * SECOND)
     reply = cluster.put("dc1-3", b"k", b"new", **again)
     assert reply.outcomes == [Outcome.APPLIED] and reply.versions == first.versions and reply.contexts == first.contexts
+
+
+def test_a_process_that_goes_on_after_another_took_its_operation_over_applies_nothing_twice() -> None:
+    """Every owner has promised the second one; a retry of the first, which names only whom it had tried, asks it too."""
+    cluster = counters()
+    second = answer(cluster, "dc1-2", retry("*"))
+    first = answer(cluster, "dc1-3", retry("dc1-1"))
+    assert first.outcomes == [Outcome.APPLIED] and first.versions == second.versions
+    assert answer(cluster, "dc1-2", retry("*", name=TWO)).outcomes == [Outcome.APPLIED]
+    cluster.restart("dc1-3")
+    cluster.run_until(lambda: cluster.is_serving("dc1-3")).run(5 * SECOND)
+    assert answer(cluster, "dc1-3", retry("dc1-1", name=TWO)).outcomes == [Outcome.APPLIED]
+    assert [count(cluster, node) for node in cluster.names] == [10] * 3
