@@ -41,6 +41,7 @@ from geokv.storage.tree.tree import (
     Tree,
     TreeOptions,
     TreePlace,
+    finish_removals,
     is_there,
     marks,
     open_tree,
@@ -88,6 +89,7 @@ class NodeEngine:
         self._is_encrypted = is_encrypted
         self._spaces: dict[int, _Space] = {}
         self._doomed: dict[TreePlace, Tree | None] = {}  # deleted, and still there
+        finish_removals(self._root)
         self._marks = marks(self._root)
         self._has_looked = False  # for trees that belong to nobody
         self._lock = threading.Lock()  # spaces, doomed and marks, for moments
@@ -367,8 +369,7 @@ class NodeEngine:
             try:
                 if tree is not None:
                     tree.close()
-                if is_there(self._root, place):
-                    remove_tree(self._root, place)
+                remove_tree(self._root, place)
             except BaseException:
                 with self._lock:
                     self._doomed[place] = None

@@ -30,6 +30,7 @@ Change = Callable[[bytes, bytes | None], bytes | None]
 FOLDERS: Final = tuple(name for name, kind in KINDS.items() if kind.is_tree)
 _NAME: Final = re.compile(r"[0-9a-f]{16}")
 _GONE: Final = ".gone"
+_REMOVING: Final = ".removing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,19 +167,33 @@ def sync_files(folder: Path) -> None:
 
 # --- trees of deleted namespaces ------------------------------------------------------------------------------------
 # Until a flush has put a state of the node beside the cells that knows of the deletion, a restart begins with a namespace
-# whose tree is gone. The mark says that this is no loss.
+# whose tree is gone. The mark says that this is no loss. A tree is whole or gone: half of one could not be told from damage.
 
 
 def remove_tree(root: Path, place: TreePlace) -> None:
-    """Remove a tree's folder, leaving the mark. Raises StorageError."""
+    """Remove a tree's folder, leaving the mark; or go on where that was broken off. Raises StorageError."""
     path = root / place.path
+    doomed = path.with_suffix(_REMOVING)
     try:
-        path.with_suffix(_GONE).touch(mode=0o640)
-        sync_folder(path.parent)
-        shutil.rmtree(path)
-        sync_folder(path.parent)
+        if doomed.is_dir():
+            sync_folder(path.parent)
+            shutil.rmtree(doomed)
+        if path.is_dir():
+            path.with_suffix(_GONE).touch(mode=0o640)
+            sync_folder(path.parent)
+            path.rename(doomed)
+            sync_folder(path.parent)
+            shutil.rmtree(doomed)
     except OSError as error:
         raise storage_error(error, "removing", path) from error
+
+
+def finish_removals(root: Path) -> None:
+    """Remove what is left of trees whose removal was broken off. Raises StorageError."""
+    for engine in FOLDERS:
+        for path in (root / engine).glob(f"*{_REMOVING}"):
+            if _NAME.fullmatch(path.stem):
+                remove_tree(root, TreePlace(engine, int(path.stem, 16)))
 
 
 def marks(root: Path) -> set[TreePlace]:

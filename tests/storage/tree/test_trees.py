@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -541,6 +542,42 @@ def test_a_dropped_namespace_loses_its_folder_and_a_restart_before_the_next_flus
     node.flush()
     assert not list(files_of(node.root / engine))
     node.close()
+
+
+@every_tree
+def test_a_removal_that_is_broken_off_anywhere_keeps_no_node_from_starting(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, between and after the files of the folder: the state that knows the namespace goes on, and the rest goes, too."""
+    files = 0
+    for at in range(100):
+        node = node_at(tmp_path / str(at), engine)
+        node.put_unread(1, many(10))
+        node.flush()
+        node.engine.drop(1)
+        job = node.engine.next_compaction()
+        assert isinstance(job, Removal)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", partial(_removed_in_part, count=at))
+            with pytest.raises(KeyboardInterrupt):
+                node.engine.install(job, ())
+        files = files or len(list((node.root / engine).glob("*/*")))
+        node = node.crashed()  # to what was flushed, where the namespace is there yet
+        assert len(node.scan(1)) in (0, 10)
+        node.engine.drop(1)
+        while node.compact():
+            pass
+        node.flush()
+        assert list((node.root / engine).iterdir()) == []
+        node.close()
+        if at > files:
+            return
+
+
+def _removed_in_part(folder: Path, count: int) -> None:
+    for path in sorted(folder.iterdir(), reverse=True)[:count]:
+        path.unlink()
+    raise KeyboardInterrupt
 
 
 @every_tree
