@@ -16,6 +16,9 @@ So a backup first has every node hold: from then until its own snapshot is taken
 
 What a node has forgotten or begun to collect before its hold, all replicas had synced before any of these snapshots.
 
+Where a namespace was deleted between the flush and the links its tables may be gone while the flushed state still has it, as
+it may be in the snapshots of all other nodes: then it is taken once more.
+
 Invariants: one is taken at a time, with the node's state exactly of its tables' position. Writes go on meanwhile.
 """
 
@@ -98,28 +101,46 @@ class SnapshotKeeper:
             self._drop_holds(taken=name)
             found(what)
 
+        context.commit.after_pending(lambda: self._begin(name, cut, over))
+
+    def _begin(self, name: str, cut: int, over: Found) -> None:
+        """Flush what is synced, and take what stands then."""
+        context = self._context
+        deleted = len(context.deleted)
+
         def flushed(error: str) -> None:
             if error:
                 over(StorageError(f"nothing was taken: {error}"))
             else:
-                first = self._retention.first_segment
-                self._order(Take(name, cut, context.wall_ms, first), over)
+                self._order(Take(name, cut, context.wall_ms, self._retention.first_segment), taken)
 
-        def synced() -> None:
-            try:
-                self._upkeep.flush_soon(flushed)
-            except GeokvError as error:
-                over(error)
+        def taken(what: list[Snapshot] | GeokvError) -> None:
+            if isinstance(what, GeokvError) or len(context.deleted) == deleted:
+                over(what)
+            else:
+                context.note("snapshot.again")
+                self._order(Remove(name), removed)
 
-        context.commit.after_pending(synced)
+        def removed(what: list[Snapshot] | GeokvError) -> None:
+            if isinstance(what, GeokvError):
+                over(what)
+            else:
+                self._begin(name, cut, over)
+
+        try:
+            self._upkeep.flush_soon(flushed)
+        except GeokvError as error:
+            over(error)
 
     def remove(self, name: str, found: Found) -> None:
         """Remove one; nothing is held for it any more either."""
         self._drop_holds(taken=name)
+        self._demand_room()
         self._order(Remove(check_name(name)), found)
 
     def look(self, found: Found) -> None:
         """What there is; too old ones go."""
+        self._demand_room()
         self._order(Look(self._context.wall_ms), found)
 
     def tick(self) -> None:
@@ -128,9 +149,11 @@ class SnapshotKeeper:
             self._look_us = self._context.now_us + LOOK_US
             self.look(lambda what: None)
 
-    def _order(self, order: Order, found: Found) -> None:
-        if len(self._waiting) >= WAITING_MAX and not isinstance(order, Take):
+    def _demand_room(self) -> None:
+        if len(self._waiting) >= WAITING_MAX:
             raise Overloaded("too much is asked about snapshots at once", retry_after=AGAIN_S)
+
+    def _order(self, order: Order, found: Found) -> None:
         token = self._context.next_id()
         self._waiting[token] = found
         self._context.effects.append(KeepSnapshots(token, order))

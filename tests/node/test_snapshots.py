@@ -5,10 +5,12 @@ from __future__ import annotations
 from geokv.core.limits import PAUSE_MS_MAX
 from geokv.core.record import DELTA, decode_records
 from geokv.node.snapshots import HOLD_US, HOLDS_MAX
+from geokv.protocol import control
 from geokv.protocol.effects import Built, Pace
 from geokv.protocol.requests import AdminRequest, Outcome
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.manifest import decode_manifest
+from geokv.storage.lsm.meta import decode_meta
 from geokv.storage.lsm.table_reader import TableReader
 from tests.node.harness import MS, SECOND, Cluster, Disk
 
@@ -63,6 +65,26 @@ def test_the_log_stays_while_a_snapshot_is_taken_and_one_is_taken_at_a_time() ->
     assert [one["name"] for one in cluster.admin("dc1-1", "snapshot_list").body["snapshots"]] == ["one"]
     assert cluster.admin("dc1-1", "snapshot_remove", name="one").body["snapshots"] == []
     assert cluster.admin("dc1-1", "snapshot_show", name="one").outcome == Outcome.INVALID
+
+
+def test_one_during_which_a_namespace_was_deleted_is_taken_once_more() -> None:
+    """Its tables go at once, and the state of the flush has it still: no snapshot is without cells that its state covers."""
+    cluster = Cluster(partitions=1).start().serving()
+    assert cluster.admin("dc1-1", "namespace_create", name="doomed").outcome == Outcome.APPLIED
+    cluster.put("dc1-1", b"k", b"v")
+    cluster.put("dc1-1", b"doomed", b"v", namespace="doomed")
+    cluster.is_build_slow = True
+    call = taken(cluster, "dc1-1", 1)
+    cluster.settle()
+    assert cluster.admin("dc1-2", "namespace_delete", name="doomed").outcome == Outcome.APPLIED
+    cluster.run(2 * SECOND)
+    cluster.is_build_slow = False
+    cluster.run_until(lambda: cluster.reply("dc1-1", call) is not None)
+    assert cluster.reply("dc1-1", call).outcome == Outcome.APPLIED and cluster.notes["snapshot.again"] == 1
+    folder = cluster.disks["dc1-1"].folder
+    state = decode_manifest(folder.read_at("snapshots/one/lsm/MANIFEST", 0, 1 << 20))
+    meta = control.unpack(decode_meta(folder.read_at(f"snapshots/one/{state.meta_file.name}", 0, 1 << 20), state.meta_file.job))
+    assert {stream[0] for stream in meta["streams"]} == set(state.tables) and keys_in(cluster.disks["dc1-1"]) == {b"k"}
 
 
 def test_a_flush_that_fails_and_a_cut_that_is_far_ahead_are_told() -> None:
