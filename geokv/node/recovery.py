@@ -87,8 +87,10 @@ class _Restoring:
         for definition in assembly.definitions.born():
             assembly.define(definition)
         if assembly.engine.meta:
-            self._state(assembly.engine.meta)
+            meta = self._state(assembly.engine.meta)
             assembly.engine.restored()
+            for name, body in meta.get("learned", []):
+                self._bodies[name](body)
         elif checkpoint is not None:
             self._migrate(*checkpoint)
         first_segment: int | None = None
@@ -128,8 +130,8 @@ class _Restoring:
         self._position = Position(segment, 0)
         self._assembly.engine.load(pairs_of, self._position, meta)
 
-    def _state(self, packed: bytes) -> None:
-        meta = control.unpack(packed)
+    def _state(self, packed: bytes) -> dict[str, Any]:
+        meta: dict[str, Any] = control.unpack(packed)
         if meta.get("format") != 1:
             raise StorageError(f"the node's state is of format {meta.get('format')}: this version reads 1; use a newer geokv")
         self._recovered.runs = list(meta["runs"])
@@ -156,6 +158,7 @@ class _Restoring:
         for collected in meta.get("collections", {}).items():
             self._collected(collected)
         self._context.operation_ids.restore_held(meta.get("held", b""))
+        return meta
 
     def _table(self, namespace: int) -> Table | None:
         """None where it was deleted. Raises StorageError for one that was kept here, and now cannot be."""

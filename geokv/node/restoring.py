@@ -7,7 +7,8 @@ good here, before they start:
 
     what peers had seen of each other     dropped: nobody is behind what was seen of it, all begin from here
     promises, acceptances, choices        each member of a datacenter gets the highest and all that was chosen
-    definitions                           known anywhere: known everywhere, and chosen where they come from
+    definitions                           known anywhere: known everywhere, and chosen where they come from; a node learns
+                                          those that its own state lacks after its engine was opened, as from its log
     closings                              last number and void ones anew, from what the snapshots hold of the stream
     closings that some had forgotten      stand again, until all owners cover them
     who covers what                       no more than that one's own snapshot holds
@@ -60,11 +61,11 @@ def reconciled(metas: Mapping[str, Meta], places: Places, cut_ms: int) -> dict[s
         for node, meta in metas.items()
     }
     slots = _all_slots(metas)
-    for meta in fresh.values():
-        meta["slots"] = [[dc, slot, value] for (dc, slot), value in sorted(slots.items())]
     values = _settle_closings(fresh, places)
     for dc in sorted(set(places.dc_of.values())):
         _settle_agreement({node: fresh[node] for node in fresh if places.dc_of[node] == dc}, dc, slots, values)
+    for node, meta in fresh.items():
+        _settle_definitions(meta, metas[node], slots)
     _settle_covers(fresh, places)
     return fresh
 
@@ -102,6 +103,18 @@ def _settle_agreement(
     kept = [one for item, one in sorted(merged.items()) if not (item.startswith(ITEM_PREFIX) and pair_of_item(item) in over)]
     for meta in members.values():
         meta["agreement"] = [one for one in meta["agreement"] if _is_of_one(one[0])] + [list(one) for one in kept]
+
+
+def _settle_definitions(meta: Meta, own: Meta, slots: Mapping[tuple[str, int], bytes]) -> None:
+    """Let a node know all definitions: its own as it did, with cells beside its state, the others as if its log had them."""
+    had = _all_slots({"": own})
+    is_new = {item for item, *_ in meta["agreement"] if (place := place_of(item)) is not None and place not in had}
+    chosen = [one for one in meta["agreement"] if one[0] in is_new]
+    meta["agreement"] = [one for one in meta["agreement"] if one[0] not in is_new]
+    every = [[dc, slot, value] for (dc, slot), value in sorted(slots.items())]
+    meta["slots"] = [slot for slot in every if (slot[0], slot[1]) in had]
+    learned = [[control.SLOT, slot] for slot in every if (slot[0], slot[1]) not in had]
+    meta["learned"] = [[control.ACCEPT, chosen]] * bool(chosen) + learned
 
 
 def _is_of_one(item: bytes) -> bool:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from geokv.core.namespace import LMDB, ROCKSDB
 from geokv.core.quorum import Consistency
+from geokv.node.node import Node
 from geokv.node.restoring import Meta, Places, reconciled
 from geokv.protocol import control
 from geokv.protocol.requests import Outcome
+from geokv.storage.disk import RealDisk
 from geokv.storage.lsm.manifest import read_manifest, write_manifest
 from geokv.storage.lsm.meta import write_meta
+from geokv.storage.node_engine import NodeEngine
+from geokv.storage.position import Position
 from tests.node.harness import MS, SECOND, WALL_US, Cluster, Disk
 from tests.node.test_upkeep import begin_flush
 
@@ -196,6 +202,28 @@ def test_what_only_the_other_datacenter_s_copies_have_comes_back_to_the_one_that
     assert again.get("dc1-2", b"k", Consistency.ALL).values == [b"v"]
     again.run_until(again.are_equal)
     assert [run.waiting for node in again.nodes.values() for run in node.runs] == [""] * len(again.names)
+
+
+def test_a_tree_that_only_a_later_copy_knows_of_is_not_missed(tmp_path: Path) -> None:
+    """The engine of the node that was copied before is opened with what its own state knows; the rest it learns then."""
+    story = Story(7, 1)
+    cluster = story.cluster
+    for engine in cluster.engines.values():
+        engine.check_holds = lambda engine: None  # type: ignore[method-assign]  # tables do for what is tried here
+    disks = {"dc1-1": story.copy("dc1-1")}
+    for engine_name in (LMDB, ROCKSDB):
+        made = cluster.admin("dc1-2", "namespace_create", name=engine_name, engine=engine_name)
+        assert made.outcome == Outcome.APPLIED
+    disks |= {name: story.copy(name) for name in cluster.names if name not in disks}
+    meta = reconciled(metas_of(disks), places_of(cluster), 7)["dc1-1"]
+    disk = RealDisk(tmp_path)
+    engine = NodeEngine(disk)
+    engine.load((), Position(*disks["dc1-1"].frames[-1][:2]), control.pack(meta))
+    config = cluster.nodes["dc1-1"].assembly.config
+    node = Node.recover(config, story.rng, 0, WALL_US, None, disks["dc1-1"].frames, 1 << 20, disks["dc1-1"].sequence, engine)
+    assert sorted(found["name"] for found in node.admin.namespaces()) == ["default", LMDB, ROCKSDB]
+    engine.close()
+    disk.close()
 
 
 def test_the_order_of_nodes_does_not_matter() -> None:
