@@ -96,7 +96,7 @@ class Worker:
         process = self._process
         if process is not None:
             with suppress(OSError, ValueError):  # it has ended; the next one is told when it starts
-                self._order(process, self._throttle)
+                self._order_throttle(process)
 
     def close(self) -> None:
         """End the process; a job that runs fails. Idempotent."""
@@ -131,7 +131,10 @@ class Worker:
         said: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._said = said
         threading.Thread(target=_listen, args=(process, said), name="geokv-worker-answers", daemon=True).start()
-        self._order(process, self._throttle)
+        self._order_throttle(process)
+        if self.is_closed:  # meanwhile, by somebody who saw no process yet
+            self._end(process)
+            raise StorageError("the storage worker was closed")
         return process
 
     def _tell_keys(self, process: subprocess.Popen[bytes]) -> None:
@@ -140,11 +143,13 @@ class Worker:
             self._order(process, KeyOrder(ring.lines()))
             self._told = ring
 
+    def _order_throttle(self, process: subprocess.Popen[bytes]) -> None:
+        with self._ordering:  # what was said last is written last
+            _write(process, self._throttle)
+
     def _order(self, process: subprocess.Popen[bytes], order: object) -> None:
         with self._ordering:
-            pipe = _pipe(process.stdin)
-            pickle.dump(order, pipe)
-            pipe.flush()
+            _write(process, order)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         self._process = None
@@ -153,6 +158,12 @@ class Worker:
             _pipe(process.stdin).close()
         with suppress(subprocess.TimeoutExpired):
             process.wait(_END_S_MAX)  # one that is stuck in the kernel ends when that lets go of it, and writes no more
+
+
+def _write(process: subprocess.Popen[bytes], order: object) -> None:
+    pipe = _pipe(process.stdin)
+    pickle.dump(order, pipe)
+    pipe.flush()
 
 
 def _listen(process: subprocess.Popen[bytes], said: queue.SimpleQueue[Any]) -> None:

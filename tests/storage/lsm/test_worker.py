@@ -20,6 +20,7 @@ from geokv.node.config import NodeConfig
 from geokv.node.node import Node
 from geokv.runtime.recovery import opener
 from geokv.storage.disk import RealDisk
+from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.pacing import Pacer, Throttle
 from geokv.storage.lsm.worker import Worker
 from geokv.storage.position import Position
@@ -183,6 +184,60 @@ def test_pausing_and_going_on_counts_in_the_midst_of_a_job(disk: RealDisk, worke
     worker.throttle(bytes_per_s=10_000_000)
     thread.join(20)
     assert len(done) == 1
+
+
+class _Between:
+    """A lock that has something happen before it is taken for the first time."""
+
+    def __init__(self, happens: Callable[[], None]) -> None:
+        self._lock = threading.RLock()
+        self._happens = [happens]
+
+    def __enter__(self) -> None:
+        while self._happens:
+            self._happens.pop()()
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
+def test_going_on_while_the_process_starts_is_not_undone_by_what_held_before(disk: RealDisk, worker: Worker) -> None:
+    """What was said last counts, whichever thread writes it to the pipe first. Takes a second: an interpreter starts."""
+    node = LittleNode(disk)
+    model = _put(node, 1)
+    flush = node.engine.begin_flush(node.end, b"")
+    worker.throttle(is_paused=True)
+    worker._ordering = _Between(worker.throttle)  # type: ignore[assignment]
+    found: list[tuple[TableFacts, ...]] = []
+    thread = threading.Thread(target=lambda: found.append(worker.run(flush)), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert found, "it is still paused"
+    node.engine.install(flush, found[0])
+    assert dict(node.engine.scan(1)) == model
+
+
+class _Root(type(Path())):  # type: ignore[misc]
+    """A path that has something happen when the process is about to be started there."""
+
+    happens: Callable[[], None]
+
+    def absolute(self) -> Path:
+        self.happens()
+        return Path(str(self)).absolute()
+
+
+def test_one_that_is_closed_while_its_process_starts_runs_no_job(disk: RealDisk) -> None:
+    """Nothing of it writes any more when the folder is opened anew. Takes a second: an interpreter starts."""
+    root = _Root(str(disk.root))
+    worker = Worker(root)
+    root.happens = worker.close
+    node = LittleNode(disk)
+    _put(node, 1)
+    with pytest.raises(StorageError, match="closed"):
+        worker.run(node.engine.begin_flush(node.end, b""))
+    assert worker.process_id is None and not [name for name in disk.list("lsm") if name.endswith(".sst")]
 
 
 def test_the_worker_dies_with_its_node(tmp_path: Path) -> None:
