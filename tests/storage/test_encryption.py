@@ -1,8 +1,13 @@
 """Keys are read with care, told apart from damage, and never told to anybody."""
 
+import errno
+import os
 import pickle
+import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import pytest
 from geokv.errors import ConfigurationError, EncryptionKeyError, StorageError
 from geokv.storage.encryption.cipher import TAG_BYTES
 from geokv.storage.encryption.keys import KeyRing, Keys, key_line, parse_keys
+from geokv.storage.encryption.new_key import append_line
 from geokv.storage.encryption.source import KeySource
 from geokv.storage.lsm.small_file import decode_small_file, encode_small_file
 
@@ -48,6 +54,51 @@ def test_what_is_no_list_of_keys_is_refused_by_line(text: str, why: str) -> None
         parse_keys(text, "/etc/keys")
     assert str(caught.value).startswith("/etc/keys") and why in str(caught.value)
     assert key_line("", OLD).strip() not in str(caught.value)
+
+
+def test_a_key_that_was_appended_is_durable_by_name_or_the_file_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File, then folder: what is encrypted with a key must not outlast its line. What failed leaves nothing in the way."""
+    path = tmp_path / "keys"
+    append_line(path, key_line("old", OLD))
+    synced: list[str] = []
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigurationError, match="No space left"):
+            append_line(path, key_line("new", NEW))
+        assert KeySource(path).read().ids == ("old",)
+        patch.setattr(os, "fsync", noted)
+        append_line(path, key_line("new", NEW))
+    assert synced == ["file", "folder"] and KeySource(path).read().active == "new"
+    (tmp_path / "keys.new").touch()  # by a process that was killed
+    with pytest.raises(ConfigurationError, match=r"keys\.new is there: .* remove it"):
+        append_line(path, key_line("third", NEW))
+
+
+def test_no_key_is_lost_where_several_are_appended_at_once(tmp_path: Path) -> None:
+    """Who is not alone is told so, or both keys stand there."""
+    path = tmp_path / "keys"
+
+    def append(number: int) -> None:
+        for at in range(20):
+            with suppress(ConfigurationError):
+                append_line(path, key_line(f"k{number}-{at}", bytes([number, at]) * 8))
+                appended.append(f"k{number}-{at}")
+
+    appended: list[str] = []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(append, range(4)))
+    assert len(appended) > 4 and sorted(KeySource(path).read().ids) == sorted(appended)
 
 
 def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:

@@ -26,8 +26,33 @@ def new_line(key_id: str, nbytes: int) -> str:
 def append_line(path: Path, line: str) -> None:
     """Put the line at the end of a key file, durably; the file is made where it is not there, readable by its owner only.
 
-    Raises ConfigurationError; then the file is as it was. A reader sees the old or the new one.
+    Raises ConfigurationError; then the file is as it was. A reader sees the old or the new one. One process at a time: the
+    file that is written beside it is the lock.
     """
+    temporary = path.with_name(path.name + ".new")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as writer:
+                writer.write(_appended(path, line))
+                writer.flush()
+                os.fsync(descriptor)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except FileExistsError:
+        raise ConfigurationError(
+            f"{temporary} is there: another process is just writing the key file, or was killed in the midst of it. In that"
+            " case remove it; the key file is as it was"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"the key file {path} cannot be written: {error.strerror or error}") from None
+
+
+def _appended(path: Path, line: str) -> str:
+    """What the file is to hold. Raises ConfigurationError."""
     before = ""
     if path.exists():
         KeySource(path).read()  # its rights, and that it is one
@@ -37,14 +62,13 @@ def append_line(path: Path, line: str) -> None:
         lines.pop()
     text = "".join(f"{kept}\n" for kept in lines) + line
     parse_keys(text, str(path))
-    temporary = path.with_name(path.name + ".new")
+    return text
+
+
+def _sync_folder(folder: Path) -> None:
+    """What is encrypted with a key must not outlast its line."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, text.encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(path)
-    except OSError as error:
-        raise ConfigurationError(f"the key file {path} cannot be written: {error.strerror or error}") from None
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
