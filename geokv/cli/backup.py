@@ -14,7 +14,6 @@ from geokv.cli import exits
 from geokv.cli.addresses import Place, place_options
 from geokv.cli.keys import keys_option, read_ring
 from geokv.cli.output import print_json, print_table
-from geokv.errors import ConfigurationError
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 FOLDER = click.argument("backup", type=click.Path(path_type=Path), metavar="REPOSITORY/NAME")
@@ -42,11 +41,9 @@ def create(backup: Path, only: tuple[str, ...], as_json: bool, place: Place, key
     What is encrypted stays so, and comes without keys; with them it is looked into, too.
     """
     from geokv.backup.create import create as create_backup
-    from geokv.core.topology import clients_of
 
-    viewpoint = clients_of(place.dc) if place.dc else ""
     ring = read_ring(key_file, key_command)
-    made, moved = create_backup(place.addresses(), backup, _reporter(as_json), viewpoint, only, ring)
+    made, moved = create_backup(place.addresses(), backup, _reporter(as_json), place.dc, only, ring)
     if as_json:
         sizes = {
             "fetched_files": moved.fetched_files,
@@ -177,7 +174,7 @@ def restore(
     """
     from geokv.backup.repository import read
     from geokv.backup.restore import restore as restore_backup
-    from geokv.core.topology import parse_topology
+    from geokv.lab.lab import read_topology
 
     if is_all == (node is not None):
         raise click.UsageError("give --all, or --node NODE")
@@ -187,12 +184,7 @@ def restore(
         )
     chosen = generation or f"{datetime.now(UTC):%Y-%m-%d}-{secrets.token_hex(4)}"
     targets = {name: directory / name for name in read(backup).files} if node is None else {node: directory}
-    parsed = None
-    if topology is not None:
-        try:
-            parsed = parse_topology(topology.read_text(encoding="utf-8"), str(topology))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"the topology {topology} cannot be read: {error}") from error
+    parsed = None if topology is None else read_topology(topology)
     made = restore_backup(backup, targets, chosen, _reporter(as_json), parsed, read_ring(key_file, key_command))
     if as_json:
         nodes = {name: str(path) for name, path in targets.items()}
