@@ -24,6 +24,7 @@ from typing import Final
 
 from geokv.backup.form import NAME, Backup, BackupFile, decode, encode
 from geokv.errors import ConfigurationError, InvalidRequest, StorageError, Unavailable
+from geokv.storage.disk import sync_folder
 
 _BACKUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RECEIVED: Final = "received.jsonl"
@@ -179,11 +180,3 @@ def write_synced(path: Path, payload: bytes) -> None:
         writer.write(payload)
         writer.flush()
         os.fsync(writer.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -29,7 +29,7 @@ from geokv.errors import ConfigurationError, InvalidRequest, StorageError
 from geokv.node.restoring import Meta, reconciled
 from geokv.protocol import control
 from geokv.server.identity import claim_directory
-from geokv.storage.disk import RealDisk
+from geokv.storage.disk import RealDisk, sync_folder
 from geokv.storage.encryption.keys import KeyRing, Keys
 from geokv.storage.key_use import demand_keys
 from geokv.storage.lsm.manifest import NAME as MANIFEST
@@ -72,7 +72,7 @@ def restore(
             if target.exists():
                 target.rmdir()
             staging.rename(target)
-            repository.sync_folder(target.parent)
+            sync_folder(target.parent)
     finally:
         for staging, _ in staged:
             shutil.rmtree(staging, ignore_errors=True)
@@ -157,7 +157,7 @@ def _stage(folder: Path, backup: Backup, node: str, staging: Path, meta: Meta, g
         if old.job:
             disk.remove(old.name)
         for one in [path for path in staging.rglob("*") if path.is_dir()]:
-            repository.sync_folder(one)
+            sync_folder(one)
         dc = next(member.dc for member in backup.members if member.name == node)
         claim_directory(disk, backup.cluster, dc, node, generation)
         disk.sync_dir("lsm")

@@ -238,7 +238,7 @@ class RealDisk:
 
     def sync_dir(self, folder: str) -> None:
         try:
-            _sync_folder(self.root / folder)
+            sync_folder(self.root / folder)
         except OSError as error:
             raise storage_error(error, "syncing the folder", self.root / folder) from error
 
@@ -337,7 +337,8 @@ def _write_zeros(descriptor: int, length: int) -> None:
     full_sync(descriptor)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -352,7 +353,7 @@ def _make_folders(path: Path) -> None:
     if path.parent != path:
         _make_folders(path.parent)
     path.mkdir(mode=0o750, exist_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _lock_root(root: Path) -> int:

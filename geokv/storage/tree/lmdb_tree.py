@@ -28,8 +28,8 @@ import lmdb
 from geokv.core.limits import LMDB_KEY_BYTES_MAX, MIB
 from geokv.errors import DiskFull, StorageError
 from geokv.storage.advice import WHAT_TO_DO
-from geokv.storage.disk import storage_error
-from geokv.storage.tree.tree import Change, TreeOptions, TreePlace, make_folder, sync_files, sync_folder
+from geokv.storage.disk import storage_error, sync_folder
+from geokv.storage.tree.tree import Change, TreeOptions, TreePlace, make_folder, sync_files
 from geokv.storage.tree.values import TreeFacts, decode_facts, encode_facts, seed_of
 
 FILE: Final = "data.mdb"

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Protocol
 from geokv.core.limits import MIB
 from geokv.core.namespace import LMDB, ROCKSDB
 from geokv.errors import StorageError
-from geokv.storage.disk import storage_error
+from geokv.storage.disk import storage_error, sync_folder
 from geokv.storage.engines import KINDS
 from geokv.storage.tree.values import TreeFacts
 
@@ -143,14 +143,6 @@ def make_folder(root: Path, place: TreePlace) -> Path:
     except OSError as error:
         raise storage_error(error, "making", path) from error
     return path
-
-
-def sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_files(folder: Path) -> None:
