@@ -77,10 +77,10 @@ def remove(folder: Path) -> None:
 class Partial:
     """A backup that is being made. Made by `begin`."""
 
-    def __init__(self, target: Path, shared: dict[SharedKey, tuple[Path, str]]) -> None:
+    def __init__(self, target: Path) -> None:
         self.target = target
         self.folder = target.with_name(f".{target.name}.partial")
-        self._shared = shared
+        self._shared: dict[SharedKey, tuple[Path, str]] = {}
 
     def have(self, key: SharedKey) -> tuple[Path, str] | None:
         """Where such a file is already, and its SHA-256."""
@@ -89,7 +89,7 @@ class Partial:
     def note(self, key: SharedKey, digest: str) -> None:
         """A file is here, synced: a try that goes on need not fetch it again."""
         with (self.folder / _RECEIVED).open("a", encoding="utf-8") as received:
-            received.write(json.dumps([*key, digest]) + "\n")
+            received.write("\n" + json.dumps([*key, digest]))  # apart from a line that an earlier try tore
 
     def keep_only_of(self, node: str, files: Iterable[BackupFile]) -> None:
         """Remove what an earlier try has left in a node's folder and does not belong to this one."""
@@ -119,7 +119,7 @@ def begin(target: Path) -> Iterator[Partial]:
         raise InvalidRequest(f"{target.name!r} is no name of a backup: letters, digits, '.', '_' and '-', not a sign first")
     if target.exists():
         raise InvalidRequest(f"{target} is there already: give each backup a name of its own, or remove that one")
-    partial = Partial(target, {})
+    partial = Partial(target)
     partial.folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
     descriptor = os.open(partial.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -143,8 +143,12 @@ def _shared_with(repository: Path) -> Iterator[tuple[SharedKey, tuple[Path, str]
 
 
 def _received(folder: Path) -> Iterator[tuple[SharedKey, tuple[Path, str]]]:
-    with suppress(OSError, ValueError):  # a torn last line: that file is fetched again
-        for line in (folder / _RECEIVED).read_text(encoding="utf-8").splitlines():
+    try:
+        lines = (folder / _RECEIVED).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in filter(None, lines):
+        with suppress(ValueError):  # a torn line: that file is fetched again
             cluster, generation, node, path, identity, nbytes, used, digest = json.loads(line)
             yield (cluster, generation, node, path, identity, nbytes, used), (folder / node / path, digest)
 

@@ -160,6 +160,5 @@ def _stage(folder: Path, backup: Backup, node: str, staging: Path, meta: Meta, g
             sync_folder(one)
         dc = next(member.dc for member in backup.members if member.name == node)
         claim_directory(disk, backup.cluster, dc, node, generation)
-        disk.sync_dir("lsm")
     finally:
         disk.close()
