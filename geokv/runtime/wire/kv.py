@@ -72,11 +72,9 @@ def take_write_request(message: kv_pb2.WriteRequest) -> WriteBatch:
     keys = list(message.keys)
     count = len(keys)
     values: list[bytes | None] = list(message.values)
-    contexts = list(message.contexts)
     if len(values) != count:
         raise WireError(f"values has {len(values)} entries for {count} keys: one per key, also for deletes")
-    if contexts and len(contexts) != count:
-        raise WireError(f"contexts has {len(contexts)} entries for {count} keys: one per key, or none")
+    contexts = _one_per_key("contexts", message.contexts, count)
     _check_batch(count, sum(map(len, keys)) + sum(map(len, message.values)))
     for index in checks.indexes(message.deletes, count, "deletes"):
         values[index] = None
@@ -94,7 +92,7 @@ def take_write_request(message: kv_pb2.WriteRequest) -> WriteBatch:
         contexts=contexts,
         ring_version=message.ring_version,
         has_updates=message.has_updates,
-        remaining_ms=_remaining_ms(message.remaining_ms, count),
+        remaining_ms=_one_per_key("remaining_ms", message.remaining_ms, count),
         tried=_tried(message.tried),
         first_try_ms=message.first_try_ms,
     )
@@ -370,9 +368,9 @@ def _timeout_ms(timeout_ms: int) -> int:
     return checks.at_most(TIMEOUT_MS_MAX, timeout_ms, "timeout_ms") or TIMEOUT_MS_DEFAULT
 
 
-def _remaining_ms(column: Any, count: int) -> list[int]:
+def _one_per_key(name: str, column: Any, count: int) -> list[Any]:
     if column and len(column) != count:
-        raise WireError(f"remaining_ms has {len(column)} entries for {count} keys: one per key, or none")
+        raise WireError(f"{name} has {len(column)} entries for {count} keys: one per key, or none")
     return list(column)
 
 
