@@ -34,7 +34,7 @@ from geokv.protocol.requests import Outcome
 from geokv.sim.clocks import EPOCH_US
 from geokv.sim.held import Held
 from geokv.sim.history import Operation
-from geokv.sim.truth import Image, folded, image_of, includes, is_lww, is_over, is_same
+from geokv.sim.truth import Image, image_of, includes, is_lww, is_over, is_same
 from geokv.sim.typed_checkers import TYPED_CHECKERS, books_survive
 from geokv.sim.world import World
 
@@ -57,7 +57,7 @@ def final_cells(world: World) -> dict[str, Held]:
             held = cells[name] = Held(world.topology.partitions, getattr(host.node, "unserved", {}), namespace_of)
             for table in sorted(tables):
                 namespace_of.update(dict.fromkeys(tables[table], table))
-                held.update((key, folded(cell)) for key, cell in tables[table].items() if held.answers(key))
+                held.update((key, halves.fold(cell)) for key, cell in tables[table].items() if held.answers(key))
     return cells
 
 

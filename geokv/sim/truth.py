@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from geokv.core.cell import TAG, decode_lww, lww_version
 from geokv.core.cells import halves
-from geokv.core.cells.codec import append, decode, fold, tags
+from geokv.core.cells.codec import decode, tags
 from geokv.core.cells.context import Dot
 from geokv.core.origin import unpack_origin
 from geokv.core.record import CELL, CONTROL, DELTA, NO_OPERATION, Record, decode_records
@@ -43,18 +43,6 @@ _STATED: Final = frozenset((Outcome.APPLIED, Outcome.SUPERSEDED, Outcome.PENDING
 
 def is_lww(cell: bytes) -> bool:
     return cell[:1] == TAG
-
-
-def joined(known: bytes, cell: bytes) -> bytes:
-    """Both cells of a key as one, whatever the policy: the cell's first byte tells it."""
-    if is_lww(cell) and is_lww(known):
-        return max(known, cell)
-    return append(cell[0], known, cell) if _is_plain(known, cell) else halves.append(known, cell)
-
-
-def folded(cell: bytes) -> bytes:
-    """The one form of a cell that equal replicas share."""
-    return fold(cell[0], cell) if _is_plain(cell, cell) else halves.fold(cell)
 
 
 def is_over(cell: bytes | None, now_ms: int) -> bool:
@@ -112,7 +100,7 @@ class Image:
             if record.kind == CONTROL:
                 continue
             known = cells.get(record.key)
-            cells[record.key] = record.cell if known is None else joined(known, record.cell)
+            cells[record.key] = record.cell if known is None else halves.append(known, record.cell)
             if record.kind == DELTA:
                 self._add_number(record)
 
@@ -131,7 +119,7 @@ class Image:
     def add_cells(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         for key, cell in pairs:
             known = self.cells.get(key)
-            self.cells[key] = cell if known is None else joined(known, cell)
+            self.cells[key] = cell if known is None else halves.append(known, cell)
 
     def holds(self, key: bytes, version: int, dots: Iterable[Dot]) -> bool:
         """Whether the cell of `key` is of that version or a later one; of a cell of dots, whether it has seen one of these."""

@@ -172,14 +172,10 @@ def updates_survive(world: World, cells: Cells, is_excused: IsExcused) -> str:
     return OK
 
 
-def _contexts(cells: Cells) -> dict[tuple[str, bytes], CausalContext]:
-    """What the cell of each (node, key) has seen."""
-    return {
-        (name, key): halves.decode(cell).state.context
-        for name, table in cells.items()
-        for key, cell in table.items()
-        if cell[:1] != TAG
-    }
+def _contexts(cells: Cells, key: bytes) -> list[CausalContext]:
+    """What the cell of a key has seen, on each node that has one."""
+    held = (table[key] for table in cells.values() if key in table)
+    return [halves.decode(cell).state.context for cell in held if cell[:1] != TAG]
 
 
 def updates_once(world: World, cells: Cells, _: IsExcused) -> str:
@@ -187,11 +183,9 @@ def updates_once(world: World, cells: Cells, _: IsExcused) -> str:
     often = {named: dots for named, dots in world.truth.registry.named.items() if len(dots) > 1}
     if not often:
         return OK
-    by_key: dict[bytes, list[CausalContext]] = {}
-    for (_name, key), context in _contexts(cells).items():
-        by_key.setdefault(key, []).append(context)
+    contexts = {key: _contexts(cells, key) for _name, key in often}
     for (name, key), dots in often.items():
-        applied = [dot for dot in dots if any(one.contains(dot.origin, dot.number) for one in by_key.get(key, ()))]
+        applied = [dot for dot in dots if any(one.contains(dot.origin, dot.number) for one in contexts[key])]
         if len(applied) > 1:
             return f"operation {name.hex()} on {key!r} was applied {len(applied)} times: {applied}"
     return OK
