@@ -286,7 +286,11 @@ def compact(
 def flush(
     directory: Path | None, address: tuple[str, ...], topology: Path | None, key_file: Path | None, key_command: str
 ) -> int:
-    """Put into tables what only the log holds. A node that is stopped in good order has done so by itself."""
+    """Put into tables what only the log holds.
+
+    A node that is stopped in good order has done so by itself where that was a second's work: at most 16 MiB of log, and
+    no flush or compaction running. Whatever it left, its next start reads from the log.
+    """
     if directory is None:
         return _ask_each(address, "storage_flush", {}, "flushed, {tables} tables", LONG_S)
     if address:
