@@ -7,8 +7,8 @@
     generation = 2026-11-21     only after a restore: sets the cluster apart from the one that the backup was made of
     checksum = 2c5f01ba         CRC-32 of all lines above; format 1 had none
 
-It is the one thing beside the log and the tables. Everything else that a node knows of itself is in its log; this
-must be readable before the log is, and by people.
+What else a node knows of itself is in its log and in the state that is flushed beside its tables; this must be readable
+before these are, without a key, and by people.
 """
 
 from __future__ import annotations

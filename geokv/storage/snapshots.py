@@ -245,7 +245,7 @@ def _end_of_frame(disk: Disk, path: str, position: Position) -> int:
 
 
 def _closed_segment(disk: Disk, path: str, number: int) -> SnapshotFile:
-    """A segment to which nothing is appended any more: its header and its length name it."""
+    """A segment to which nothing is appended any more: the CRC-32 of all that is used names it."""
     image = disk.read_at(path, 0, disk.size(path))
     if decode_segment_header(image[:SEGMENT_HEADER_BYTES_MAX], number, path) is None:
         raise StorageError(f"{path}: the header is damaged", path=path, offset=0)
