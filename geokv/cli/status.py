@@ -120,9 +120,10 @@ def _node(node: Any, said: Any) -> dict[str, Any]:
     log, storage = said.get("log", {}), said.get("storage", {})
     refusing = said.get("refusing") or log.get("refusing_writes") or log.get("room_reason") or storage.get("refusing") or ""
     state = "refusing" if said.get("refusing") else "read-only" if refusing else "serving"
-    refusing = refusing or _unserved(storage) or storage.get("failure") or storage.get("unreadable")
+    unserved = _unserved(storage)
+    refusing = refusing or unserved or storage.get("failure") or storage.get("unreadable")
     refusing = refusing or "; ".join(storage.get("unheld", ())) or _pace(storage)
-    state = "partly serving" if state == "serving" and _unserved(storage) else state
+    state = "partly serving" if state == "serving" and unserved else state
     return {**facts, "state": state, "reason": refusing, "status": said}
 
 
