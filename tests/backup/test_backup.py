@@ -7,8 +7,7 @@ import json
 import random
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from geokv.cli.main import main
 from geokv.lab.ask import NodeConnection, ask
 from geokv.runtime.wire.kv import Fetch
 from geokv.testing import Cluster
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(180)  # each starts real processes, some twice
 POLICIES = {"docs": "siblings", "likes": "counter_pn", "tags": "set_aw"}
@@ -34,13 +34,6 @@ def create(cluster: Cluster, target: Path, capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert main(["backup", "create", str(target), "--json", *nodes_of(cluster)]) == exits.DONE
     return json.loads(capsys.readouterr().out)
-
-
-def until(is_so: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline_s = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline_s, "it did not become true in time"
-        time.sleep(0.05)
 
 
 class Writer:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(180)  # real nodes, and a link that is cut and 
 
 
 def client_of(lab: Lab, dc: str) -> Client:
-    return Client([address for name, address in lab.addresses(dc).items() if name.startswith(dc)], dc=dc)
+    return Client(lab.client_addresses(dc), dc=dc)
 
 
 def geokv(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:

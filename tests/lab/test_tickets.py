@@ -49,7 +49,7 @@ class Buyers:
         self.seen: list[int] = []
         self._is_enough = is_enough
         self._lock = threading.Lock()
-        self._client = Client([address for name, address in lab.addresses(dc).items() if name.startswith(dc)], dc=dc)
+        self._client = Client(lab.client_addresses(dc), dc=dc)
         self._threads = [threading.Thread(target=self._buy) for _ in range(count)]
 
     def start(self) -> "Buyers":
@@ -110,7 +110,7 @@ def put_up(lab: Lab) -> None:
 def await_value(lab: Lab, value: int) -> None:
     """Both datacenters show that value within half a minute."""
     for dc in lab.topology.dc_names:
-        with Client([address for name, address in lab.addresses(dc).items() if name.startswith(dc)], dc=dc) as kv:
+        with Client(lab.client_addresses(dc), dc=dc) as kv:
             deadline_s, shown = time.monotonic() + 30, None
             while shown != value:
                 assert time.monotonic() < deadline_s, f"{dc} shows {shown}, not {value}"

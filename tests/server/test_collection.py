@@ -6,13 +6,13 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
 
 from geokv.lab.ask import ask
 from geokv.testing import Cluster
+from tests.waiting import until
 
 OFTEN = {"collection-seconds": "0.5"}
 KEYS = [b"key-%d" % number for number in range(2_000)]
@@ -25,13 +25,6 @@ def told(cluster: Cluster) -> list[dict[str, Any]]:
 
 def table_pairs(cluster: Cluster) -> list[int]:
     return [ask(cluster.address_of(name), "status")["storage"]["table_pairs"] for name in cluster.names]
-
-
-def until(is_so: Any, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 async def write_and_delete(cluster: Cluster) -> None:

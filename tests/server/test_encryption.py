@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from geokv.errors import GeokvError
 from geokv.lab.ask import ask
 from geokv.storage.encryption.keys import key_line
 from geokv.testing import Cluster
+from tests.waiting import until
 
 SMALL = {"memtable-bytes": str(1 << 20)}
 SECRET = b"the-secret-of-"
@@ -63,13 +62,6 @@ def keys(cluster: Cluster, rotate: bool = False) -> dict[str, dict[str, int]]:
     """Key to its files, as the node tells it."""
     said: dict[str, Any] = ask(cluster.address, "keys", {"rotate": rotate}, timeout_s=10.0)
     return {one["id"]: one["files"] for one in said["keys"]}
-
-
-def until(is_so: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.timeout(180)

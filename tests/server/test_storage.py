@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from geokv.storage.lsm.engine import LsmOptions
 from geokv.storage.lsm.strategy import SizeTiered
 from geokv.storage.lsm.table_writer import TableOptions
 from geokv.testing import Cluster
+from tests.waiting import until
 
 SMALL = {"memtable-bytes": str(1 << 20)}
 
@@ -47,13 +47,6 @@ async def get_all(cluster: Cluster, count: int) -> list[bytes | None]:
             results = await asyncio.gather(*[carts.get(b"key-%d" % at) for at in range(start, min(start + 256, count))])
             found += [None if result.value is None else bytes(result.value) for result in results]
         return found
-
-
-def until(is_so: Any, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def workers_of(pid: int) -> list[int]:
