@@ -101,6 +101,10 @@ class Cluster:
             shutil.rmtree(self._directory, ignore_errors=True)
         self._directory = None
 
+    def close(self) -> None:
+        """As `stop`: for `contextlib.closing`."""
+        self.stop()
+
     def __enter__(self) -> Self:
         return self.start()
 

@@ -268,7 +268,7 @@ def compact(
             raise ConfigurationError(
                 f"{folder} stands in a backup, which must not change: restore it, and compact what comes of it"
             )
-        with offline.locked(folder, ring) as disk:
+        with offline.locked(folder, ring, is_read_only=False) as disk:
             count = offline.compact(disk)
         click.echo(f"{folder}: {count} namespaces compacted")
     return exits.DONE

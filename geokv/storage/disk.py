@@ -133,17 +133,20 @@ class _Handle:
 class RealDisk:
     """A folder of a real file system. Safe to call from several threads.
 
-    Raises StorageError when another process (or this one) has the same root open already.
+    Raises StorageError when another process (or this one) has the same root open already. `is_read_only`: it is only looked
+    into, so that it need not be writable.
     """
 
-    def __init__(self, root: Path, keys: Keys | None = None) -> None:
+    def __init__(self, root: Path, keys: Keys | None = None, is_read_only: bool = False) -> None:
         self.root = root
         self.keys = keys or Keys()
+        self._flags = os.O_RDONLY if is_read_only else os.O_RDWR
         self._handles: OrderedDict[str, _Handle] = OrderedDict()
         self._lock = threading.Lock()
         try:
-            _make_folders(root)
-            self._root_lock = _lock_root(root)
+            if not is_read_only:
+                _make_folders(root)
+            self._root_lock = _lock_root(root, is_read_only)
         except OSError as error:
             raise storage_error(error, "opening", root) from error
 
@@ -161,7 +164,7 @@ class RealDisk:
 
     def append(self, name: str, payload: bytes) -> None:
         try:
-            handle = self._handle(name, os.O_RDWR | os.O_CREAT)
+            handle = self._handle(name, os.O_CREAT)
             self._write(handle, os.fstat(handle.descriptor).st_size, payload)
         except OSError as error:
             raise storage_error(error, "writing", self.root / name) from error
@@ -287,14 +290,14 @@ class RealDisk:
 
     # --- descriptors ------------------------------------------------------------------------------------------------
 
-    def _handle(self, name: str, flags: int = os.O_RDWR) -> _Handle:
+    def _handle(self, name: str, flags: int = 0) -> _Handle:
         with self._lock:
             if handle := self._handles.get(name):
                 self._handles.move_to_end(name)
                 return handle
             if self._root_lock < 0:
                 raise OSError(errno.EBADF, "this disk was closed")
-            handle = self._handles[name] = _Handle(self.root / name, flags)
+            handle = self._handles[name] = _Handle(self.root / name, self._flags | flags)
             if len(self._handles) > OPEN_FILES_MAX:
                 self._evict()
             return handle
@@ -356,10 +359,23 @@ def _make_folders(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _lock_root(root: Path) -> int:
+def _open_lock(root: Path, is_read_only: bool) -> tuple[int, bool]:
+    """The descriptor to lock, and whether the holder's name can be written: not in a folder that may only be read."""
+    try:
+        return os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640), True
+    except OSError as error:
+        if not is_read_only or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    try:
+        return os.open(root / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC), False
+    except FileNotFoundError:  # a copy: nobody runs on it
+        return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), False
+
+
+def _lock_root(root: Path, is_read_only: bool) -> int:
     """The descriptor that holds the lock; the file's text is the holder's process id."""
     path = root / LOCK_NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    descriptor, is_named = _open_lock(root, is_read_only)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -373,6 +389,7 @@ def _lock_root(root: Path) -> int:
     except BaseException:
         os.close(descriptor)
         raise
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    if is_named:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor

@@ -71,13 +71,13 @@ def node_folders(directory: Path) -> list[Path]:
 
 
 @contextmanager
-def locked(folder: Path, ring: KeyRing | None = None) -> Iterator[RealDisk]:
+def locked(folder: Path, ring: KeyRing | None = None, is_read_only: bool = True) -> Iterator[RealDisk]:
     """The disk of a node that does not run, with keys that fit it.
 
     Raises Unavailable where it does run, EncryptionKeyError where a key is missing or another one.
     """
     try:
-        disk = RealDisk(folder, Keys(ring))
+        disk = RealDisk(folder, Keys(ring), is_read_only)
     except StorageError as error:
         if "process" in error.details:
             raise Unavailable(str(error)) from None

@@ -170,6 +170,39 @@ def test_a_second_process_is_refused_and_told_who_has_it(tmp_path: Path) -> None
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "got it\n"
 
 
+def test_a_folder_that_may_only_be_read_can_be_looked_into_and_stays_as_it_is(tmp_path: Path) -> None:
+    """Also where it has no LOCK, like a copy; while a node runs there it is refused as ever."""
+    (tmp_path / "file").write_bytes(b"content")
+    looking = (
+        "import os, sys; from pathlib import Path; from geokv.storage.disk import RealDisk\n"
+        "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"  # whom permissions bind
+        "disk = RealDisk(Path(f'/proc/self/fd/{sys.argv[1]}'), is_read_only=True)\n"
+        "print(disk.read_at('file', 0, 7)); disk.close()\n"
+    )
+    folder = os.open(tmp_path, os.O_RDONLY)
+
+    def looked() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", looking, str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=[folder])
+
+    for has_lock in (False, True):
+        if has_lock:
+            RealDisk(tmp_path).close()
+        for path in tmp_path.iterdir():
+            path.chmod(0o444)
+        tmp_path.chmod(0o555)
+        before = sorted(path.name for path in tmp_path.iterdir())
+        found = looked()
+        tmp_path.chmod(0o755)
+        assert found.stdout == "b'content'\n", found.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+    (tmp_path / "LOCK").chmod(0o644)
+    disk = RealDisk(tmp_path)
+    assert f"in use by process {os.getpid()}" in looked().stderr
+    disk.close()
+    os.close(folder)
+
+
 def test_a_closed_disk_refuses(tmp_path: Path) -> None:
     """After close no file is opened any more; closing twice is harmless."""
     disk = RealDisk(tmp_path)
