@@ -47,11 +47,16 @@ class GeokvCluster:
         self.pids = pids
         self.addresses = addresses
 
+    def create_namespace(self, name: str, **settings: Any) -> None:
+        with importlib.import_module("geokv").Client(self.addresses) as client:
+            client.wait_ready(READY_TIMEOUT_S)
+            client.create_namespace(name, **settings)
+
     @asynccontextmanager
-    async def connect(self, callers: int) -> AsyncIterator[list[Caller]]:
+    async def connect(self, callers: int, of: str = NAMESPACE) -> AsyncIterator[list[Caller]]:
         async with importlib.import_module("geokv").AsyncClient(self.addresses) as client:
             await client.wait_ready(READY_TIMEOUT_S)
-            namespace = client.namespace(NAMESPACE)
+            namespace = client.namespace(of)
             yield [GeokvCaller(namespace) for _ in range(callers)]
 
 
