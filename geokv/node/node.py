@@ -655,6 +655,7 @@ class Node:
         self.assembly.statements.connected()
         self.assembly.replication.reconnected(peer)
         self.assembly.receiver.connected(peer)
+        self.assembly.quarantine.connected(peer)
 
     def _lost(self, peer: str) -> None:
         if peer not in self.context.peers:

@@ -155,6 +155,13 @@ class Quarantine:
 
     # --- telling the others -----------------------------------------------------------------------------------------
 
+    def connected(self, peer: str) -> None:
+        """Tell who is connected that nothing is taken back: an earlier run may have told otherwise, and ended before its note
+        was synced."""
+        context = self._context
+        if not context.claims.all_mine():
+            context.send(peer, TakenBack(self._changes, {}, []))
+
     def tick(self) -> None:
         """Tell who is connected what was taken back, and how far these streams' numbers have come through the log."""
         context = self._context

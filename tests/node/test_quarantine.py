@@ -199,6 +199,24 @@ def test_a_crash_at_each_step_finds_the_claim_taken_back_or_the_table_live() -> 
     assert len(cluster.nodes[HURT].context.claims.withdrawals) == 1
 
 
+def test_peers_forget_what_an_earlier_run_had_told_and_not_noted() -> None:
+    """The run ends before the note is synced, and the next one can read the table again: all three count from then on."""
+    cluster = with_tables()
+    file = flip(cluster)
+    (flipped,) = cluster.disks[HURT].folder.read_at(file, 30, 1)
+    cluster.slow_disks.add(HURT)
+    for key in KEYS:
+        cluster.ask(HURT, ReadBatch("default", [key], Consistency.ONE))
+    cluster.run(SECOND)
+    assert not any(cluster.nodes[name].context.claims.holds(HURT, 1, 0) for name in OTHERS)
+    cluster.disks[HURT].folder.damage(file, 30, bytes([flipped ^ 4]))
+    cluster.slow_disks.clear()
+    cluster.restart(HURT)
+    cluster.serving().run(SECOND)
+    assert all(cluster.nodes[name].context.claims.is_whole for name in cluster.names)
+    assert cluster.get(OTHERS[0], KEYS[0], Consistency.ALL).values == [b"old " + KEYS[0]]
+
+
 def test_a_read_that_fails_is_no_damage() -> None:
     """An EIO is told and answered by others; the table stays, and is read again when the disk can."""
     cluster = with_tables()
