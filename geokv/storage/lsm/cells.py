@@ -19,10 +19,11 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from typing import Final, NamedTuple, Protocol
 
 from geokv.core.conflict import Merge
+from geokv.core.limits import KIB
 from geokv.core.partial import Partial, fold
 from geokv.errors import StorageError
 from geokv.storage.lsm.bloom import SEED, digest
@@ -36,6 +37,7 @@ _SCAN_STEP: Final = 256
 # Of cells whose blocks were cached one in so many enters the row cache: hot keys soon do, a wide spread costs little.
 _ADMIT_EVERY: Final = 4
 _SAMPLED_CELLS: Final = 2_000
+_SAMPLED_BYTES: Final = 64 * KIB  # of cells that must be decoded to be measured
 
 
 class Facts(Protocol):
@@ -390,17 +392,24 @@ class LsmCells:
     def dead_in_memory(self) -> tuple[int, bool]:
         """(tombstones and expiring cells in memtables, whether that is only an estimate). Looks at some of the newest."""
         dead, is_estimate = 0, False
-        measure = self._traits.measure
         for cells in (self._hot, *(memtable.cells for memtable in self._view.frozen)):
-            newest = [cells[key] for key in islice(reversed(cells), _SAMPLED_CELLS)]
+            newest = self._sample(cells)
             if not newest:
                 continue
-            measured = measure(newest)
+            measured = self._traits.measure(newest)
             found = measured.tombstones + measured.deadlines
             if len(cells) > len(newest):
                 found, is_estimate = found * len(cells) // len(newest), True
             dead += found
         return dead, is_estimate
+
+    def _sample(self, cells: dict[bytes, bytes]) -> list[bytes]:
+        """Some of the newest cells of a memtable, one at least: no more than are measured in a moment."""
+        newest = [cells[key] for key in islice(reversed(cells), _SAMPLED_CELLS)]
+        if self._traits.is_quick:
+            return newest
+        ends = accumulate(map(len, newest))
+        return newest[: max(1, sum(end <= _SAMPLED_BYTES for end in ends))]
 
     @property
     def frozen(self) -> int:

@@ -32,7 +32,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """`measure`: of one cell or more.
+    """`measure`: of one cell or more; `is_quick` where that looks at their heads only, and decodes none.
 
     `ceiling`: bytes such that a cell above them stays as it is when it is merged with any of at most that version.
     """
@@ -40,14 +40,15 @@ class Traits:
     merge: Merge
     measure: Callable[[Sequence[bytes]], Measured]
     ceiling: Callable[[int], bytes]
+    is_quick: bool
 
 
 def traits_of(policy: str) -> Traits:
     """Raises InvalidRequest for a policy that this version does not know."""
     known = stored_policy(policy)
     if known.kind is None and not known.earlier:
-        return Traits(known.merge, _lww, _lww_ceiling)
-    return Traits(known.merge, partial(_of_dots, known), _unbounded)
+        return Traits(known.merge, _lww, _lww_ceiling, is_quick=True)
+    return Traits(known.merge, partial(_of_dots, known), _unbounded, is_quick=False)
 
 
 def _lww(cells: Sequence[bytes]) -> Measured:

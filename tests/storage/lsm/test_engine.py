@@ -10,6 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from geokv.core.cells import codec
+from geokv.core.cells.context import Dot
+from geokv.core.cells.operation import Operation
+from geokv.core.cells.policies import type_of
+from geokv.core.cells.state import CellState
+from geokv.core.cells.update import update
+from geokv.core.limits import KIB
 from geokv.errors import DiskFull, StorageError
 from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
@@ -18,7 +25,7 @@ from geokv.storage.lsm.table_writer import TableOptions
 from geokv.storage.lsm.verify import verify
 from geokv.storage.lsm.work import run_job
 from geokv.storage.position import Position
-from tests.storage.lsm.little_node import SMALL, LittleNode, cell_of, sealed_files
+from tests.storage.lsm.little_node import ORIGIN, SMALL, LittleNode, cell_of, sealed_files
 
 _KEYS = st.builds(lambda group, index: b"%c/%02d" % (group, index), st.integers(97, 99), st.integers(0, 15))
 _CELLS = st.builds(cell_of, st.integers(1, 60), st.none() | st.binary(max_size=30))
@@ -388,3 +395,29 @@ def test_space_of_a_dropped_namespace_comes_back_without_a_flush() -> None:
     node.engine.drop(1)
     assert node.compact() and sealed_files(node.disk) == ["MANIFEST"]
     assert not node.compact()
+
+
+@pytest.mark.parametrize(("policy", "is_sampled"), [("lww", False), ("siblings", True)])
+def test_what_is_dead_in_memory_is_estimated_from_few_bytes_where_cells_must_be_decoded(policy: str, is_sampled: bool) -> None:
+    """Of cells that are told at a glance each one counts; of cells of dots so many as fit into 64 KiB, one at least."""
+    engine = LsmEngine(CrashDisk(), SMALL)
+    cells = engine.create(1, policy)
+    assert cells.dead_in_memory() == (0, False)
+
+    def put(index: int, value: bytes | None) -> None:
+        if policy == "lww":
+            cells[b"%03d" % index] = cell_of(index + 1, value)
+            return
+        kind, dot = type_of(policy), Dot(ORIGIN, index + 1)
+        operation = Operation("delete") if value is None else Operation("put", (value, 0))
+        cells[b"%03d" % index] = codec.encode(kind.tag, update(kind, CellState(), operation, dot))
+
+    for index in range(3):
+        put(index, None)
+    assert cells.dead_in_memory() == (3, False)
+    put(3, bytes(100 * KIB))
+    assert cells.dead_in_memory() == ((0, True) if is_sampled else (3, False))
+    for index in range(4, 64):
+        put(index, None if index % 2 else bytes(4 * KIB))
+    dead, is_estimate = cells.dead_in_memory()
+    assert is_estimate is is_sampled and 30 <= dead <= 33
