@@ -28,6 +28,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
+from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from geokv.core.hlc import hlc_ms
@@ -57,6 +58,7 @@ REMEMBERED_US: Final = RETRY_WINDOW_MS * 1000 + 2 * LATE_US
 ID_BYTES: Final = 16
 CHUNK_OPERATIONS: Final = 8_192
 CHUNK_US: Final = 30_000_000
+SEARCHED_ALONE_MAX: Final = 24  # so many ids are searched one by one; more in one pass over all that is remembered
 PAGE_NUMBERS: Final = 512  # of one stream, in one read of the log
 NOBODY: Final = -1
 
@@ -68,6 +70,7 @@ OTHER: Final = 4
 HANDED_ON: Final = 5
 
 UNTOLD: Final[frozenset[str]] = frozenset()
+_ID: Final = Struct(f"{ID_BYTES}s")
 ReadLog = Callable[[list[tuple[int, int, int]], Callable[[bytes | None], None]], None]
 
 
@@ -96,15 +99,17 @@ class _Chunk:
         self.since_us = now_us
         self.last_us = now_us
 
-    def find(self, name: bytes) -> list[tuple[int, int]]:
-        """(number, version) of each record with that id: two, where one was stamped again."""
-        found: list[tuple[int, int]] = []
-        at = self.ids.find(name)
-        while at >= 0:
-            if at % ID_BYTES == 0:
-                found.append((self.numbers[at // ID_BYTES], self.versions[at // ID_BYTES]))
-            at = self.ids.find(name, at + 1)
-        return found
+    def find_all(self, names: set[bytes]) -> dict[bytes, tuple[int, int]]:
+        """(number, version) of those that are here; of the later record, where one was stamped again."""
+        if len(names) > SEARCHED_ALONE_MAX:
+            names = {name for (name,) in {(name,) for name in names}.intersection(_ID.iter_unpack(self.ids))}
+        return {name: found for name in names if (found := self._find(name)) is not None}
+
+    def _find(self, name: bytes) -> tuple[int, int] | None:
+        at = self.ids.rfind(name)
+        while at >= 0 and at % ID_BYTES:
+            at = self.ids.rfind(name, 0, at + ID_BYTES - 1)
+        return (self.numbers[at // ID_BYTES], self.versions[at // ID_BYTES]) if at >= 0 else None
 
 
 class OperationIds:
@@ -152,13 +157,17 @@ class OperationIds:
             self._remembered -= len(gone.numbers)
             self._complete_since_us = gone.last_us
 
-    def find(self, name: bytes) -> tuple[int, int] | None:
-        """(number, version) under which this run has numbered an operation last."""
+    def find_all(self, names: Iterable[bytes]) -> dict[bytes, tuple[int, int]]:
+        """(number, version) under which this run has numbered operations last; of those that it has."""
+        found: dict[bytes, tuple[int, int]] = {}
+        wanted = set(names)
         for chunk in reversed(self._chunks):
-            found = chunk.find(name)
-            if found:
-                return found[-1]
-        return None
+            newest = chunk.find_all(wanted)
+            found |= newest
+            wanted -= newest.keys()
+            if not wanted:
+                break
+        return found
 
     # --- what may not be numbered -----------------------------------------------------------------------------------
 
@@ -283,7 +292,8 @@ class OperationIds:
             then([Finding(UNSURE, reason=f"{context.node} does not know this namespace")] * len(items))
             return
         is_older_possible = context.now_us - self._started_us < age_ms * 1000 + LATE_US
-        own = {at: found for at, (_, name) in enumerate(items) if (found := self.find(name)) is not None}
+        known = self.find_all([name for _, name in items])
+        own = {at: known[name] for at, (_, name) in enumerate(items) if name in known}
         absent = [at for at in range(len(items)) if at not in own]
         unsure = self._too_old(age_ms)
         cut_ms = context.wall_ms - age_ms - LATE_US // 1000
@@ -369,12 +379,17 @@ class OperationIds:
         self, namespace: int, own: dict[int, tuple[int, int, int]], then: Callable[[dict[int, Finding]], None]
     ) -> None:
         """Read the records that this run has numbered, as (partition, number, version)."""
+        context = self._context
         findings: dict[int, Finding] = {}
         places: list[tuple[int, int, int]] = []
         order: list[int] = []
+
+        def own_stream(partition: int) -> Stream | None:
+            return context.find_stream(namespace, partition, context.packed)
+
         nbytes = 0
         for at, (partition, number, version) in own.items():
-            stream = self._context.find_stream(namespace, partition, self._context.packed)
+            stream = own_stream(partition)
             if stream is None or number > stream.received:
                 findings[at] = Finding(OTHER)
             elif (place := stream.place(number)) is None:
@@ -387,12 +402,15 @@ class OperationIds:
                 order.append(at)
 
         def read(raw: bytes | None) -> None:
-            records = decode_records(raw, verify=False) if raw else []
+            records = _decoded(raw)
             for index, at in enumerate(order):
+                partition, number, version = own[at]
                 if len(records) == len(order):
                     findings[at] = Finding(FOUND, records[index].raw)
+                elif (stream := own_stream(partition)) is None or stream.place(number) is None:
+                    findings[at] = Finding(EVERYWHERE, version=version)  # trimmed meanwhile: all who should have it do
                 else:
-                    findings[at] = Finding(EVERYWHERE, version=own[at][2])  # trimmed meanwhile: all who should have it do
+                    findings[at] = Finding(UNSURE, reason=f"{context.node} cannot read its record of it")
             then(findings)
 
         if places:
@@ -464,10 +482,7 @@ class _Scan:
             self._leave_out(stream)
 
     def _seen(self, raw: bytes | None, then: Callable[[], None]) -> None:
-        try:
-            records = decode_records(raw or b"", verify=False)
-        except RecordError:
-            records = []
+        records = _decoded(raw)
         if not records:
             self._give_up()
             then()
@@ -484,6 +499,14 @@ class _Scan:
         for stream in [stream for stream in self._next if stream.key in old]:
             del self._next[stream]
         self.run(then)
+
+
+def _decoded(raw: bytes | None) -> list[Record]:
+    """What the log has given; nothing where it cannot be read."""
+    try:
+        return decode_records(raw or b"", verify=False)
+    except RecordError:
+        return []
 
 
 def _bounded(findings: list[Finding]) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from geokv.core.limits import RETRY_WINDOW_MS
 from geokv.core.quorum import Consistency
 from geokv.core.ring import key_hash
 from geokv.protocol import operation_ids
-from geokv.protocol.effects import Asked
+from geokv.protocol.effects import Asked, LogRead
 from geokv.protocol.messages import (
     CellsPage,
     CloseFill,
@@ -596,3 +597,51 @@ def test_a_process_that_goes_on_after_another_took_its_operation_over_applies_no
     cluster.run_until(lambda: cluster.is_serving("dc1-3")).run(5 * SECOND)
     assert answer(cluster, "dc1-3", retry("dc1-1", name=TWO)).outcomes == [Outcome.APPLIED]
     assert [count(cluster, node) for node in cluster.names] == [10] * 3
+
+
+@pytest.mark.parametrize("raw", [None, b"no record"])
+def test_a_record_that_the_log_cannot_give_is_not_said_to_be_everywhere(raw: bytes | None) -> None:
+    """It stands on one disk, and cannot be read: nobody says that it was applied; once it is gone from there all have it."""
+    cluster = counters()
+    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate)
+    cluster.ask("dc1-1", increment())
+    cluster.settle()
+    cluster.slow_reads.add("dc1-1")
+    call = cluster.ask("dc1-2", retry("dc1-1", timeout_ms=500))
+
+    def fail() -> None:
+        cluster.settle()
+        for _, effect in cluster.reading:
+            cluster.give("dc1-1", LogRead(effect.token, raw, "the disk gives nothing"))
+        cluster.reading.clear()
+
+    while cluster.reply("dc1-2", call) is None:
+        cluster.run(20 * MS)
+        fail()
+    reply = cluster.reply("dc1-2", call)
+    assert reply.outcomes == [Outcome.AMBIGUOUS] and "dc1-1 cannot read its record of it" in reply.details[0].message
+    cluster.is_dropped = lambda sender, receiver, message: False
+    call = cluster.ask("dc1-2", retry("dc1-1"))
+    cluster.run_until(lambda: bool(cluster.reading))
+    for stream in cluster.streams("dc1-1", "counter_pn").values():
+        stream.drop_places(99)  # as when a segment goes
+    fail()
+    cluster.run_until(lambda: cluster.reply("dc1-2", call) is not None)
+    reply = cluster.reply("dc1-2", call)
+    assert reply.outcomes == [Outcome.APPLIED] and reply.replicas == [3]
+
+
+def test_ids_are_found_alone_and_together() -> None:
+    """Of any number of ids asked for at once those that were numbered are found, each with its newest record."""
+    names = cluster_with("lww", nodes=1, replicas=1).nodes["dc1-1"].context.operation_ids
+    rng = random.Random(1)
+    ids = [bytes(rng.choices(b"\0\1", k=16)) for _ in range(3 * operation_ids.CHUNK_OPERATIONS)]
+    for at in range(0, len(ids), 1000):
+        some = ids[at : at + 1000]
+        names.numbered(some, list(range(at, at + len(some))), [0] * len(some))
+    newest = {name: (number, 0) for number, name in enumerate(ids)}
+    asked = [bytes(rng.choices(b"\0\1", k=16)) for _ in range(100)]
+    expected = {name: newest[name] for name in asked if name in newest}
+    assert 10 < len(expected) < 90
+    assert names.find_all(asked) == expected
+    assert {name: found for name in asked for found in names.find_all([name]).values()} == expected
