@@ -169,7 +169,9 @@ class Retries:
         retry = _Retry(batch, respond, table, w, context.node, right, context.now_us)
         self._open[right] = retry
         self._list(retry)
-        self._ask(retry)
+        self._finish_if_complete(retry)
+        if retry.respond is not None:
+            self._ask(retry)
 
     def _refuse(self, batch: WriteBatch, respond: Respond, outcome: Outcome, text: str, retry_after_ms: int = 0) -> None:
         count = len(batch.keys)
@@ -319,7 +321,8 @@ class Retries:
                 self._put(retry, item, Outcome.INVALID, Detail(OTHERS_ID))
             elif finding.state == EVERYWHERE:
                 self._context.note("retry.found")
-                self._put_done(retry, item, finding.version, b"", retry.table.placement.replicas)
+                table = retry.table
+                self._put_done(retry, item, finding.version, b"", table.placement.replicas, len(table.definition.dcs))
             elif finding.state in (NEVER, HANDED_ON):
                 if self._is_fresh(retry, item, node, finding.state == HANDED_ON):
                     fresh.append(item)
@@ -457,7 +460,7 @@ class Retries:
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def _put_done(self, retry: _Retry, item: _Item, version: int, token: bytes, replicas: int, dcs: int = 1) -> None:
+    def _put_done(self, retry: _Retry, item: _Item, version: int, token: bytes, replicas: int, dcs: int) -> None:
         """The operation was applied before; a newer version that stands here already is said."""
         table, key = retry.table, retry.batch.keys[item.index]
         outcome, detail = Outcome.APPLIED, None
@@ -528,7 +531,7 @@ class Retries:
             is_waited_for = any(name in retry.heard or (name in peers and peers[name].dc == dc) for name in lacking)
             if not item.is_decided and lacking and not is_waited_for:
                 self._context.note("retry.ambiguous")
-                self._put(retry, item, Outcome.AMBIGUOUS, Detail(self._doubt(retry, [item])))
+                self._put(retry, item, Outcome.AMBIGUOUS, Detail(self._doubt(retry, item)))
         self._finish_if_complete(retry)
 
     def _expire(self, retry: _Retry, why: str) -> None:
@@ -545,13 +548,13 @@ class Retries:
         for item in retry.items:
             if not item.is_decided:
                 self._context.note("retry.ambiguous")
-                self._put(retry, item, Outcome.AMBIGUOUS, Detail(f"{why}: {self._doubt(retry, [item])}"))
+                self._put(retry, item, Outcome.AMBIGUOUS, Detail(f"{why}: {self._doubt(retry, item)}"))
         retry.deadline_us = retry.again_us = self._context.now_us + ASK_AGAIN_US  # what was applied has a deadline of its own
         self._finish_if_complete(retry)
 
-    def _doubt(self, retry: _Retry, items: Iterable[_Item]) -> str:
-        """Why nobody knows what became of them, in words."""
-        lacking = sorted({name for item in items for name in item.required - item.answered})
+    def _doubt(self, retry: _Retry, item: _Item) -> str:
+        """Why nobody knows what became of it, in words."""
+        lacking = sorted(item.required - item.answered)
         said = [f"{name} ({retry.reasons.get(name, 'it has not answered')})" for name in lacking]
         return f"whether this operation was applied is not known to {', '.join(said)}; this retry has applied nothing"
 

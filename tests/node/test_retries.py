@@ -631,6 +631,26 @@ def test_a_record_that_the_log_cannot_give_is_not_said_to_be_everywhere(raw: byt
     assert reply.outcomes == [Outcome.APPLIED] and reply.replicas == [3]
 
 
+def test_what_every_log_has_let_go_of_is_in_every_datacenter() -> None:
+    """The place of its record is gone, for which all had to cover it: EACH_QUORUM is met, and nothing is pending."""
+    cluster = counters(datacenters=2)
+    answer(cluster, "dc1-1", increment())
+    cluster.run(2 * SECOND)
+    for stream in cluster.streams("dc1-1", "counter_pn").values():
+        stream.drop_places(99)  # as when a segment goes
+    reply = answer(cluster, "dc1-1", retry("dc1-1", level=Consistency.EACH_QUORUM))
+    assert reply.outcomes == [Outcome.APPLIED] and reply.dcs == [2]
+
+
+def test_a_batch_of_keys_that_are_all_of_others_is_answered_at_once() -> None:
+    """Who handed it on saw another ring: nothing is to be asked, and nobody waits for that."""
+    cluster = cluster_with("counter_pn", nodes=5, replicas=3, partitions=16).run(40 * SECOND)
+    (key,) = foreign_keys(cluster, "dc1-1", 1)
+    replies: list[WriteReply] = []
+    cluster.nodes["dc1-1"].assembly.retries.start(retry("dc1-2", key=key), replies.append)
+    assert [reply.outcomes for reply in replies] == [[Outcome.WRONG_NODE]]
+
+
 def test_ids_are_found_alone_and_together() -> None:
     """Of any number of ids asked for at once those that were numbered are found, each with its newest record."""
     names = cluster_with("lww", nodes=1, replicas=1).nodes["dc1-1"].context.operation_ids
