@@ -107,27 +107,24 @@ class Policy(NamedTuple):
                 return False
             return not held.state.items and collected(held.state, is_stable) is None
         if self.kind is not None:
-            return self.may_be_over(cell) and collected(codec.decode(self.kind.tag, cell), is_stable) is None
+            is_empty = codec.is_empty(self.kind.tag, cell)
+            return is_empty and collected(codec.decode(self.kind.tag, cell), is_stable) is None
         return _is_dead(cell, is_stable, clock_ms)
-
-    def may_be_over(self, cell: bytes) -> bool:
-        """A quick look, for cells of dots: whether it holds no item. Raises RecordError."""
-        if self.earlier:
-            held = halves.decode(cell)
-            return not held.state.items and held.living_lww(0) is None
-        assert self.kind is not None
-        return codec.is_empty(self.kind.tag, cell)
 
     def waits(self, cell: bytes) -> tuple[bool, int]:
         """For cells of dots: (whether it waits to be collected, or for a sweep; from when on it will, 0 where it is not known).
 
         What a type left of itself under an earlier policy is not swept. Raises RecordError.
         """
-        if self.may_be_over(cell):
-            return True, 0
         if self.earlier:
-            return False, decode_lww(cell).deadline_ms if cell[:1] == LWW_TAG else 0
+            held = halves.decode(cell)
+            living = held.living_lww(0)
+            if held.state.items or living is None:
+                return not held.state.items, 0
+            return False, decode_lww(living).deadline_ms
         assert self.kind is not None
+        if codec.is_empty(self.kind.tag, cell):
+            return True, 0
         if not self.kind.leaves_traces:
             return False, 0
         view = View(codec.decode(self.kind.tag, cell))

@@ -8,7 +8,7 @@ import pytest
 
 from geokv.core import cell as lww
 from geokv.core.cells import changed, codec, halves
-from geokv.core.cells.context import Dot
+from geokv.core.cells.context import CausalContext, Dot
 from geokv.core.cells.operation import Operation
 from geokv.core.cells.policies import type_of
 from geokv.core.cells.state import CellState
@@ -113,6 +113,23 @@ def test_a_cell_of_a_policy_that_is_not_known_to_be_there_is_not_held() -> None:
     assert [policy_of("lww").holds(cell) for cell in (OLD, fresh, both)] == [True, False, False]
     assert [policy_after("siblings", ("lww",)).holds(cell) for cell in (OLD, fresh, both)] == [True, True, True]
     assert [policy_of("siblings").holds(cell) for cell in (OLD, fresh, both)] == [False, True, False]
+
+
+def test_what_will_be_over_at_a_deadline_is_counted_for_it() -> None:
+    """An lww value that expires beside dots that have gone: what a collection would take is what is said to wait for it."""
+    kind, policy = type_of("siblings"), policy_after("siblings", ("lww",))
+    expiring = lww.encode_lww(100, EU, 7, False, 1000, 0, b"old")
+    beside = halves.merge(expiring, _put(changed.decode(kind, expiring), US, 5, b"new", seen=False))
+    held = changed.decode(kind, beside)
+    context = CausalContext()
+    context.add(US, 4, 5)
+    delete = held.encoded_delta(update(kind, held, Operation("delete", context=context), Dot(US, 6)))
+    alone = halves.merge(beside, delete)
+    assert [policy.waits(cell) for cell in (expiring, beside, alone)] == [(False, 1000), (False, 0), (False, 1000)]
+    assert policy.waits(policy.append(beside, delete)) == (False, 1000)
+    for clock_ms, over in ((1000, [False, False, False]), (1001, [True, False, True])):
+        assert [policy.is_over(cell, lambda dot: True, clock_ms) for cell in (expiring, beside, alone)] == over
+    assert policy.waits(halves.merge(alone, lww.encode_lww(101, EU, 8, True, 0, 100, b""))) == (True, 0)
 
 
 def test_the_index_of_a_kept_state_finds_what_a_scan_finds() -> None:

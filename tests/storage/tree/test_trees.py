@@ -11,6 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from geokv.core.cells import codec, halves
+from geokv.core.cells.context import Dot
+from geokv.core.cells.operation import Operation
+from geokv.core.cells.policies import type_of
+from geokv.core.cells.state import CellState
+from geokv.core.cells.update import update
 from geokv.errors import DiskFull, InvalidRequest, StorageError
 from geokv.storage import engines, offline
 from geokv.storage.child import environment
@@ -25,7 +31,7 @@ from geokv.storage.tree import merging
 from geokv.storage.tree.merging import merge_into, remove_dead
 from geokv.storage.tree.tree import TreePlace, open_tree
 from geokv.storage.tree.values import TreeFacts, decode_facts, encode_facts, is_sound, seal, seed_of
-from tests.storage.lsm.little_node import cell_of
+from tests.storage.lsm.little_node import ORIGIN, cell_of
 from tests.storage.tree.real_node import DAY_MS, KIB, TINY, TREES, RealNode, everything_stable, files_of, with_rocksdb
 
 DAY = DAY_MS << 16
@@ -516,6 +522,23 @@ def test_collection_leaves_what_became_newer_while_it_walked(engine: str, tmp_pa
 
     assert remove_dead(tree, everything_stable(node.end), "lww", meanwhile) >= 1
     assert [value and value[4:] for value in tree.get([b"k", b"l"])] == [cell_of(6, b"new"), None]
+    node.close()
+
+
+@every_tree
+def test_a_walk_counts_all_that_it_removes(engine: str, tmp_path: Path) -> None:
+    """Also of a namespace whose policy was changed: an lww value that expires beside dots that have gone."""
+    kind, frame = type_of("siblings"), halves.behind(cell_of(5, b"old", deadline_ms=1000), b"")
+    gone = CellState()
+    gone.join(update(kind, gone, Operation("put", (b"new", 0)), Dot(ORIGIN, 1)))
+    gone.join(update(kind, gone, Operation("delete"), Dot(ORIGIN, 2)))
+    node = RealNode(tmp_path / "node", {1: (engine, "changed")})
+    node.put_unread(1, {b"k": halves.fold(frame + codec.encode(kind.tag, gone)), b"l": cell_of(6, None)})
+    node.flush()
+    tree = node.engine._spaces[1].tree
+    assert tree is not None and tree.facts().dead == 2
+    assert remove_dead(tree, everything_stable(node.end), "changed") == 2
+    assert tree.facts().dead == 0
     node.close()
 
 
