@@ -191,8 +191,8 @@ class Upkeep:
         return 0 if self.paused_until_us is None else max(1, (self.paused_until_us - self._context.now_us) // 1000)
 
     def flush(self) -> bool:
-        """Flush what there is now; False where a job is under way or a batch is half on the disk."""
-        if self._job or self._is_stopping:
+        """Flush what there is now; False where a job is under way, a flush failed just now, or half a batch is on the disk."""
+        if self._job or self._is_stopping or self._pauses["flush"].until_us is not None:
             return False
         self._flush()
         return bool(self._job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -416,3 +417,15 @@ def test_collecting_what_all_have_while_an_older_put_is_on_its_way_brings_the_va
     cluster.is_dropped = lambda sender, receiver, message: False
     cluster.run(SECOND)
     assert cluster.get("dc1-3", b"k", Consistency.ALL).values == [b"old" if is_planted else None]
+
+
+def test_a_flush_for_the_sake_of_collection_waits_as_any_other_after_a_failure() -> None:
+    """The disk takes no table: it is tried after pauses that double, not at every heartbeat; once it does, the key goes."""
+    cluster = _cluster()
+    folder = cluster.disks["dc1-1"].folder
+    folder.fail("append", errno.ENOSPC, name=".sst", times=-1)
+    _write_and_delete(cluster, KEYS[:1])
+    cluster.run(20 * SECOND)
+    assert 3 <= cluster.notes["flush.failed"] <= 5, "at once, then after 1, 2, 4 and 8 seconds"
+    folder.heal()
+    cluster.run_until(lambda: _is_gone(cluster, *KEYS[:1]), 60 * SECOND)
