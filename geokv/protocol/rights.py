@@ -31,7 +31,7 @@ from geokv.core.conflict import BOUNDED
 from geokv.core.origin import Origin, unpack_origin
 from geokv.core.quorum import Consistency, needed
 from geokv.core.ring import key_hash
-from geokv.errors import NotEnoughRights
+from geokv.errors import NotEnoughRights, StorageError
 from geokv.protocol.context import Context
 from geokv.protocol.messages import RightsAsk, RightsGiven
 from geokv.protocol.requests import Outcome, OwnBatch, WriteReply
@@ -148,21 +148,29 @@ class Rights:
             assert operation is not None
             if operation.name not in ("increment", "decrement"):
                 continue
-            if key not in free:
-                free[key] = self._free(table, key)
-            amount: int = operation.arguments[0]
-            if operation.name == "increment":
-                free[key] += amount
-                continue
-            self._wanted((table.definition.id, key), amount)
-            if amount > free[key] and key not in short:
-                before = self._free(table, key)
-                free[key] += self.sheet(table, key).here - before  # it may be more than was reckoned last
-            if amount > free[key]:
-                short.setdefault(key, []).append(index)
-            else:
-                free[key] -= amount
+            try:
+                if self._lacks(table, key, operation, free, is_known=key in short):
+                    short.setdefault(key, []).append(index)
+            except StorageError:
+                continue  # a cache has let go of it, and now it cannot be read: who makes the update says so
         return short
+
+    def _lacks(self, table: Table, key: bytes, operation: Operation, free: dict[bytes, int], is_known: bool) -> bool:
+        """Whether that lacks rights; `free`: what those before it leave, by key. `is_known`: one did. Raises StorageError."""
+        if key not in free:
+            free[key] = self._free(table, key)
+        amount: int = operation.arguments[0]
+        if operation.name == "increment":
+            free[key] += amount
+            return False
+        self._wanted((table.definition.id, key), amount)
+        if amount > free[key] and not is_known:
+            before = self._free(table, key)
+            free[key] += self.sheet(table, key).here - before  # it may be more than was reckoned last
+        if amount > free[key]:
+            return True
+        free[key] -= amount
+        return False
 
     def _free(self, table: Table, key: bytes) -> int:
         """What may be spent, as far as it was reckoned last."""
@@ -368,7 +376,11 @@ class Rights:
             loaded("")
 
     def _give(self, peer: str, message: RightsAsk, table: Table, is_again: bool = False) -> None:
-        sheet = self.sheet(table, message.key)
+        try:
+            sheet = self.sheet(table, message.key)
+        except StorageError:  # as in `short`
+            self._given(peer, message, table, is_certain=False)
+            return
         if sheet.left and not is_again:
             self._inherit(table, message.key, sheet, lambda reply: self._give(peer, message, table, is_again=True))
             return
@@ -431,9 +443,6 @@ class Rights:
         """Give all that this node may spend of a key; `then` is told how many were given, and how many are left."""
         place = (table.definition.id, key)
 
-        def failed(error: str) -> None:
-            then(0, 0 if error else max(self.sheet(table, key).here, 0))
-
         def given(reply: WriteReply, amount: int) -> None:
             is_given = reply.outcomes[0] < Outcome.INVALID
             self._context.note("rights.given_away", int(is_given))
@@ -443,11 +452,14 @@ class Rights:
                 self._given(receiver.node, ask, table, is_certain=is_given)
 
         def loaded(error: str, is_again: bool = False) -> None:
-            sheet = None if error else self.sheet(table, key)
+            try:
+                sheet = None if error else self.sheet(table, key)
+            except StorageError:  # as in `short`
+                sheet = None
             if sheet is not None and sheet.left and not is_again:
                 self._inherit(table, key, sheet, lambda reply: loaded("", is_again=True))
             elif sheet is None or sheet.here <= 0 or receiver is None or place in self._giving:
-                failed(error)
+                then(0, 0 if sheet is None else max(sheet.here, 0))
             else:
                 amount = min(sheet.here, AMOUNT_MAX)
                 self._giving[place] = []

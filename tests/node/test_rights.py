@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,10 +16,13 @@ from geokv.core.cells.view import View
 from geokv.core.cells.wire import decode_value, encode_operation
 from geokv.core.origin import unpack_origin
 from geokv.core.quorum import Consistency
+from geokv.protocol.effects import Loaded
 from geokv.protocol.messages import FeedBatch, Replicate, RightsAsk, RightsGiven
 from geokv.protocol.requests import Outcome, WriteReply
+from geokv.storage.lsm.engine import LsmOptions
 from tests.node.harness import MS, SECOND, Cluster
 from tests.node.test_updates import cluster_with
+from tests.node.test_upkeep import flushed
 
 TICKETS = "counter_bounded"
 KEY = b"concert"
@@ -377,3 +382,56 @@ def test_a_drain_with_nobody_to_give_to_says_what_is_left() -> None:
     assert (progress["rights"], progress["left"]) == (0, 9)
     assert outcome(cluster, "dc1-1", "decrement", 9) is Outcome.APPLIED
     assert "choose node" in cluster.admin("dc1-1", "rights_drain", scope="rack").message
+
+
+def on_a_disk_that_fails() -> tuple[Cluster, Callable[[], None]]:
+    """dc1-1 holds all rights, on its disk only; the other loads its cell, and has it fail from then on."""
+    cluster = Cluster(partitions=1)
+    cluster.disks["dc1-1"].options = LsmOptions(block_cache_bytes=0, row_cache_bytes=0)
+    cluster.start().serving()
+    cluster.admin("dc1-1", "namespace_create", name=TICKETS, policy=TICKETS)
+    cluster.run_until(lambda: all(node.assembly.table_named(TICKETS) for node in cluster.nodes.values()))
+    assert outcome(cluster, "dc1-1", "increment", 10) is Outcome.APPLIED
+    flushed(cluster, "dc1-1")
+    cluster.slow_loads.add("dc1-1")
+
+    def load_and_fail() -> None:
+        cluster.run_until(lambda: bool(cluster.loading))
+        cluster.disks["dc1-1"].folder.fail("read_at", errno.EIO, name=".sst", times=-1)
+        ((name, effect),) = cluster.loading
+        cluster.loading.clear()
+        cluster.give(name, Loaded(effect.token, [""] * len(effect.parts)))
+
+    return cluster, load_and_fail
+
+
+def test_a_decrement_whose_cell_cannot_be_read_any_more_is_refused() -> None:
+    """A cache let go of it between its load and its turn, and then the disk failed: no end of the run."""
+    cluster, load_and_fail = on_a_disk_that_fails()
+    operation = encode_operation(Operation("decrement", (1,)))
+    call = cluster.write("dc1-1", {KEY: operation}, namespace=TICKETS, has_updates=True)
+    load_and_fail()
+    assert cluster.reply("dc1-1", call).outcomes == [Outcome.UNAVAILABLE]
+    assert not cluster.ended
+
+
+def test_who_cannot_read_how_many_rights_it_has_gives_none() -> None:
+    """As above, of an ask, and of all that a node gives away: told as nothing, and the asker goes on."""
+    cluster, load_and_fail = on_a_disk_that_fails()
+    operation = encode_operation(Operation("decrement", (1,)))
+    call = cluster.write("dc1-2", {KEY: operation}, namespace=TICKETS, has_updates=True)
+    load_and_fail()
+    cluster.run_until(lambda: cluster.reply("dc1-2", call) is not None)
+    assert cluster.reply("dc1-2", call).outcomes == [Outcome.NOT_ENOUGH_RIGHTS]
+
+    cluster, load_and_fail = on_a_disk_that_fails()
+    told: list[tuple[int, int]] = []
+    node = cluster.nodes["dc1-1"]
+    table = node.assembly.table_named(TICKETS)
+    assert table is not None
+    node.assembly.rights.give_away(table, KEY, cluster.nodes["dc1-2"].origin, lambda given, left: told.append((given, left)))
+    for effect in list(node.assembly.effects):
+        cluster._perform("dc1-1", effect)
+    node.assembly.effects.clear()
+    load_and_fail()
+    assert told == [(0, 0)]
