@@ -205,11 +205,6 @@ def stored_policy(name: str) -> Policy:
     return _CHANGED_POLICY if name == CHANGED else policy_of(name)
 
 
-def merge_of(name: str) -> Merge:
-    """The merge of a policy, or of what `stored_as` says. Raises InvalidRequest for what this version does not know."""
-    return stored_policy(name).merge
-
-
 def check_change(old: str, new: str, ttl_ms: int) -> None:
     """Raises InvalidRequest for a change of policy that cannot be, with the reason."""
     policy_of(new)

@@ -80,7 +80,7 @@ class Rights:
         self._words = Words()
         self._received: OrderedDict[Place, int] = OrderedDict()  # what this run was given for certain, as last reckoned
         self._waits: dict[Place, _Wait] = {}
-        self._asks: dict[int, tuple[Place, int]] = {}  # what was asked about, and when
+        self._asks: dict[int, int] = {}  # those that may still be answered, and when they were made
         self._balancing: dict[Place, int] = {}  # asked at
         self._silent: dict[str, int] = {}  # node -> until when it is not asked
         self._giving: dict[Place, list[tuple[str, RightsAsk]]] = {}  # a gift is under way: who else has asked
@@ -311,7 +311,7 @@ class Rights:
     def _ask(self, node: str, table: Table, key: bytes, amount: int, here: int) -> int:
         context, place = self._context, (table.definition.id, key)
         ask = context.next_id()
-        self._asks[ask] = (place, context.now_us)
+        self._asks[ask] = context.now_us
         context.count("rights.asked")
         demand = int(self._demand_of(place))
         context.send(node, RightsAsk(ask, place[0], key, context.packed, amount, max(here, 0), demand))
@@ -492,7 +492,7 @@ class Rights:
         for place, asked_us in list(self._balancing.items()):
             if context.now_us - asked_us >= ANSWER_US:
                 del self._balancing[place]
-        for ask, (_, asked_us) in list(self._asks.items()):
+        for ask, asked_us in list(self._asks.items()):
             if context.now_us - asked_us >= 2 * WAIT_US:
                 del self._asks[ask]
         for place in list(islice(self._demand, BALANCE_KEYS_MAX)):

@@ -23,7 +23,6 @@ from geokv.protocol.context import Context
 from geokv.protocol.rights import Rights
 from geokv.protocol.table import Table
 
-STEP_KEYS: Final = 256
 STEP_US: Final = 10_000
 UNDER_WAY_MAX: Final = 64
 SCOPES: Final = ("node", "dc")
@@ -74,7 +73,7 @@ class RightsDrain:
         if self._keys is None or self._context.now_us < self._next_us:
             return
         self._next_us = self._context.now_us + STEP_US
-        room = min(STEP_KEYS, UNDER_WAY_MAX - self._under_way)
+        room = UNDER_WAY_MAX - self._under_way
         if room <= 0:
             return
         try:

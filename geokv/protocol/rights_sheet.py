@@ -67,11 +67,8 @@ class Sheet(NamedTuple):
 class _Reckoning:
     """The books of one key, read by one run of one node."""
 
-    def __init__(
-        self, state: CellState, own: bytes, told: Mapping[tuple[bytes, bytes], int], is_over: Callable[[bytes], bool]
-    ) -> None:
+    def __init__(self, state: CellState, told: Mapping[tuple[bytes, bytes], int], is_over: Callable[[bytes], bool]) -> None:
         self.books = accounts(View(state))
-        self.own = own
         self._told = told
         self._is_over = is_over
         self._balances: dict[bytes, bool] = {}
@@ -106,7 +103,7 @@ def reckon(
     is_heir: Callable[[bytes], bool],
 ) -> Sheet:
     """The sheet of a key for the run `own`. `is_over`: whether an origin's stream is closed and covered here."""
-    reckoning = _Reckoning(state, own, told, is_over)
+    reckoning = _Reckoning(state, told, is_over)
     books, name = reckoning.books, unpack_origin(own)[:2]
     received = reckoning.received(own)
     left: dict[bytes, int] = {}

@@ -59,7 +59,6 @@ class Sweeper:
         self._placement = placement
         self._replication = replication
         self._walks: dict[int, _Walk] = {}
-        self.swept = 0
 
     def begin(self, namespace: int, is_stable: Callable[[int], IsStable], clock_ms: int) -> None:
         """Walk through a namespace, unless that is under way. `is_stable`: of a partition, whether a dot in it is."""
@@ -155,7 +154,6 @@ class Sweeper:
             context.commit.originated(hlc)
             entries = by_set.setdefault(table.placement.set_of[partition], [])
             entries.append((raw, stream, number))
-            self.swept += 1
         for owner_set, entries in by_set.items():
             self._launch(table, owner_set, entries)
 

@@ -189,9 +189,7 @@ class Snapshots:
     def _is_good(self, name: str, now_ms: int) -> bool:
         try:
             return now_ms - self._find(name).taken_ms < SNAPSHOT_AGE_MS_MAX
-        except (InvalidRequest, SnapshotNotFound):
-            return False
-        except StorageError:  # a damaged marker: what it stands for can be made anew
+        except (InvalidRequest, SnapshotNotFound, StorageError):  # of a damaged marker: what it stands for can be made anew
             return False
 
     def _remove(self, name: str) -> None:

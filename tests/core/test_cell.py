@@ -16,7 +16,7 @@ from geokv.core.cell import (
     lww_tail,
     lww_version,
 )
-from geokv.core.conflict import POLICIES, merge_of
+from geokv.core.conflict import POLICIES, policy_of
 from geokv.core.origin import Origin
 from geokv.errors import InvalidRequest, RecordError
 
@@ -46,7 +46,7 @@ def _cells(draw: st.DrawFn) -> bytes:
 def test_merging_is_commutative_associative_and_idempotent(cells: list[bytes]) -> None:
     """The three laws on which every replica's convergence rests."""
     a, b, c = cells
-    merge = merge_of("lww")
+    merge = policy_of("lww").merge
     assert merge(a, b) == merge(b, a)
     assert merge(merge(a, b), c) == merge(a, merge(b, c))
     assert merge(a, a) == a and merge(merge(a, b), b) == merge(a, b)
@@ -63,7 +63,7 @@ def test_the_later_one_wins_by_version_then_dc_then_node_then_dot(first: bytes, 
         return decoded.version, dc, node, incarnation, decoded.number
 
     expected = max((first, second), key=order)
-    assert merge_of("lww")(first, second) == expected
+    assert policy_of("lww").merge(first, second) == expected
 
 
 @given(
@@ -155,6 +155,6 @@ def test_a_concurrent_overwrite_is_told_from_a_newer_one() -> None:
 
 
 def test_an_unknown_policy_is_named_with_the_known_ones() -> None:
-    """merge_of says what to choose from."""
+    """policy_of says what to choose from."""
     with pytest.raises(InvalidRequest, match=f"unknown policy 'lwww': choose one of {', '.join(POLICIES)}"):
-        merge_of("lwww")
+        policy_of("lwww")

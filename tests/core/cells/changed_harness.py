@@ -54,11 +54,10 @@ class Replica:
 
 @dataclass
 class Play:
-    """One history. `changes`: the policies that the datacenters change to, cut apart; the last of them is what stands."""
+    """One history of a key whose policy is changed from `old` to `new`."""
 
     old: str
     new: str
-    rivals: tuple[str, ...] = ()
     replicas: list[Replica] = field(default_factory=list)
     events: list[Made] = field(default_factory=list)
     dots: dict[int, Dot] = field(default_factory=dict)

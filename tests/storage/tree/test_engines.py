@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from geokv.core.conflict import merge_of, policy_of
+from geokv.core.conflict import policy_of
 from geokv.storage.memory import MemoryCells
 from tests.core.cells.harness import play, tape_of_seed
 from tests.storage.lsm.little_node import cell_of
@@ -202,7 +202,7 @@ def test_compaction_commutes_with_merging(engine: str, runs: list[dict[bytes, by
 @pytest.mark.parametrize("policy", ["siblings", "counter_pn", "set_aw", "map_rr"])
 def test_deltas_of_every_policy_fold_into_what_their_merge_is(engine: str, policy: str, tmp_path: Path, samples) -> None:
     """Deltas of random histories, as replicas take them: in any order, flushed, crashed and compacted in between."""
-    merge = merge_of(policy)
+    merge = policy_of(policy).merge
     node = RealNode(tmp_path / "node", {1: (engine, policy)})
     for seed in range(samples.of(test=6, check=25, soak=600)):
         rng = random.Random(seed)
