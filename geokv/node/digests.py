@@ -1,5 +1,5 @@
-"""Digests: order-free sums over what lives in a node's own synced cells, per partition. Equal replicas at rest answer equally,
-whichever of them have collected what was deleted.
+"""Digests: order-free sums over what lives in a node's own synced cells, per partition. Equal replicas at rest have the same
+hash, and as much that lives, whichever of them have collected what was deleted; `cells` counts what is dead, too.
 
 A large namespace is walked in steps, with other work between them: what is written meanwhile is counted or not.
 

@@ -281,7 +281,7 @@ class NodeEngine:
         return self.lsm.collected
 
     def full_compaction(self, namespace: int, rule: CollectionRule | None = None) -> Any | None:
-        """What a job can do for a whole namespace: one run of tables, or a walk over its tree. KeyError where there is none."""
+        """What a job can do for a whole namespace: one run of tables, or a walk over its tree; None where there is none."""
         space = self._spaces.get(namespace)
         if space is None:
             return self.lsm.full_compaction(namespace, rule)

@@ -11,7 +11,7 @@ The last two are the same thought: an older put may have arrived after the delet
 it. Left out too early, it would bring the older put back.
 
 Invariants: without a rule nothing is ever left out. Not here: what is stable (`protocol.stability`), the count of collections
-that moves before (`protocol.collector`), what makes a cell of a policy dead (`core.conflict`).
+that moves before (`node.collector`), what makes a cell of a policy dead (`core.conflict`).
 """
 
 from __future__ import annotations
