@@ -126,7 +126,7 @@ class Statements:
             streams: Iterable[Stream] = chain.from_iterable(t.streams for t in self._context.tables.values())
         else:
             streams = sorted((s for s in touched if s is not None), key=lambda s: s.key)
-        lost = {namespace: self._context.claims.mine(namespace) for namespace in self._context.tables}
+        lost = self._context.claims.all_mine()
         return heads_of((s, s.frontier) for s in streams if s.frontier and s.partition not in lost.get(s.namespace, ()))
 
     def _shipped_heads(self, is_full: bool) -> list[StreamHeads]:

@@ -231,8 +231,7 @@ class CrashDisk:
         other._platter_names = dict(files)
         other._folders = set(self._folders)
         for name in files:  # the folder of a file that came back did so, too
-            parts = name.split("/")[:-1]
-            other._folders.update("/".join(parts[: index + 1]) for index in range(len(parts)))
+            other._folders.update(_with_parents(_folder(name)))
         other._used_bytes = sum({id(file): file.length for file in files.values()}.values())
         return other
 
@@ -318,8 +317,7 @@ class CrashDisk:
 
     def make_folder(self, name: str) -> None:
         self._called("make_folder", name)
-        parts = name.split("/")
-        self._folders.update("/".join(parts[: index + 1]) for index in range(len(parts)))
+        self._folders.update(_with_parents(name))
 
     def remove_folder(self, name: str) -> None:
         self._called("remove", name)
@@ -394,6 +392,11 @@ class CrashDisk:
 
 def _folder(name: str) -> str:
     return name.rpartition("/")[0]
+
+
+def _with_parents(folder: str) -> list[str]:
+    """A folder, and those that it lies in; nothing for the root."""
+    return [*_with_parents(_folder(folder)), folder] if folder else []
 
 
 def _apply(step: _Step, names: dict[str, _File]) -> None:

@@ -80,7 +80,7 @@ def _small(tag: int, state: CellState) -> bytes:
     for before, here in pairwise(spans):
         steps += varint(here - before)
     body = b"\1\0%c%b%c%b\1\0\0%c%b" % (len(origin), origin, len(spans) // 2, steps, len(payload), payload)
-    return b"%c%c" % (tag, FORMAT) + varint(len(body)) + body
+    return framed(tag, body)
 
 
 def decode(tag: int, cell: bytes) -> CellState:
