@@ -5,7 +5,8 @@
     namespace_list | namespace_show name | namespace_alter name … | namespace_delete name
     status                 this node: itself, its peers, lag per datacenter pair, log, closings, namespaces
     metrics                all counters
-    digest namespace       per partition of this node alone that it serves: how many cells it holds and a hash over them
+    digest namespace       per partition of this node alone that it serves: how many cells it holds, dead ones among them, how
+                           many of them live, and a hash over these
     conflicts [namespace] [key_base64] [limit]   the newest of the conflicts that this node has noted
     rights_drain [scope] [begin]                give all rights of bounded counters away; or how far that is
     gc [namespace]         what waits to be collected, what of it is stable, and who holds that up
@@ -31,7 +32,7 @@ from geokv.core.limits import CONFLICTS_PER_NAMESPACE_MAX
 from geokv.core.namespace import ENGINES, NamespaceDefinition
 from geokv.core.origin import unpack_origin
 from geokv.errors import GeokvError, InvalidRequest, NamespaceNotFound, Unavailable
-from geokv.node.answers import Respond, Verb, reply_of, text_of
+from geokv.node.answers import Respond, Verb, number_of, reply_of, text_of
 from geokv.node.storage_verbs import StorageVerbs
 from geokv.protocol.feed_receiver import LAG_BUCKETS_MS
 from geokv.protocol.journal import Conflict, Party
@@ -378,10 +379,7 @@ class Admin:
 
     def _digest(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         """Order-free sums over this node's own synced cells, per partition: equal replicas answer equally."""
-        name = text_of(arguments, "namespace")
-        table = self._node.assembly.table_named(name)
-        if table is None:
-            raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
+        table = self._node.assembly.demand_table(text_of(arguments, "namespace"))
 
         def made(found: dict[str, Any] | GeokvError) -> None:
             if isinstance(found, GeokvError):
@@ -396,14 +394,11 @@ class Admin:
 
     def _conflicts(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         """The newest of the journal, oldest first."""
-        name, limit = arguments.get("namespace"), arguments.get("limit", CONFLICTS_PER_NAMESPACE_MAX)
-        if not isinstance(limit, int) or isinstance(limit, bool) or not 0 < limit <= CONFLICTS_PER_NAMESPACE_MAX:
-            raise InvalidRequest(f"limit = {limit!r}: a whole number from 1 to {CONFLICTS_PER_NAMESPACE_MAX}")
+        most = CONFLICTS_PER_NAMESPACE_MAX
+        limit = number_of({"limit": most, **arguments}, "limit", 1, most)
         tables = self._node.context.tables
-        if name is not None:
-            table = self._node.assembly.table_named(text_of(arguments, "namespace"))
-            if table is None:
-                raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
+        if arguments.get("namespace") is not None:
+            table = self._node.assembly.demand_table(text_of(arguments, "namespace"))
             tables = {table.definition.id: table}
         journal, key = self._node.context.journal, None
         if "key_base64" in arguments:
@@ -419,12 +414,9 @@ class Admin:
 
     def _gc(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         """What waits to be collected on this node."""
-        node, name, number = self._node, arguments.get("namespace"), None
-        if name is not None:
-            table = node.assembly.table_named(text_of(arguments, "namespace"))
-            if table is None:
-                raise NamespaceNotFound(f"no namespace {name!r} here", namespace=str(name))
-            number = table.definition.id
+        node, number = self._node, None
+        if arguments.get("namespace") is not None:
+            number = node.assembly.demand_table(text_of(arguments, "namespace")).definition.id
         namespaces = node.collector.status(number)
         body: dict[str, object] = {"node": node.config.node, "dc": node.config.dc, "namespaces": namespaces}
         respond(AdminReply(Outcome.APPLIED, body))

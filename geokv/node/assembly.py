@@ -11,7 +11,7 @@ from geokv.core.hlc import HybridClock
 from geokv.core.namespace import MEMORY, NamespaceDefinition
 from geokv.core.origin import Origin, draw_incarnation
 from geokv.core.ring import Member, Ring
-from geokv.errors import InvalidRequest
+from geokv.errors import InvalidRequest, NamespaceNotFound
 from geokv.node.config import NodeConfig
 from geokv.node.definitions import Definitions
 from geokv.node.digests import Digests
@@ -126,6 +126,13 @@ class Assembly:
         """The table of a live namespace by its name."""
         definition = self.definitions.resolve(name)
         return self.context.tables.get(definition.id) if definition is not None else None
+
+    def demand_table(self, name: str) -> Table:
+        """As `table_named`. Raises NamespaceNotFound."""
+        table = self.table_named(name)
+        if table is None:
+            raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
+        return table
 
     def define(self, definition: NamespaceDefinition) -> None:
         """Let a definition stand: make its table, change it, or drop it."""

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from geokv.core.limits import PAUSE_MS_MAX
-from geokv.errors import GeokvError, InvalidRequest, NamespaceNotFound
+from geokv.errors import GeokvError, InvalidRequest
 from geokv.node.answers import Respond, Verb, number_of, reply_of, text_of
 from geokv.protocol.requests import AdminReply, AdminRequest, Outcome
 from geokv.storage.snapshot_orders import Snapshot
@@ -113,11 +113,7 @@ class StorageVerbs:
     def _compact(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         namespaces = list(self._node.context.tables)
         if arguments.get("namespace") is not None:
-            name = text_of(arguments, "namespace")
-            table = self._node.assembly.table_named(name)
-            if table is None:
-                raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
-            namespaces = [table.definition.id]
+            namespaces = [self._node.assembly.demand_table(text_of(arguments, "namespace")).definition.id]
         self._node.upkeep.compact_soon(namespaces, lambda error: respond(self._done(error)))
 
     def _done(self, error: str) -> AdminReply:
