@@ -11,6 +11,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 from zlib import crc32
 
@@ -65,6 +66,7 @@ from geokv.storage.wal_recovery import segment_name
 
 MS = 1_000
 SECOND = 1_000_000
+QUICK: Any = {"stability_us": 200_000, "collect_us": 500_000}  # what may be collected soon is
 WALL_US = 1_700_000_000 * SECOND
 
 
@@ -247,6 +249,12 @@ class Cluster:
         for name, peer in ((one, other), (other, one)):
             if name in self.nodes:
                 self.give(name, PeerLost(peer))
+
+    def cut_apart(self) -> None:
+        """Cut every datacenter off from every other."""
+        for one, other in combinations(self.names, 2):
+            if self.dc_of[one] != self.dc_of[other]:
+                self.cut(one, other)
 
     def heal(self) -> None:
         cuts, self.cuts = self.cuts, set()
@@ -482,6 +490,11 @@ class Cluster:
         reply = self.reply(name, call)
         assert isinstance(reply, AdminReply)
         return reply
+
+    def create(self, name: str, policy: str) -> Cluster:
+        """A namespace, once every node has it."""
+        self.admin(self.names[0], "namespace_create", name=name, policy=policy)
+        return self.run_until(lambda: all(node.assembly.table_named(name) for node in self.nodes.values()))
 
     # --- what is so -----------------------------------------------------------------------------------------------------------
 

@@ -15,9 +15,7 @@ from tests.node.test_upkeep import flushed
 
 
 def cluster_of(policy: str, name: str = "docs", **shape: int) -> Cluster:
-    cluster = Cluster(**shape).start().serving()
-    cluster.admin("dc1-1", "namespace_create", name=name, policy=policy)
-    return cluster.run_until(lambda: all(node.assembly.table_named(name) for node in cluster.nodes.values()))
+    return Cluster(**shape).start().serving().create(name, policy)
 
 
 def policies(cluster: Cluster, name: str = "docs") -> set[str]:
@@ -51,13 +49,6 @@ def are_equal(cluster: Cluster) -> bool:
     return all(one == held[0] for one in held)
 
 
-def cut(cluster: Cluster) -> None:
-    for one in cluster.names:
-        for other in cluster.names:
-            if one < other and one[:3] != other[:3]:
-                cluster.cut(one, other)
-
-
 def test_an_lww_value_is_a_sibling_after_the_change_until_a_put_has_seen_it() -> None:
     """A put without a context adds to it, one with the context of the read replaces both; a context of before counts too."""
     cluster = cluster_of("lww")
@@ -82,7 +73,7 @@ def test_a_datacenter_that_has_not_heard_goes_on_and_nothing_of_it_is_lost(polic
     cluster = cluster_of("lww", datacenters=2)
     cluster.put("dc1-1", b"k", b"old", namespace="docs")
     cluster.run_until(lambda: are_equal(cluster))
-    cut(cluster)
+    cluster.cut_apart()
     change(cluster, "dc1-1", policy)
     read = cluster.get("dc1-2", b"k", namespace="docs")
     cluster.put("dc1-2", b"k", b"new", namespace="docs", contexts=read.contexts)
@@ -103,7 +94,7 @@ def test_two_datacenters_that_change_to_different_policies_end_with_the_later_an
     cluster = cluster_of("lww", datacenters=2)
     cluster.put("dc1-1", b"k", b"old", namespace="docs")
     cluster.run_until(lambda: are_equal(cluster))
-    cut(cluster)
+    cluster.cut_apart()
     change(cluster, "dc1-1", "register_mv")
     cluster.run(SECOND)
     change(cluster, "dc2-1", "siblings")

@@ -17,16 +17,13 @@ from geokv.protocol.messages import Replicate
 from geokv.protocol.requests import Outcome, WriteBatch
 from geokv.storage.lsm.engine import LsmOptions
 from geokv.storage.lsm.table_writer import TableOptions
-from tests.node.harness import SECOND, Cluster
+from tests.node.harness import QUICK, SECOND, Cluster
+from tests.node.test_updates import cluster_with
 from tests.node.test_upkeep import flushed
-
-QUICK: Any = {"stability_us": 200_000, "collect_us": 500_000}
 
 
 def _cluster(policy: str, **shape: Any) -> Cluster:
-    cluster = Cluster(**shape, **QUICK).start().serving()
-    cluster.admin("dc1-1", "namespace_create", name=policy, policy=policy)
-    return cluster.run_until(lambda: all(node.assembly.table_named(policy) for node in cluster.nodes.values()))
+    return cluster_with(policy, **shape, **QUICK)
 
 
 def _do(cluster: Cluster, node: str, policy: str, name: str, *arguments: Any, path: Any = ()) -> None:
@@ -117,9 +114,7 @@ def test_a_set_removed_in_one_datacenter_while_its_map_field_is_removed_in_anoth
     path = ((b"tags", "set_aw"),)
     _do(cluster, "dc1-1", "map_rr", "add", b"red", path=path)
     cluster.run_until(lambda: bool(_shown(cluster, "dc2-1", "map_rr")))
-    for one in ("dc1-1", "dc1-2"):
-        for other in ("dc2-1", "dc2-2"):
-            cluster.cut(one, other)
+    cluster.cut_apart()
     _do(cluster, "dc1-1", "map_rr", "remove", b"red", path=path)
     _do(cluster, "dc2-1", "map_rr", "remove", b"tags")
     _do(cluster, "dc2-2", "map_rr", "add", b"blue", path=path)

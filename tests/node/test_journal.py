@@ -17,14 +17,7 @@ from tests.node.harness import MS, SECOND, Cluster
 
 
 def two_dcs(policy: str = "lww") -> Cluster:
-    cluster = Cluster(datacenters=2).start().serving()
-    cluster.admin("dc1-1", "namespace_create", name="ns", policy=policy)
-    return cluster.run_until(lambda: all(node.assembly.table_named("ns") for node in cluster.nodes.values()))
-
-
-def cut(cluster: Cluster) -> None:
-    for one, other in product(range(1, 4), range(1, 4)):
-        cluster.cut(f"dc1-{one}", f"dc2-{other}")
+    return Cluster(datacenters=2).start().serving().create("ns", policy)
 
 
 def noted(cluster: Cluster, names: list[str] | None = None, namespace: str = "ns") -> dict[str, dict[str, Any]]:
@@ -47,7 +40,7 @@ def base64(text: bytes) -> str:
 def test_two_datacenters_that_wrote_the_same_key_note_it_as_one_conflict() -> None:
     """Both note it, under one name: winner, loser, its value, and by how much they missed each other."""
     cluster = two_dcs()
-    cut(cluster)
+    cluster.cut_apart()
     cluster.put("dc1-1", b"k", b"here", namespace="ns")
     cluster.run(500 * MS)
     cluster.put("dc2-1", b"k", b"there", namespace="ns")
@@ -64,7 +57,7 @@ def test_two_datacenters_that_wrote_the_same_key_note_it_as_one_conflict() -> No
 def test_each_datacenter_counts_a_conflict_once(here: int, there: int) -> None:
     """The node that takes the other write in does, whoever coordinated its own."""
     cluster = two_dcs()
-    cut(cluster)
+    cluster.cut_apart()
     cluster.put(f"dc1-{here}", b"k", b"here", namespace="ns")
     cluster.put(f"dc2-{there}", b"k", b"there", namespace="ns")
     cluster.heal()
@@ -79,7 +72,7 @@ def test_a_write_that_saw_the_other_is_no_conflict() -> None:
     for at in range(4):
         cluster.put(f"dc{at % 2 + 1}-{at % 3 + 1}", b"k", b"v%d" % at, namespace="ns")
         cluster.run(SECOND)
-    cut(cluster)
+    cluster.cut_apart()
     there = cluster.put("dc2-1", b"k", b"there", namespace="ns")
     cluster.put("dc1-1", b"k", b"saw it", namespace="ns", contexts=[there.versions[0].to_bytes(8, "big")])
     cluster.heal()
@@ -118,7 +111,7 @@ def test_two_coordinators_of_one_datacenter_note_what_they_did_to_each_other() -
 def test_a_delete_that_lost_and_a_value_that_is_long_are_noted_as_such() -> None:
     """A loser without a value is a delete; of a long value the journal keeps the beginning, and says so."""
     cluster = two_dcs()
-    cut(cluster)
+    cluster.cut_apart()
     cluster.put("dc1-1", b"gone", None, namespace="ns")
     cluster.put("dc1-1", b"long", bytes(5_000), namespace="ns")
     cluster.run(100 * MS)
@@ -149,7 +142,7 @@ def test_a_delete_that_lost_and_a_value_that_is_long_are_noted_as_such() -> None
 def test_each_policy_notes_what_it_decides(policy: str, here: Any, there: Any, outcome: str, winner: int | None) -> None:
     """Kept or hidden, with the value that is shown, or the operation that stands; nothing where nothing is decided."""
     cluster = two_dcs(policy)
-    cut(cluster)
+    cluster.cut_apart()
     is_update = isinstance(here, Operation)
     values = [encode_operation(what) if is_update else what for what in (here, there)]
     for name, value in zip(("dc1-1", "dc2-1"), values, strict=True):

@@ -302,8 +302,7 @@ def test_a_node_without_its_claim_sweeps_nothing() -> None:
     cluster = Cluster(partitions=1, stability_us=200_000, collect_us=500_000)
     cluster.disks[HURT].options = LsmOptions(TableOptions(block_bytes=200))
     cluster.start().serving()
-    cluster.admin(HURT, "namespace_create", name="tags", policy="set_rw")
-    cluster.run_until(lambda: all(node.assembly.table_named("tags") for node in cluster.nodes.values()))
+    cluster.create("tags", "set_rw")
 
     def change(name: str, operation: str, element: bytes) -> None:
         packed = encode_operation(Operation(operation, (element,)))

@@ -301,9 +301,7 @@ def test_in_another_datacenter_a_retry_is_recognised_once_the_record_has_arrived
     cluster = counters(datacenters=2)
     first = answer(cluster, "dc1-1", increment())
     cluster.run(2 * SECOND)
-    for one in ("dc1-1", "dc1-2", "dc1-3"):
-        for other in ("dc2-1", "dc2-2", "dc2-3"):
-            cluster.cut(one, other)
+    cluster.cut_apart()
     reply = answer(cluster, "dc2-2", retry("dc1-1"))
     assert reply.outcomes == [Outcome.APPLIED] and reply.versions == first.versions
     began_us = cluster.now_us
@@ -404,8 +402,7 @@ def test_who_has_handed_an_operation_on_without_its_claim_does_not_answer_for_it
     for name in cluster.names:
         cluster.disks[name].options = TINY
     cluster.start().serving()
-    cluster.admin("dc1-1", "namespace_create", name="counter_pn", policy="counter_pn")
-    cluster.run_until(lambda: all(node.assembly.table_named("counter_pn") for node in cluster.nodes.values()))
+    cluster.create("counter_pn", "counter_pn")
     keys = [b"key-%d" % number for number in range(40)]
     for key in keys:
         assert answer(cluster, "dc1-1", increment(key, key.ljust(16))).outcomes == [Outcome.APPLIED]
@@ -518,8 +515,7 @@ def test_how_far_the_log_reaches_is_not_told_by_what_a_closing_brought_late() ->
     for name in cluster.names:
         cluster.disks[name].segment_bytes = 16_000
     cluster.start().serving()
-    cluster.admin("dc1-1", "namespace_create", name="counter_pn", policy="counter_pn")
-    cluster.run_until(lambda: all(node.assembly.table_named("counter_pn") for node in cluster.nodes.values()))
+    cluster.create("counter_pn", "counter_pn")
     cluster.slow_disks.add("dc1-1")
     cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == "dc1-2"
     cluster.ask("dc1-1", increment(b"late", TWO))

@@ -69,13 +69,6 @@ def is_between(one: str, other: str) -> bool:
     return one[:3] != other[:3]
 
 
-def cut_apart(cluster: Cluster) -> None:
-    for one in cluster.names:
-        for other in cluster.names:
-            if one < other and is_between(one, other):
-                cluster.cut(one, other)
-
-
 def test_the_node_that_counted_up_spends_and_another_one_asks_it() -> None:
     """Inside a datacenter a decrement finds the rights wherever they are, and waits for them."""
     cluster = bounded()
@@ -121,7 +114,7 @@ def test_datacenters_that_are_cut_apart_sell_what_they_hold_and_no_more() -> Non
     cluster.run_until(lambda: shown(cluster, "dc2-1") == 10)
     assert outcome(cluster, "dc2-1", "decrement", 1) is Outcome.APPLIED
     cluster.run_until(lambda: shown(cluster, "dc1-1") == 9 and shown(cluster, "dc2-1") == 9)
-    cut_apart(cluster)
+    cluster.cut_apart()
     sold = dict.fromkeys(("dc1-1", "dc2-1"), 0)
     for node in sold:
         while outcome(cluster, node, "decrement") is Outcome.APPLIED:
@@ -229,7 +222,7 @@ def test_nothing_is_taken_over_before_the_streams_of_all_earlier_runs_are_closed
     cluster = bounded(datacenters=2)
     update(cluster, "dc1-1", "increment", 10)
     cluster.run_until(lambda: shown(cluster, "dc2-1") == 10)
-    cut_apart(cluster)
+    cluster.cut_apart()
     cluster.restart("dc1-1")
     cluster.serving()
     cluster.run(5 * SECOND)
@@ -328,7 +321,7 @@ def test_rights_move_before_they_are_lacking() -> None:
         assert outcome(cluster, "dc2-1", "decrement", 1) is Outcome.APPLIED
         cluster.run(100 * MS)
     assert held(cluster, "dc2-1")["dc2-1"] >= 10
-    cut_apart(cluster)
+    cluster.cut_apart()
     for _ in range(10):
         assert outcome(cluster, "dc2-1", "decrement", 1) is Outcome.APPLIED
 
@@ -374,7 +367,7 @@ def test_a_drain_with_nobody_to_give_to_says_what_is_left() -> None:
     """And nothing is lost: the node goes on spending it."""
     cluster = bounded(datacenters=2)
     update(cluster, "dc1-1", "increment", 9)
-    cut_apart(cluster)
+    cluster.cut_apart()
     cluster.run(2 * SECOND)
     cluster.admin("dc1-1", "rights_drain", scope="dc")
     cluster.run_until(lambda: cluster.admin("dc1-1", "rights_drain", begin=False).body["is_done"] is True)
@@ -388,9 +381,7 @@ def on_a_disk_that_fails() -> tuple[Cluster, Callable[[], None]]:
     """dc1-1 holds all rights, on its disk only; the other loads its cell, and has it fail from then on."""
     cluster = Cluster(partitions=1)
     cluster.disks["dc1-1"].options = LsmOptions(block_cache_bytes=0, row_cache_bytes=0)
-    cluster.start().serving()
-    cluster.admin("dc1-1", "namespace_create", name=TICKETS, policy=TICKETS)
-    cluster.run_until(lambda: all(node.assembly.table_named(TICKETS) for node in cluster.nodes.values()))
+    cluster.start().serving().create(TICKETS, TICKETS)
     assert outcome(cluster, "dc1-1", "increment", 10) is Outcome.APPLIED
     flushed(cluster, "dc1-1")
     cluster.slow_loads.add("dc1-1")

@@ -24,9 +24,7 @@ from tests.node.test_forwarding import foreign_keys
 
 
 def cluster_with(policy: str = "siblings", **shape: Any) -> Cluster:
-    cluster = Cluster(**shape).start().serving()
-    cluster.admin("dc1-1", "namespace_create", name=policy, policy=policy)
-    return cluster.run_until(lambda: all(node.assembly.table_named(policy) for node in cluster.nodes.values()))
+    return Cluster(**shape).start().serving().create(policy, policy)
 
 
 def put(cluster: Cluster, node: str, value: bytes | None, context: bytes = b"", **options: Any) -> WriteReply:
@@ -66,9 +64,7 @@ def test_a_put_replaces_what_its_context_saw_and_nothing_else() -> None:
 def test_what_two_datacenters_write_while_cut_apart_is_all_there_afterwards() -> None:
     """In both, in one order; and one put that saw both replaces both, everywhere."""
     cluster = cluster_with(datacenters=2)
-    pairs = [(one, other) for one in cluster.names for other in cluster.names if one < other and one[:3] != other[:3]]
-    for one, other in pairs:
-        cluster.cut(one, other)
+    cluster.cut_apart()
     put(cluster, "dc1-1", b"here")
     put(cluster, "dc2-1", b"there")
     cluster.heal()

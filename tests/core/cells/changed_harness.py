@@ -21,7 +21,7 @@ from geokv.core.cells.update import is_tombstone, update, value
 from geokv.core.conflict import LWW, Policy, policy_after, policy_of
 from geokv.core.origin import Origin
 from geokv.errors import Stale
-from tests.core.cells.harness import DCS, Tape, comparable, heeds_context
+from tests.core.cells.harness import DCS, Tape, comparable, frontier_of, heeds_context
 from tests.core.cells.operations import draw_operation
 from tests.core.cells.specification import ABSENT, SPECIFICATIONS, Come, Event, History, Id
 
@@ -116,7 +116,7 @@ class Play:
         operation = operation._replace(context=None if token is None else decode_token(token[0]))
         dot = Dot(replica.origin, replica.number + 1)
         try:
-            delta = update(kind, replica.state, operation, dot, stamp=stamp, covered=self._covered(replica))
+            delta = update(kind, replica.state, operation, dot, stamp=stamp, covered=frontier_of(self.dots, replica.held))
         except Stale:
             return
         seen = replica.held
@@ -158,16 +158,6 @@ class Play:
         self.cells.append(cell)
         self.on_the_way.append((event.id, cell))
         assert self.take(replica, cell, {event.id})
-
-    def _covered(self, replica: Replica) -> dict[bytes, int]:
-        covered: dict[bytes, int] = {}
-        gaps: set[bytes] = set()
-        for event, dot in self.dots.items():
-            if event not in replica.held:
-                gaps.add(dot.origin)
-            elif dot.origin not in gaps:
-                covered[dot.origin] = dot.number
-        return covered
 
     def send(self, sender: Replica, receiver: Replica) -> None:
         if not sender.folded or self.take(receiver, sender.folded, sender.held):

@@ -12,7 +12,7 @@ place.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,7 +130,7 @@ class World:
         operation = operation._replace(context=None if token is None else decode_token(token[0]))
         dot = Dot(replica.origin, replica.number + 1)
         try:
-            delta = update(self.kind, replica.state, operation, dot, stamp=stamp, covered=self._frontier(replica))
+            delta = update(self.kind, replica.state, operation, dot, stamp=stamp, covered=frontier_of(self.dots, replica.held))
         except (Stale, NotEnoughRights):
             self.refused += 1
             return
@@ -182,7 +182,7 @@ class World:
             del self.on_the_way[index]
         self._take(replica, encoded, {event})
         if tape.pick(4) == 0:
-            replica.state.context.close(self._frontier(replica))
+            replica.state.context.close(frontier_of(self.dots, replica.held))
             replica.appended = replica.folded = encode(self.kind.tag, replica.state)
 
     def _lose(self, tape: Tape) -> None:
@@ -240,17 +240,6 @@ class World:
 
     # --- what must hold ---------------------------------------------------------------------------------------------
 
-    def _frontier(self, replica: Replica) -> dict[bytes, int]:
-        """Per origin, the number up to which this replica has all records of the key."""
-        frontier: dict[bytes, int] = {}
-        gaps: set[bytes] = set()
-        for event, dot in self.dots.items():
-            if event not in replica.held:
-                gaps.add(dot.origin)
-            elif dot.origin not in gaps:
-                frontier[dot.origin] = dot.number
-        return frontier
-
     def heal(self) -> None:
         first = self.replicas[0]
         for replica in self.replicas[1:]:
@@ -296,6 +285,18 @@ class World:
         assert merge(a, b) == merge(b, a)
         assert merge(merge(a, b), c) == merge(a, merge(b, c))
         assert merge(a, a) == a and merge(merge(a, b), b) == merge(a, b)
+
+
+def frontier_of(dots: Mapping[int, Dot], held: Collection[int]) -> dict[bytes, int]:
+    """Per origin, the number up to which who holds these events has all records of the key."""
+    frontier: dict[bytes, int] = {}
+    gaps: set[bytes] = set()
+    for event, dot in dots.items():
+        if event not in held:
+            gaps.add(dot.origin)
+        elif dot.origin not in gaps:
+            frontier[dot.origin] = dot.number
+    return frontier
 
 
 def heeds_context(kind: str, operation: Operation) -> bool:
