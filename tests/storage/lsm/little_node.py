@@ -9,7 +9,6 @@ from geokv.errors import StorageError
 from geokv.storage.crash_disk import CrashDisk
 from geokv.storage.disk import Disk
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
-from geokv.storage.lsm.jobs import Job
 from geokv.storage.lsm.strategy import Levelled
 from geokv.storage.lsm.table_writer import TableOptions
 from geokv.storage.lsm.work import run_job
@@ -39,8 +38,12 @@ class LittleNode:
         self.engine = LsmEngine(disk, options)
         for namespace in namespaces:
             self.engine.create(namespace)
+        self._replay()
+
+    def _replay(self) -> None:
+        """Open the log, and put what it holds beyond the engine's position into the memtables."""
         position = self.engine.position
-        self.log = Log.open(disk, SEGMENT_BYTES, position.segment)
+        self.log = Log.open(self.disk, SEGMENT_BYTES, position.segment)
         self.end = position
         for segment, offset, payload in self.log.replay():
             if (segment, offset) < position:
@@ -90,14 +93,17 @@ class LittleNode:
         if job is not None:
             self.build(job)
 
-    def build(self, job: Job) -> None:
+    def build(self, job: Any) -> None:
         """Run a job and let what it made stand; of one that fails nothing stays."""
         try:
-            tables = run_job(self.disk, job)
+            tables = self._do(job)
         except StorageError:
             self.engine.discard(job)
             raise
         self.engine.install(job, tables)
+
+    def _do(self, job: Any) -> Any:
+        return run_job(self.disk, job)
 
 
 def batched(records: list[bytes], size: int) -> Iterator[list[bytes]]:

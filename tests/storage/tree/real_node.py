@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 
-from geokv.core.record import DELTA, NO_OPERATION, decode_records, encode_record
-from geokv.errors import StorageError
+from geokv.core.record import DELTA, NO_OPERATION, encode_record
 from geokv.storage.disk import RealDisk
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.node_engine import NodeEngine
 from geokv.storage.position import Position
 from geokv.storage.tree.tree import TreeOptions
-from geokv.storage.wal import Log
-from tests.storage.lsm.little_node import ORIGIN, SEGMENT_BYTES, SMALL
+from tests.storage.lsm.little_node import ORIGIN, SEGMENT_BYTES, SMALL, LittleNode
 
 with_rocksdb = pytest.mark.skipif(
     find_spec("rocksdict") is None, reason="rocksdict is not installed: there is no engine rocksdb"
@@ -34,7 +32,7 @@ DAY_MS = 86_400_000
 _copies = count()
 
 
-class RealNode:
+class RealNode(LittleNode):
     """`put` returns when the log is synced. Namespaces: id -> (engine, policy)."""
 
     def __init__(self, root: Path, namespaces: dict[int, tuple[str, str]], trees: TreeOptions = TINY, **engine: Any) -> None:
@@ -50,21 +48,11 @@ class RealNode:
             raise
 
     def _recover(self) -> None:
-        position = self.engine.position
         for namespace, (engine, policy) in self.namespaces.items():
             self.engine.create(namespace, policy, engine)
         if self.engine.meta:
             self.engine.restored()
-        self.log = Log.open(self.disk, SEGMENT_BYTES, position.segment)
-        self.end = position
-        for segment, offset, payload in self.log.replay():
-            if (segment, offset) < position:
-                continue
-            self.end = Position(segment, offset + len(payload))
-            for record in decode_records(payload):
-                if record.namespace in self.namespaces:
-                    self.engine.table(record.namespace).merge_in(record.key, record.cell)
-        self.log.prepare()
+        self._replay()
 
     def close(self) -> None:
         """In good order, but for a last flush."""
@@ -88,19 +76,6 @@ class RealNode:
 
     # --- what it does -----------------------------------------------------------------------------------------------
 
-    def put(self, namespace: int, pairs: dict[bytes, bytes]) -> None:
-        """As a coordinator: merge these cells over what is there, log them, and put them."""
-        cells = self.engine.table(namespace)
-        self._logged(namespace, pairs)
-        held = {key: cells.get(key) for key in pairs}
-        cells.update({key: cell if (old := held[key]) is None else max(old, cell) for key, cell in pairs.items()})
-
-    def put_unread(self, namespace: int, pairs: dict[bytes, bytes]) -> None:
-        """As a replica: log the cells and merge them in without reading what is there."""
-        self._logged(namespace, pairs)
-        for key, cell in pairs.items():
-            self.engine.table(namespace).merge_in(key, cell)
-
     def _logged(self, namespace: int, pairs: dict[bytes, bytes]) -> None:
         frame: list[bytes] = []
         for key, cell in pairs.items():
@@ -117,30 +92,8 @@ class RealNode:
         self.log.prepare()
         self.end = Position(segment, offset + len(raw))
 
-    def flush(self) -> None:
-        self.build(self.engine.begin_flush(self.end, b"meta"))
-        self.log.trim(self.engine.position.segment)
-
-    def compact(self, rules: dict[int, CollectionRule] | None = None) -> bool:
-        job = self.engine.next_compaction(rules)
-        if job is None:
-            return False
-        self.build(job)
-        return True
-
-    def compact_all(self, namespace: int, rule: CollectionRule | None = None) -> None:
-        job = self.engine.full_compaction(namespace, rule)
-        if job is not None:
-            self.build(job)
-
-    def build(self, job: Any) -> None:
-        """Run a job and let what it made stand; of one that fails nothing stays."""
-        try:
-            tables = self.engine.do(job)
-        except StorageError:
-            self.engine.discard(job)
-            raise
-        self.engine.install(job, tables)
+    def _do(self, job: Any) -> Any:
+        return self.engine.do(job)
 
     def scan(self, namespace: int) -> dict[bytes, bytes]:
         return dict(self.engine.table(namespace).items())
