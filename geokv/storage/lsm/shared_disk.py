@@ -23,6 +23,7 @@ class SharedDisk(RealDisk):
         self._progress = progress
         self.root = root
         self.keys = keys or Keys()
+        self._flags = os.O_RDWR
         self._handles = OrderedDict()
         self._lock = threading.Lock()
         try:
