@@ -40,7 +40,7 @@ def test_snapshots_taken_in_a_storm_are_whole(is_encrypted: bool, samples: Sampl
     the engine. Takes seconds: whole runs.
     """
     seen = taken = 0
-    for seed in range(1, samples.of(test=2 if is_encrypted else 1, check=6, soak=400) + 1):
+    for seed in range(1, samples.of(test=2, check=6, soak=400) + 1):
         world = WorldOptions(storage=StorageOptions(is_encrypted=is_encrypted))
         run = Run(seed, RunOptions(world=world, faults=FaultOptions(count=(20, 40), snapshot=20.0, bit_rot=0.0)))
         result = run.run()
