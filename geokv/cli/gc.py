@@ -30,7 +30,8 @@ def gc() -> None:
 def status(namespace: str | None, as_json: bool, place: Place) -> int:
     """Show how many tombstones and expired cells are held, since when, and who keeps them from being collected.
 
-    "held" counts copies: each replica keeps its own. Exit code 4 where no node answers, 1 where some do not.
+    "held" counts copies: each replica keeps its own. "oldest" is since when, at most: "-" where nothing waits, or it is not
+    known of all that does. Exit code 4 where no node answers, 1 where some do not.
     """
     from geokv.lab.ask import ask_all, ring_from
 
@@ -62,14 +63,18 @@ def gathered(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 one["namespace"],
                 {"namespace": one["namespace"], "policy": one["policy"]}
                 | dict.fromkeys(_SUMMED, 0)
-                | {"is_estimate": False, "oldest_ms": None, "oldest_age_ms": None, "waits_for": []},
+                | {"is_estimate": False, "oldest_ms": None, "oldest_age_ms": None, "oldest_is_known": True, "waits_for": []},
             )
             for name in _SUMMED:
                 row[name] += one[name]
             row["is_estimate"] |= one["in_memory_is_estimate"]
+            row["oldest_is_known"] &= one["oldest_is_known"]
             if one["oldest_ms"] is not None and (row["oldest_ms"] is None or one["oldest_ms"] < row["oldest_ms"]):
                 row["oldest_ms"], row["oldest_age_ms"] = one["oldest_ms"], one["oldest_age_ms"]
             row["waits_for"] = _joined(row["waits_for"], one["waits_for"], answer["node"])
+    for row in found.values():
+        if not row["oldest_is_known"]:  # what one node cannot date may be the oldest
+            row["oldest_ms"] = row["oldest_age_ms"] = None
     return [found[name] for name in sorted(found)]
 
 

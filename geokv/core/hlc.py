@@ -16,6 +16,7 @@ from typing import Final
 
 COUNTER_BITS: Final = 16
 HLC_MAX: Final = (1 << 64) - 1
+NO_HLC: Final = HLC_MAX + 1  # above all of them: the least of none
 
 
 def hlc_from_ms(wall_ms: int) -> int:

@@ -35,7 +35,7 @@ CONTROL: Final = 3
 _BODY = Struct("<BBHQQQ16sBBHI")
 _PREFIX = Struct("<II")
 _HEADER = Struct("<IIBBHQQQ16sBBHI")
-_PAIR = Struct("<I4xBB2xQ32xBxHI")  # of the header what `decode_pairs` wants
+_PAIR = Struct("<I4xBB2xQ8xQ16xBxHI")  # of the header what `decode_pairs` wants
 HEADER_BYTES: Final = _HEADER.size
 NO_OPERATION: Final = bytes(16)
 
@@ -117,24 +117,24 @@ def decode_records(buffer: bytes, verify: bool = True) -> list[Record]:
     return records
 
 
-def decode_pairs(buffer: bytes) -> list[tuple[int, bytes, bytes]]:
-    """(namespace, key, cell) of all records but control records: what `decode_records` knows, at half its cost.
+def decode_pairs(buffer: bytes) -> list[tuple[int, int, bytes, bytes]]:
+    """(namespace, HLC, key, cell) of all records but control records: what `decode_records` knows, at half its cost.
 
     For bytes whose checksum was looked at. Raises RecordError on a length or format that does not fit.
     """
-    pairs: list[tuple[int, bytes, bytes]] = []
+    pairs: list[tuple[int, int, bytes, bytes]] = []
     append = pairs.append
     unpack: Callable[[bytes, int], tuple[int, ...]] = _PAIR.unpack_from
     offset, last = 0, len(buffer) - HEADER_BYTES
     while offset <= last:
-        length, form, kind, namespace, origin_n, key_n, cell_n = unpack(buffer, offset)
+        length, form, kind, namespace, hlc, origin_n, key_n, cell_n = unpack(buffer, offset)
         key = offset + HEADER_BYTES + origin_n
         cell = key + key_n
         stop = cell + cell_n
         if form != FORMAT or stop != offset + length or stop > len(buffer):
             raise RecordError(f"record at byte {offset}: format {form}, or its lengths do not fit together")
         if kind != CONTROL:
-            append((namespace, buffer[key:cell], buffer[cell:stop]))
+            append((namespace, hlc, buffer[key:cell], buffer[cell:stop]))
         offset = stop
     if offset != len(buffer):
         raise RecordError(f"record at byte {offset}: {len(buffer) - offset} bytes left, a header has {HEADER_BYTES}")

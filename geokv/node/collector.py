@@ -192,7 +192,7 @@ class Collector:
         context, table = self._context, self._context.tables[namespace]
         held, armed = self._engine.held(namespace), self._armed.get(namespace)
         rule = armed.rule if armed is not None else None
-        oldest_ms = hlc_ms(held.oldest) if held.oldest else None
+        oldest_ms = held.oldest_ms(context.wall_ms)
         return {
             "namespace": table.definition.name,
             "policy": table.policy.name,
@@ -202,15 +202,16 @@ class Collector:
             "in_memory": held.in_memory,
             "in_memory_is_estimate": held.is_estimate,
             "oldest_ms": oldest_ms,
+            "oldest_is_known": held.is_dated or not held.count(context.wall_ms),
             "oldest_age_ms": None if oldest_ms is None else max(0, context.wall_ms - oldest_ms),
             "collected": self._engine.collected.get(namespace, 0),
             "collections": table.collections,
             "stable_ms_ago": None if rule is None or armed is None else (context.now_us - armed.armed_us) // 1000,
-            "waits_for": self._waits_for(namespace, oldest_ms),
+            "waits_for": self._waits_for(namespace, held.oldest),
         }
 
-    def _waits_for(self, namespace: int, oldest_ms: int | None) -> list[dict[str, Any]]:
-        """Who holds the stability of this node's partitions up, since when, and why."""
+    def _waits_for(self, namespace: int, oldest: int) -> list[dict[str, Any]]:
+        """Who holds the stability of this node's partitions up, since when, and why. `oldest`: of tombstones in tables."""
         watch = self._stability.watch(namespace)
         if watch is None:
             return []
@@ -220,7 +221,8 @@ class Collector:
             for one in watch.blockers.values()
         ]
         slowest = self._stability.slowest(namespace)
-        if oldest_ms is not None and slowest is not None and slowest[1] and oldest_ms >= slowest[1]:
+        has_stamps = context.tables[namespace].policy.kind is None  # cells of dots wait for no clock
+        if has_stamps and oldest and slowest is not None and slowest[1] and hlc_ms(oldest) >= slowest[1]:
             waits.append(self._wait(slowest[0], "clock behind", len(watch.candidates), max(0, context.wall_ms - slowest[1])))
         return waits
 

@@ -217,6 +217,7 @@ class _Restoring:
         table = self._context.tables.get(record.namespace)
         if table is not None:
             table.cells.merge_in(record.key, record.cell)
+            table.cells.came(record.hlc)
 
     # --- control records --------------------------------------------------------------------------------------------
 

@@ -189,6 +189,8 @@ class Intake:
                 self._note(table, record)
             if hlc > hlc_last:
                 hlc_last = hlc
+            if hlc < table.since:
+                table.since = hlc
             entries.append((raw, stream, number))
             present.append(record)
         if not context.clock.observe(hlc_last, context.wall_ms):

@@ -152,6 +152,7 @@ class Sweeper:
             context.decoded.drop(namespace, key)
             table.waiting[key] = table.policy.append(stored, cell)
             context.commit.originated(hlc)
+            table.came(hlc)
             entries = by_set.setdefault(table.placement.set_of[partition], [])
             entries.append((raw, stream, number))
         for owner_set, entries in by_set.items():

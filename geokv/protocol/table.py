@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from geokv.core.conflict import BOUNDED, Merge, Policy
+from geokv.core.hlc import NO_HLC
 from geokv.core.namespace import NamespaceDefinition
 from geokv.core.partial import Partial
 from geokv.core.quorum import Consistency, needed
@@ -52,6 +53,9 @@ class Cells(Protocol):
 
     def update(self, pairs: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> None: ...
 
+    def came(self, since: int) -> None:
+        """What was put last comes from records with HLCs of at least `since` (0: of one it is not known)."""
+
     def merge_in(self, key: bytes, cell: bytes) -> None:
         """Merge a cell that recovery found in the log."""
 
@@ -74,10 +78,12 @@ class Table:
         "collections_of",
         "definition",
         "flying",
+        "flying_since",
         "is_interval",
         "merge",
         "placement",
         "policy",
+        "since",
         "streams",
         "waiting",
     )
@@ -93,6 +99,7 @@ class Table:
         self.cells = cells
         self.waiting: dict[bytes, bytes] = {}
         self.flying: dict[bytes, bytes] = {}
+        self.since = self.flying_since = NO_HLC  # the least HLC of the records in each; 0: of one it is not known
         self.streams = StreamTable(definition.id, partitions)
         self.collections = 0  # how often tombstones were about to be collected here: see `protocol.intake`
         self.collections_of: dict[str, int] = {}  # the same of co-owners, as they have stated it
@@ -117,6 +124,11 @@ class Table:
         """The other datacenters that hold this namespace and that `dc` ships it to."""
         off = self.definition.links_off
         return [other for other in self.definition.dcs if other != dc and (dc, other) not in off]
+
+    def came(self, hlc: int) -> None:
+        """A record of this HLC, or some of which it is the least, went into `waiting`."""
+        if hlc < self.since:
+            self.since = hlc
 
     def visible(self, key: bytes) -> bytes | None:
         """The newest cell, synced or not: what a coordinator builds upon."""
@@ -164,12 +176,13 @@ class Table:
 
     def fly(self) -> None:
         """The frame with everything in `waiting` goes to the disk."""
-        self.flying = self.waiting
-        self.waiting = {}
+        self.flying, self.flying_since = self.waiting, self.since
+        self.waiting, self.since = {}, NO_HLC
 
     def land(self) -> None:
         """That frame is synced."""
         self.cells.update(self.flying)
+        self.cells.came(self.flying_since)
         self.flying = {}
 
     def is_settled(self, keys: list[bytes]) -> bool:

@@ -296,6 +296,7 @@ class Updater:
             table.waiting[key] = stored
             self._decoded.keep(namespace, key, stored, state)
         context.commit.originated(first_hlc)
+        table.came(first_hlc)
         part.indexes = [one.item for one in made]
         part.versions = [one.version for one in made]
         part.numbers = [one.number for one in made]

@@ -402,6 +402,7 @@ class WriteCoordinator:
         keys, values, operations, contexts = batch.keys, batch.values, batch.operations, batch.contexts
         hlc = context.clock.stamps(context.wall_ms, len(indexes)) - 1
         context.commit.originated(hlc + 1)
+        table.came(hlc + 1)
         self.stamped += len(indexes)
         ttl_ms = batch.ttl_ms or definition.ttl_ms
         deadline_ms = hlc_ms(hlc) + ttl_ms if ttl_ms > 0 else 0

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from geokv.core.hlc import hlc_ms
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.position import Position
 
@@ -25,7 +26,8 @@ class Held:
     """What a namespace holds that waits to be collected.
 
     `tombstones` and `deadlines` (cells that expire, or have) in tables; `in_memory`: of both in memtables, an estimate where
-    these are large. `oldest`: the least version of a tombstone in tables, 0 where there is none or cells carry no version.
+    these are large. `oldest` and `oldest_in_memory`: HLCs that no tombstone there is older than, 0 where there is none;
+    `is_dated`: whether they are known of all tombstones.
     """
 
     tombstones: int = 0
@@ -34,6 +36,20 @@ class Held:
     in_memory: int = 0
     is_estimate: bool = False
     oldest: int = 0
+    oldest_in_memory: int = 0
+    first_deadline_in_memory_ms: int = 0
+    is_dated: bool = True
+
+    def oldest_ms(self, clock_ms: int) -> int | None:
+        """Nothing that waits does so for longer: of tombstones since they were made, of expired cells since their deadline.
+
+        None where nothing waits, or it is not known of all.
+        """
+        if not (self.is_dated and self.count(clock_ms)):
+            return None
+        made = [hlc_ms(hlc) for hlc in (self.oldest, self.oldest_in_memory) if hlc]
+        ended = [ms for ms in (self.first_deadline_ms, self.first_deadline_in_memory_ms) if 0 < ms < clock_ms]
+        return min(made + ended, default=None)
 
     def count(self, clock_ms: int) -> int:
         """How many may be collected once they are stable, about."""

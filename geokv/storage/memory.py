@@ -66,6 +66,9 @@ class MemoryCells:
             self.nbytes += _size(key, cell)
         self._evict()
 
+    def came(self, since: int) -> None:
+        """Nothing is collected here, so nobody asks how old it is."""
+
     def merge_in(self, key: bytes, cell: bytes) -> None:
         """Recovery found it in the log; nothing of this engine survives a restart."""
 

@@ -262,13 +262,21 @@ class NodeEngine:
         return self.lsm.next_compaction(rules)
 
     def held(self, namespace: int) -> Held:
-        """What waits to be collected. A tree does not tell tombstones from what will expire, nor how old they are."""
+        """What waits to be collected. A tree does not tell tombstones from what will expire, nor how old they are: only of
+        what is not in it yet that is known."""
         space = self._spaces.get(namespace)
         if space is None:
             return self.lsm.held(namespace)
-        in_memory, is_estimate = space.cells.dead_in_memory()
+        memory = space.cells.dead_in_memory()
         dead = 0 if space.reader is None else space.reader.own.dead
-        return Held(tombstones=dead, in_memory=in_memory, is_estimate=is_estimate)
+        return Held(
+            tombstones=dead,
+            in_memory=memory.cells,
+            is_estimate=memory.is_estimate,
+            oldest_in_memory=memory.oldest,
+            first_deadline_in_memory_ms=memory.first_deadline_ms,
+            is_dated=memory.is_dated and not dead,
+        )
 
     def is_worth_shedding(self, namespace: int, clock_ms: int) -> bool:
         space = self._spaces.get(namespace)

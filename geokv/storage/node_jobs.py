@@ -95,18 +95,19 @@ def do_own(disk: Disk, job: Any, opened: OpenTree) -> None:
         own = [tree for tree in job.trees if not tree.is_shared]
         if own:
             policies = {tree.place.namespace: tree.policy for tree in own}
-            cells = collect(disk, job.tables.begin, job.tables.end, policies)
-            _merge(job, own, cells, unpaced, opened)
+            collected = collect(disk, job.tables.begin, job.tables.end, policies, dated=())
+            _merge(job, own, collected.cells, unpaced, opened)
     elif isinstance(job, TreeCollection) and not job.tree.is_shared:
         _collect_dead(job, unpaced, opened)
 
 
 def _flush(disk: Disk, job: NodeFlush, pace: Pace, opened: OpenTree) -> tuple[TableFacts, ...]:
     shared = [tree for tree in job.trees if tree.is_shared]
-    policies = policies_of(job.tables) | {tree.place.namespace: tree.policy for tree in shared}
-    cells = collect(disk, job.tables.begin, job.tables.end, policies)
-    _merge(job, shared, cells, pace, opened)  # before any table: where it fails none is left
-    return write(disk, job.tables, cells, pace)
+    of_tables = policies_of(job.tables)
+    policies = of_tables | {tree.place.namespace: tree.policy for tree in shared}
+    collected = collect(disk, job.tables.begin, job.tables.end, policies, dated=of_tables)
+    _merge(job, shared, collected.cells, pace, opened)  # before any table: where it fails none is left
+    return write(disk, job.tables, collected, pace)
 
 
 def _merge(

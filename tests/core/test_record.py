@@ -77,7 +77,7 @@ def test_records_stand_back_to_back_and_come_back_byte_for_byte(records: list[by
 def test_the_short_way_to_keys_and_cells_finds_the_same(records: list[bytes], cut: int) -> None:
     """All records but control records, in order; a buffer that ends inside a record is refused."""
     buffer = b"".join(records)
-    assert decode_pairs(buffer) == [(r.namespace, r.key, r.cell) for r in decode_records(buffer) if r.kind != CONTROL]
+    assert decode_pairs(buffer) == [(r.namespace, r.hlc, r.key, r.cell) for r in decode_records(buffer) if r.kind != CONTROL]
     if records:
         with pytest.raises(RecordError):
             decode_pairs(buffer[: -min(cut, len(records[-1]) - 1)])

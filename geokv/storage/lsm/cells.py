@@ -23,6 +23,7 @@ from itertools import accumulate, chain, islice
 from typing import Final, NamedTuple, Protocol
 
 from geokv.core.conflict import Merge
+from geokv.core.hlc import NO_HLC
 from geokv.core.limits import KIB
 from geokv.core.partial import Partial, fold
 from geokv.errors import StorageError
@@ -67,6 +68,19 @@ class Reader(Protocol):
     def is_cached(self, key: bytes) -> bool: ...
 
     def pairs(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]: ...
+
+
+class DeadInMemory(NamedTuple):
+    """Tombstones and expiring cells in memtables; `is_estimate`: of the newest ones there.
+
+    `oldest`: an HLC that none of the tombstones is older than, 0 where there are none; `is_dated`: whether it is known.
+    """
+
+    cells: int = 0
+    is_estimate: bool = False
+    oldest: int = 0
+    first_deadline_ms: int = 0
+    is_dated: bool = True
 
 
 class ReaderRun(NamedTuple):
@@ -183,6 +197,11 @@ class LsmCells:
 
     def __setitem__(self, key: bytes, cell: bytes) -> None:
         self._hot[key] = cell
+
+    def came(self, since: int) -> None:
+        """What was put last comes from records with HLCs of at least `since` (0: of one it is not known)."""
+        if since < self._memtable.since:
+            self._memtable.since = since
 
     def merge_in(self, key: bytes, cell: bytes) -> None:
         """Merge a cell, whatever older places hold of its key; they are not read."""
@@ -389,19 +408,33 @@ class LsmCells:
     def memtable_pairs(self) -> int:
         return len(self._hot) + sum(len(memtable.cells) for memtable in self._view.frozen)
 
-    def dead_in_memory(self) -> tuple[int, bool]:
-        """(tombstones and expiring cells in memtables, whether that is only an estimate). Looks at some of the newest."""
-        dead, is_estimate = 0, False
-        for cells in (self._hot, *(memtable.cells for memtable in self._view.frozen)):
-            newest = self._sample(cells)
-            if not newest:
-                continue
-            measured = self._traits.measure(newest)
-            found = measured.tombstones + measured.deadlines
-            if len(cells) > len(newest):
-                found, is_estimate = found * len(cells) // len(newest), True
-            dead += found
-        return dead, is_estimate
+    def dead_in_memory(self) -> DeadInMemory:
+        """What waits in memtables. Looks at some of the newest cells. For the thread that puts."""
+        looks = [self._look_at(memtable) for memtable in (self._memtable, *self._view.frozen)]
+        return DeadInMemory(
+            sum(one.cells for one in looks),
+            any(one.is_estimate for one in looks),
+            min((one.oldest for one in looks if one.oldest), default=0),
+            min((one.first_deadline_ms for one in looks if one.first_deadline_ms), default=0),
+            all(one.is_dated for one in looks),
+        )
+
+    def _look_at(self, memtable: Memtable) -> DeadInMemory:
+        cells, traits = memtable.cells, self._traits
+        newest = self._sample(cells)
+        if not newest:
+            return DeadInMemory()
+        found = traits.measure(newest)
+        count = found.tombstones + found.deadlines
+        is_sample = len(cells) > len(newest)
+        if not (count or is_sample) and memtable is self._memtable:
+            memtable.since = NO_HLC  # what will wait here is yet to come
+        if is_sample:
+            count = count * len(cells) // len(newest)
+        elif not found.tombstones or traits.waits is None:
+            return DeadInMemory(count, False, found.oldest, found.first_deadline_ms)
+        oldest = memtable.since if memtable.since < NO_HLC else 0
+        return DeadInMemory(count, is_sample, oldest, found.first_deadline_ms, oldest > 0)
 
     def _sample(self, cells: dict[bytes, bytes]) -> list[bytes]:
         """Some of the newest cells of a memtable, one at least: no more than are measured in a moment."""

@@ -5,6 +5,8 @@
 A tombstone goes only where the rule covers it and nothing else of this replica may hold its key: of every other
 table, newer ones too, the filter must say no. A filter that errs keeps a tombstone longer, never shorter.
 
+A tombstone of dots is as old as the oldest of the inputs in which its key waited already, or newer.
+
 Invariants: inputs are read whole and checked; any damage ends the job, and nothing changes. Merging is that of the
 namespace's policy, so merge(compact(x), y) == compact(merge(x, y)).
 Not here: which runs (`strategy`), the switch to the outputs (`engine`).
@@ -12,7 +14,7 @@ Not here: which runs (`strategy`), the switch to the outputs (`engine`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 from geokv.core.conflict import Policy, stored_policy
@@ -33,18 +35,47 @@ def compact(disk: Disk, job: Compaction, pace: Pace = unpaced) -> tuple[TableFac
         return ()  # the tables stay as they are, the manifest will say where
     uncached = BlockCache(0)
     runs = [[TableReader(disk, number, uncached) for number in run] for run in job.inputs]
-    pairs = merged([chain.from_iterable(table.all_pairs() for table in run) for run in runs], traits_of(job.policy).merge)
+    traits = traits_of(job.policy)
+    dates = _Dates(traits.waits)
+    pairs = merged([chain.from_iterable(map(dates.pairs_of, run)) for run in runs], traits.merge)
     if job.is_bottom:
         pairs = whole(pairs)
     if job.rule is not None:
         others = [TableReader(disk, number, uncached) for number in job.others]
-        pairs = _kept(pairs, job.rule, stored_policy(job.policy), others)
-    written = write_tables(disk, job.number, job.namespace, job.policy, pairs, job.options, pace)
+        pairs = _kept(pairs, job.rule, stored_policy(job.policy), others, dates)
+    written = write_tables(disk, job.number, job.namespace, job.policy, pairs, job.options, pace, since=dates.take)
     return tuple(facts.at(job.level, job.run) for facts in written)
 
 
-def _kept(pairs: Iterator[Pair], rule: CollectionRule, policy: Policy, others: list[TableReader]) -> Iterator[Pair]:
+def _kept(
+    pairs: Iterator[Pair], rule: CollectionRule, policy: Policy, others: list[TableReader], dates: _Dates
+) -> Iterator[Pair]:
     """The pairs without what may be collected."""
     for key, cell in pairs:
         if not rule.covers(policy, key, cell) or any(other.may_contain(key) for other in others):
             yield key, cell
+        else:
+            dates.take(key)
+
+
+class _Dates:
+    """Since when keys wait, as the inputs say. `waits`: None where versions tell, and nothing is noted."""
+
+    def __init__(self, waits: Callable[[bytes], bool] | None) -> None:
+        self._waits = waits
+        self._since: dict[bytes, int] = {}
+
+    def pairs_of(self, table: TableReader) -> Iterator[Pair]:
+        """All of them, with a note of those that wait."""
+        waits, oldest, since = self._waits, table.facts.oldest, self._since
+        if waits is None or not table.facts.tombstones:
+            yield from table.all_pairs()
+            return
+        for key, cell in table.all_pairs():
+            if waits(cell):
+                since[key] = min(since.get(key, oldest), oldest)
+            yield key, cell
+
+    def take(self, key: bytes) -> int:
+        """See `table_writer.Since`; 0 where it waits only now that the inputs were merged."""
+        return self._since.pop(key, 0)

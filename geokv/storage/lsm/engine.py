@@ -35,7 +35,7 @@ from geokv.storage.disk import Disk
 from geokv.storage.engine import Held
 from geokv.storage.engines import check_held
 from geokv.storage.lsm.cache import BlockCache
-from geokv.storage.lsm.cells import LsmCells, ReaderRun
+from geokv.storage.lsm.cells import DeadInMemory, LsmCells, ReaderRun
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.facts import JOB_SHIFT, DamagedTable, TableFacts, table_name
 from geokv.storage.lsm.jobs import Compaction, Edit, Flush, FlushedNamespace, Job, Quarantine
@@ -280,14 +280,17 @@ class LsmEngine:
     def held(self, namespace: int) -> Held:
         """What waits to be collected: of tables as their facts say, of memtables as a look at some thousand cells tells."""
         tables, cells = self.tables(namespace), self._cells.get(namespace)
-        in_memory, is_estimate = (0, False) if cells is None else cells.dead_in_memory()
+        memory = DeadInMemory() if cells is None else cells.dead_in_memory()
         return Held(
             sum(one.tombstones for one in tables),
             sum(one.deadlines for one in tables),
             min((one.first_deadline_ms for one in tables if one.deadlines), default=0),
-            in_memory,
-            is_estimate,
-            min((one.oldest for one in tables if one.oldest), default=0),
+            memory.cells,
+            memory.is_estimate,
+            min((one.oldest for one in tables if one.tombstones), default=0),
+            memory.oldest,
+            memory.first_deadline_ms,
+            memory.is_dated and all(one.oldest for one in tables if one.tombstones),
         )
 
     def is_worth_shedding(self, namespace: int, clock_ms: int) -> bool:

@@ -33,7 +33,8 @@ class TableFacts:
     """One table. `nbytes`: up to its facts. `version_*`: of its cells.
 
     `tombstones`: cells that wait to be collected (or for a sweep), `deadlines`: cells that will be (of a table of format 1 they
-    count as tombstones). `oldest`: the least version of a tombstone, `first_deadline_ms`: 0: none, or not known.
+    count as tombstones). `oldest`: an HLC that no tombstone is older than, and of `lww` the least version of one;
+    `first_deadline_ms` likewise of deadlines. 0: none, or not known.
     """
 
     number: int

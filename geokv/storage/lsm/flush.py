@@ -10,14 +10,17 @@ its interpreter lock, which is what a worker is there to avoid.
 What a replica logged are deltas, not merged with older tables, so the cells are Partial unless the namespace has no
 table yet. Namespaces that are not in the job (deleted ones) are passed over, as are the node's own notes.
 
+A tombstone of dots carries no time, but the records that it is merged from do: it is as old as the first of them, or newer.
+
 Invariants: reads only what was synced (the planner says up to where). Memory: the cells of the frames, which the
 node bounds by when it flushes, and one segment. Not here: when to flush, and up to where (the node).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 from geokv.core.conflict import Merge
 from geokv.core.partial import Partial
@@ -36,9 +39,19 @@ from geokv.storage.wal_format import SEGMENT_HEADER_BYTES, decode_segment_header
 from geokv.storage.wal_recovery import segment_name
 
 
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """`cells`: by namespace and key. `since`: likewise the least HLC of a key's records, where cells carry no version; 0: of
+    one it is not known (a repaired cell's)."""
+
+    cells: dict[int, dict[bytes, bytes]]
+    since: dict[int, dict[bytes, int]]
+
+
 def flush(disk: Disk, job: Flush, pace: Pace = unpaced) -> tuple[TableFacts, ...]:
     """Do the job; the tables that it wrote, durable. Raises StorageError, DiskFull."""
-    return write(disk, job, collect(disk, job.begin, job.end, policies_of(job)), pace)
+    policies = policies_of(job)
+    return write(disk, job, collect(disk, job.begin, job.end, policies, policies), pace)
 
 
 def policies_of(job: Flush) -> dict[int, str]:
@@ -46,27 +59,40 @@ def policies_of(job: Flush) -> dict[int, str]:
     return {namespace.id: namespace.policy for namespace in job.namespaces}
 
 
-def write(disk: Disk, job: Flush, cells: dict[int, dict[bytes, bytes]], pace: Pace) -> tuple[TableFacts, ...]:
+def write(disk: Disk, job: Flush, collected: Collected, pace: Pace) -> tuple[TableFacts, ...]:
     """Write tables of what was collected, which is used up."""
     written: list[TableFacts] = []
     for namespace in job.namespaces:
-        pairs = _in_order(cells.pop(namespace.id), is_whole=namespace.is_first)
+        pairs = _in_order(collected.cells.pop(namespace.id), is_whole=namespace.is_first)
+        since = partial(_since, collected.since.pop(namespace.id, {}))
         options = replace(job.options, has_dictionary=namespace.has_dictionary)
-        written += write_tables(disk, job.number, namespace.id, namespace.policy, pairs, options, pace, len(written))
+        written += write_tables(disk, job.number, namespace.id, namespace.policy, pairs, options, pace, len(written), since)
     return tuple(facts.at(0, job.number) for facts in written)
 
 
-def collect(disk: Disk, begin: Position, end: Position, policies: Mapping[int, str]) -> dict[int, dict[bytes, bytes]]:
-    """The cells of these namespaces in the frames of [begin, end), each merged from all its records."""
+def _since(first: dict[bytes, int], key: bytes) -> int:
+    return first.get(key, 0)
+
+
+def collect(disk: Disk, begin: Position, end: Position, policies: Mapping[int, str], dated: Collection[int]) -> Collected:
+    """The cells of these namespaces in the frames of [begin, end), each merged from all its records.
+
+    `dated`: those of which it is wanted how old they are.
+    """
     cells: dict[int, dict[bytes, bytes]] = {namespace: {} for namespace in policies}
-    merges: dict[int, Merge] = {namespace: traits_of(policy).merge for namespace, policy in policies.items()}
+    traits = {namespace: traits_of(policy) for namespace, policy in policies.items()}
+    merges: dict[int, Merge] = {namespace: one.merge for namespace, one in traits.items()}
+    since: dict[int, dict[bytes, int]] = {namespace: {} for namespace in dated if traits[namespace].waits is not None}
     for pairs in _frames(disk, begin, end):
-        for namespace, key, cell in pairs:
+        for namespace, hlc, key, cell in pairs:
             held = cells.get(namespace)
             if held is not None:
                 stored = held.get(key)
                 held[key] = cell if stored is None else merges[namespace](stored, cell)
-    return cells
+                if namespace in since:
+                    first = since[namespace]
+                    first[key] = min(first.get(key, hlc), hlc)
+    return Collected(cells, since)
 
 
 def _in_order(cells: dict[bytes, bytes], is_whole: bool) -> Iterator[tuple[bytes, bytes]]:
@@ -75,8 +101,8 @@ def _in_order(cells: dict[bytes, bytes], is_whole: bool) -> Iterator[tuple[bytes
     return zip(keys, values if is_whole else map(Partial, values), strict=True)
 
 
-def _frames(disk: Disk, begin: Position, end: Position) -> Iterator[list[tuple[int, bytes, bytes]]]:
-    """Namespace, key and cell of the records in each frame of [begin, end)."""
+def _frames(disk: Disk, begin: Position, end: Position) -> Iterator[list[tuple[int, int, bytes, bytes]]]:
+    """Namespace, HLC, key and cell of the records in each frame of [begin, end)."""
     for segment in range(max(begin.segment, 1), end.segment + 1):
         name = segment_name(segment)
         length = end.offset if segment == end.segment else disk.size(name)

@@ -17,16 +17,21 @@ from itertools import islice
 
 from sortedcontainers import SortedList
 
+from geokv.core.hlc import NO_HLC
 from geokv.storage.position import Position
 
 
 class Memtable:
-    """`cells` is for the hot path. `until`: where the log stood when it was frozen."""
+    """`cells` is for the hot path. `until`: where the log stood when it was frozen.
 
-    __slots__ = ("_order", "cells", "until")
+    `since`: an HLC that nothing in it which waits to be collected is older than; 0 where that is not known.
+    """
+
+    __slots__ = ("_order", "cells", "since", "until")
 
     def __init__(self) -> None:
         self.cells: dict[bytes, bytes] = {}
+        self.since = NO_HLC
         self.until = Position()
         self._order = SortedList()
 

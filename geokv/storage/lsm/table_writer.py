@@ -34,6 +34,8 @@ from geokv.storage.lsm.traits import Traits, traits_of
 _APPEND_BYTES: Final = 256 * 1024
 
 Pace = Callable[[int], None]
+Since = Callable[[bytes], int]
+"""Of a key whose cell of dots waits to be collected: an HLC that nothing of it which waits is older than; 0: none is known."""
 Pairs = Iterable[tuple[bytes, bytes]]
 
 
@@ -55,6 +57,11 @@ def unpaced(_: int) -> None:
     """As fast as it goes."""
 
 
+def undated(_: bytes) -> int:
+    """Nobody knows the records."""
+    return 0
+
+
 def write_tables(
     disk: Disk,
     job: int,
@@ -64,10 +71,11 @@ def write_tables(
     options: TableOptions,
     pace: Pace = unpaced,
     first_output: int = 0,
+    since: Since = undated,
 ) -> list[TableFacts]:
     """Write pairs (keys strictly rising) as tables of job `job`. Raises StorageError, DiskFull.
 
-    `pace` is called with every number of bytes before they are written, and may wait.
+    `pace` is called with every number of bytes before they are written, and may wait; `since` in the order of keys, once each.
     """
     written: list[TableFacts] = []
     rest, dictionary = iter(pairs), None
@@ -78,7 +86,7 @@ def write_tables(
         while (first := next(rest, None)) is not None:
             if number >> JOB_SHIFT != job:
                 raise StorageError(f"a job may write {OUTPUTS_MAX} tables, this one needs more: raise table_bytes")
-            written.append(_Writer(disk, number, namespace, policy, options, pace, dictionary).write(first, rest))
+            written.append(_Writer(disk, number, namespace, policy, options, pace, dictionary, since).write(first, rest))
             number += 1
         if written:
             disk.sync_dir(FOLDER)
@@ -102,6 +110,7 @@ class _Writer:
         options: TableOptions,
         pace: Pace,
         dictionary: Dictionary | None,
+        since: Since,
     ) -> None:
         self._disk = disk
         self._number = number
@@ -110,6 +119,7 @@ class _Writer:
         self._options = options
         self._pace = pace
         self._traits: Traits = traits_of(policy)
+        self._since = since
         self._compressor = zstandard.ZstdCompressor(level=options.zstd_level, write_content_size=True)
         self._dictionary = dictionary
         self._pairs_compressor, self._codec = self._compressor, ZSTD
@@ -123,7 +133,8 @@ class _Writer:
         self._digests: list[tuple[int, int]] = []
         self._last_keys: list[bytes] = []
         self._lengths: list[int] = []
-        self._partials = self._tombstones = self._deadlines = self._version_max = self._oldest = self._first_deadline_ms = 0
+        self._partials = self._tombstones = self._deadlines = self._version_max = self._first_deadline_ms = 0
+        self._oldest: int | None = None
         self._version_min = (1 << 64) - 1
         self._last_key = b""
 
@@ -175,10 +186,15 @@ class _Writer:
         self._version_max = max(self._version_max, found.version_max)
         if found.tombstones:
             self._tombstones += found.tombstones
-            self._oldest = min(self._oldest or found.oldest, found.oldest)
+            oldest = found.oldest if self._traits.waits is None else self._oldest_of(keys, cells, self._traits.waits)
+            self._oldest = oldest if self._oldest is None else min(self._oldest, oldest)
         if found.deadlines:
             self._deadlines += found.deadlines
             self._first_deadline_ms = min(self._first_deadline_ms or found.first_deadline_ms, found.first_deadline_ms)
+
+    def _oldest_of(self, keys: list[bytes], cells: list[bytes], waits: Callable[[bytes], bool]) -> int:
+        """Of cells of dots, some of which wait; 0, the least, where it is not known of one."""
+        return min([self._since(key) for key, cell in zip(keys, cells, strict=True) if waits(cell)])
 
     def _put(self, raw: bytes, kind: int, compressor: zstandard.ZstdCompressor | None, codec: int = ZSTD) -> int:
         """Seal and write; the length of what then stands in the file."""
@@ -221,7 +237,7 @@ class _Writer:
             first_key,
             self._last_key,
             deadlines=self._deadlines,
-            oldest=self._oldest,
+            oldest=self._oldest or 0,
             first_deadline_ms=self._first_deadline_ms,
         )
         facts_length = self._put(facts.encode(), Kind.FACTS, None)

@@ -1,6 +1,7 @@
 """What the engine must know of the cells of a policy, besides how two of them merge.
 
 Worker processes are told a policy by its name; here the name becomes functions. Cells of dots carry no version: theirs is 0.
+How old those are that wait is told by who knows their records (`table_writer.Since`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """`measure`: of one cell or more; `is_quick` where that looks at their heads only, and decodes none.
+    """`measure`: of one cell or more; `is_quick` where that looks at their heads only, and decodes none. `waits`: for cells of
+    dots, whether one waits to be collected; None where versions tell.
 
     `ceiling`: bytes such that a cell above them stays as it is when it is merged with any of at most that version.
     """
@@ -41,6 +43,7 @@ class Traits:
     measure: Callable[[Sequence[bytes]], Measured]
     ceiling: Callable[[int], bytes]
     is_quick: bool
+    waits: Callable[[bytes], bool] | None = None
 
 
 def traits_of(policy: str) -> Traits:
@@ -48,7 +51,7 @@ def traits_of(policy: str) -> Traits:
     known = stored_policy(policy)
     if known.kind is None and not known.earlier:
         return Traits(known.merge, _lww, _lww_ceiling, is_quick=True)
-    return Traits(known.merge, partial(_of_dots, known), _unbounded, is_quick=False)
+    return Traits(known.merge, partial(_of_dots, known), _unbounded, is_quick=False, waits=partial(_waits, known))
 
 
 def _lww(cells: Sequence[bytes]) -> Measured:
@@ -77,6 +80,13 @@ def _of_dots(policy: Policy, cells: Sequence[bytes]) -> Measured:
         if ends_ms:
             deadlines.append(ends_ms)
     return Measured(0, 0, tombstones, 0, len(deadlines), min(deadlines, default=0))
+
+
+def _waits(policy: Policy, cell: bytes) -> bool:
+    try:
+        return policy.waits(cell)[0]
+    except RecordError:
+        return False  # it is kept
 
 
 def _lww_ceiling(version: int) -> bytes:

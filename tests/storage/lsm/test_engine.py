@@ -402,7 +402,7 @@ def test_what_is_dead_in_memory_is_estimated_from_few_bytes_where_cells_must_be_
     """Of cells that are told at a glance each one counts; of cells of dots so many as fit into 64 KiB, one at least."""
     engine = LsmEngine(CrashDisk(), SMALL)
     cells = engine.create(1, policy)
-    assert cells.dead_in_memory() == (0, False)
+    assert cells.dead_in_memory()[:2] == (0, False)
 
     def put(index: int, value: bytes | None) -> None:
         if policy == "lww":
@@ -414,10 +414,10 @@ def test_what_is_dead_in_memory_is_estimated_from_few_bytes_where_cells_must_be_
 
     for index in range(3):
         put(index, None)
-    assert cells.dead_in_memory() == (3, False)
+    assert cells.dead_in_memory()[:2] == (3, False)
     put(3, bytes(100 * KIB))
-    assert cells.dead_in_memory() == ((0, True) if is_sampled else (3, False))
+    assert cells.dead_in_memory()[:2] == ((0, True) if is_sampled else (3, False))
     for index in range(4, 64):
         put(index, None if index % 2 else bytes(4 * KIB))
-    dead, is_estimate = cells.dead_in_memory()
+    dead, is_estimate, *_ = cells.dead_in_memory()
     assert is_estimate is is_sampled and 30 <= dead <= 33

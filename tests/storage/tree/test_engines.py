@@ -19,7 +19,7 @@ from geokv.core.conflict import policy_of
 from geokv.storage.memory import MemoryCells
 from tests.core.cells.harness import play, tape_of_seed
 from tests.storage.lsm.little_node import cell_of
-from tests.storage.tree.real_node import DURABLE, RealNode, everything_stable, with_rocksdb
+from tests.storage.tree.real_node import DURABLE, TREES, RealNode, everything_stable, with_rocksdb
 
 _KEYS = st.builds(lambda group, index: b"%c/%02d" % (group, index), st.integers(97, 99), st.integers(0, 15))
 _CELLS = st.builds(
@@ -196,6 +196,19 @@ def test_compaction_commutes_with_merging(engine: str, runs: list[dict[bytes, by
         assert before.read(1, keys) == after.read(1, keys)
         for node in (before, after):
             node.close()
+
+
+@pytest.mark.parametrize("engine", TREES)
+def test_a_tree_does_not_tell_how_old_what_waits_in_it_is(engine: str, tmp_path: Path) -> None:
+    """In memory that is known; once it is flushed the figure is left out, and what comes then does not stand for all."""
+    node = RealNode(tmp_path / "node", {1: (engine, "lww")})
+    node.put(1, {b"k": cell_of(5 << 16, None)})
+    held = node.engine.held(1)
+    assert (held.oldest_ms(1_000), held.is_dated) == (5, True)
+    node.flush()
+    node.put(1, {b"later": cell_of(9 << 16, None)})
+    held = node.engine.held(1)
+    assert held.count(1_000) == 2 and (held.oldest_ms(1_000), held.is_dated) == (None, False)
 
 
 @pytest.mark.parametrize("engine", DURABLE)
