@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from geokv.client.codecs import Codec
-from geokv.client.operation_id import OperationId
+from geokv.client.operation_id import Named, OperationId
 from geokv.core.limits import KEY_BYTES_MAX, TIMEOUT_MS_MAX, VALUE_BYTES_MAX_MAX
 from geokv.core.quorum import Consistency
 from geokv.errors import GeokvError, InvalidRequest
@@ -138,12 +138,15 @@ def level_of(consistency: Level | None) -> Consistency:
     return Consistency.parse(consistency)
 
 
-def named(options: Options, operation_id: OperationId | None) -> Options:
-    """The options of an update that its caller has named: for it alone."""
+def named(
+    options: Options, operation_id: OperationId | None, key: bytes, what: bytes | None, codec: Codec | None = None
+) -> Options:
+    """The options of an update that its caller has named: for it alone. Raises InvalidRequest where the name is another's."""
     if operation_id is None:
         return options
     if not isinstance(operation_id, OperationId):
         raise TypeError(f"operation_id= wants an OperationId, not {type(operation_id).__name__}: see OperationId.parse")
+    operation_id.bind(Named(options.namespace, key, what, options.is_update), codec)
     return replace(options, given=operation_id.given(time.monotonic_ns() // 1000))
 
 

@@ -92,11 +92,11 @@ class Handle:
             timeout_us,
             is_update=True,
         )
+        raw, token = arguments.encode_key(key), arguments.encode_context(context)
         if options.get("operation_id") is not None:
             if options.get("are_many"):
                 raise TypeError("operation_id= names one update: add or remove one element with it")
-            chosen = arguments.named(chosen, options["operation_id"])
-        raw, token = arguments.encode_key(key), arguments.encode_context(context)
+            chosen = arguments.named(chosen, options["operation_id"], raw, b"".join(operations))
         items = Items()
         for one in operations:
             items.add((chosen, raw, one, token))

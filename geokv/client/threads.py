@@ -248,14 +248,10 @@ class Namespace(Handle):
     ) -> PutResult:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, ttl, replicated_to, context is not None, timeout_us)
-        options = arguments.named(options, operation_id)
-        result: PutResult = self._connection.ask(
-            options,
-            arguments.encode_key(key),
-            arguments.encode_value(value, self._codec),
-            timeout_us,
-            arguments.encode_context(context),
-        )
+        raw_key, raw_value = arguments.encode_key(key), arguments.encode_value(value, self._codec)
+        token = arguments.encode_context(context)
+        options = arguments.named(options, operation_id, raw_key, raw_value, self._codec)
+        result: PutResult = self._connection.ask(options, raw_key, raw_value, timeout_us, token)
         return result
 
     def get(
@@ -284,10 +280,9 @@ class Namespace(Handle):
     ) -> PutResult:
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         options = self._write_options(consistency, w, None, replicated_to, context is not None, timeout_us)
-        options = arguments.named(options, operation_id)
-        result: PutResult = self._connection.ask(
-            options, arguments.encode_key(key), None, timeout_us, arguments.encode_context(context)
-        )
+        raw_key, token = arguments.encode_key(key), arguments.encode_context(context)
+        options = arguments.named(options, operation_id, raw_key, None)
+        result: PutResult = self._connection.ask(options, raw_key, None, timeout_us, token)
         return result
 
     def update(

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from geokv.core.cell import lww_version
+from geokv.core.cell import TAG, decode_lww, lww_version
 from geokv.core.limits import RETRIES_MAX, RETRY_WINDOW_MS
 from geokv.core.quorum import Consistency
 from geokv.core.record import Record, decode_records
@@ -338,8 +338,14 @@ class Retries:
         self._finish_if_complete(retry)
 
     def _is_it(self, retry: _Retry, item: _Item, record: Record) -> bool:
+        """Whether a record is of this operation, as far as it tells. A cell of dots has what an operation made, not what it
+        was; and one value may be encoded in several ways.
+        """
         is_same = record.operation == item.name and record.namespace == retry.table.definition.id
-        return is_same and record.partition == item.partition and record.key == retry.batch.keys[item.index]
+        is_same &= record.partition == item.partition and record.key == retry.batch.keys[item.index]
+        if not is_same or retry.batch.has_updates or record.cell[:1] != TAG:
+            return is_same
+        return decode_lww(record.cell).is_tombstone == (retry.batch.values[item.index] is None)
 
     # --- it was applied nowhere -------------------------------------------------------------------------------------
 

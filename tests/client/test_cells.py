@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -195,6 +196,70 @@ def test_a_name_is_one_and_for_one_update(kv: Client) -> None:
         kv.counters("counter_pn").increment("x", operation_id=b"0123456789abcdef")
     with pytest.raises(TypeError, match="one update"):
         kv.sets("set_aw").add_many("x", ["a", "b"], operation_id=OperationId())
+
+
+def test_a_name_stands_for_the_update_that_it_was_used_for_first(kv: Client, cluster: Cluster) -> None:
+    """Another amount, operation, key, namespace or value under it is refused, and nothing of that is done."""
+    likes, values = kv.counters("counter_pn"), kv.namespace("default")
+    name = OperationId()
+    likes.increment("bound", 5, operation_id=name)
+    others: list[Callable[[], object]] = [
+        lambda: likes.increment("bound", 6, operation_id=name),
+        lambda: likes.decrement("bound", 5, operation_id=name),
+        lambda: likes.increment("bound too", 5, operation_id=name),
+        lambda: likes.delete("bound", operation_id=name),
+        lambda: values.put("bound", b"5", operation_id=name),
+    ]
+    for other in others:
+        with pytest.raises(InvalidRequest, match=r"stands for another operation already, on key b'bound' of 'counter_pn'"):
+            other()
+    assert likes.value("bound") == 5 and likes.value("bound too") == 0 and not values.get("bound").found
+    parsed = OperationId.parse(str(name))  # where its first use is, it is bound
+    likes.increment("bound", 5, consistency="ALL", timeout=5, operation_id=parsed)
+    with pytest.raises(InvalidRequest, match="another operation"):
+        likes.increment("bound", 6, operation_id=parsed)
+    assert likes.value("bound") == 5
+
+    name = OperationId()
+    values.put("bound", b"1", operation_id=name)
+    with pytest.raises(InvalidRequest, match="another operation"):
+        values.put("bound", b"2", operation_id=name)
+    with pytest.raises(InvalidRequest, match="another operation"):
+        values.delete("bound", operation_id=name)
+    with pytest.raises(InvalidRequest, match="another operation"):  # the record that a node finds tells that much
+        values.delete("bound", operation_id=OperationId.parse(str(name)))
+    assert values.get("bound").value == b"1"
+
+    async def asynchronously() -> None:
+        async with AsyncClient(cluster.addresses) as client:
+            one = OperationId()
+            await client.namespace("default").put("bound", b"3", operation_id=one)
+            with pytest.raises(InvalidRequest, match="another operation"):
+                await client.namespace("default").put("bound", b"4", operation_id=one)
+            with pytest.raises(InvalidRequest, match="another operation"):
+                await client.namespace("default").delete("bound", operation_id=one)
+            with pytest.raises(InvalidRequest, match="another operation"):
+                await client.counters("counter_pn").increment("bound", operation_id=one)
+
+    asyncio.run(asynchronously())
+    assert values.get("bound").value == b"3"
+
+
+def test_a_value_that_its_codec_encodes_otherwise_each_time_is_the_same_value(kv: Client) -> None:
+    """With a salt in front of it, say: what counts is what it is decoded to."""
+
+    class Salted:
+        def encode(self, value: str) -> bytes:
+            return os.urandom(8) + value.encode()
+
+        def decode(self, payload: bytes) -> str:
+            return payload[8:].decode()
+
+    values, name = kv.namespace("default", codec=Salted()), OperationId()
+    first = values.put("salted", "one", operation_id=name)
+    assert values.put("salted", "one", operation_id=name).version == first.version
+    with pytest.raises(InvalidRequest, match="another operation"):
+        values.put("salted", "other", operation_id=name)
 
 
 def test_sets_keep_what_was_added(kv: Client) -> None:

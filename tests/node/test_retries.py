@@ -344,6 +344,18 @@ def test_an_id_that_was_given_to_another_operation_is_refused() -> None:
     assert reply.outcomes == [Outcome.INVALID] and "another operation" in reply.details[0].message
 
 
+@pytest.mark.parametrize("was_delete", [False, True])
+def test_a_delete_is_not_answered_with_a_put_of_its_id(was_delete: bool) -> None:
+    """A record of `lww` tells which of the two it was: the other one under its id is refused, and nothing is written."""
+    cluster = Cluster().start().serving().run(40 * SECOND)
+    values = [None, b"v"] if was_delete else [b"v", None]
+    first = cluster.put("dc1-1", b"k", values[0], operations=[ONE])
+    wrong = cluster.put("dc1-2", b"k", values[1], operations=[ONE], tried=("dc1-1",), first_try_ms=200)
+    assert wrong.outcomes == [Outcome.INVALID] and "another operation" in wrong.details[0].message
+    again = cluster.put("dc1-2", b"k", values[0], operations=[ONE], tried=("dc1-1",), first_try_ms=200)
+    assert again.outcomes == [Outcome.APPLIED] and again.versions == first.versions
+
+
 def test_any_owner_may_have_been_tried() -> None:
     """A client that does not know who was tried (another process did) needs the word of every owner, everywhere."""
     cluster = counters(datacenters=2)
