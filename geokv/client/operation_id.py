@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from geokv.client.codecs import Codec
 from geokv.errors import InvalidRequest
-from geokv.protocol.client.operations import Given
+from geokv.protocol.client.operations import Given, Operation
 from geokv.protocol.requests import ANYBODY
 
 _ID_BYTES: Final = 16
@@ -39,12 +39,13 @@ class Named(NamedTuple):
 class OperationId:
     """Names one update: the same key, operation and value each time. It counts from when it was made, for five minutes."""
 
-    __slots__ = ("_asked", "_began_ms", "_name", "_stands_for")
+    __slots__ = ("_asked", "_began_ms", "_name", "_stands_for", "_under_way")
 
     def __init__(self) -> None:
         self._name = os.urandom(_ID_BYTES)
         self._began_ms = time.time_ns() // 1_000_000
         self._asked: set[str] = set()
+        self._under_way: list[Operation] = []
         self._stands_for: list[Named] = []  # the first of them, should two threads have used it at once
 
     @classmethod
@@ -86,7 +87,7 @@ class OperationId:
     def given(self, now_us: int) -> Given:
         """As the client machine takes it. The set of nodes is one and the same for all tries."""
         age_ms = max(0, time.time_ns() // 1_000_000 - self._began_ms)
-        return Given(self._name, self._asked, now_us - age_ms * 1000)
+        return Given(self._name, self._asked, now_us - age_ms * 1000, self._under_way)
 
 
 def _is_same(one: Named, other: Named, codec: Codec | None) -> bool:

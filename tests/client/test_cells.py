@@ -198,6 +198,23 @@ def test_a_name_is_one_and_for_one_update(kv: Client) -> None:
         kv.sets("set_aw").add_many("x", ["a", "b"], operation_id=OperationId())
 
 
+def test_a_name_is_under_way_in_one_call_at_a_time(cluster: Cluster) -> None:
+    """Of calls at once under one name one is done, the others are refused; when it is over, the name may be used again."""
+
+    async def at_once() -> list[object]:
+        async with AsyncClient(cluster.addresses) as client:
+            likes, name = client.counters("counter_pn"), OperationId()
+            calls = [likes.increment("at once", 5, operation_id=name) for _ in range(8)]
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            await likes.increment("at once", 5, operation_id=name)
+            assert await likes.value("at once") == 5
+            return found
+
+    refused = [one for one in asyncio.run(at_once()) if isinstance(one, Exception)]
+    assert len(refused) == 7
+    assert all(isinstance(one, InvalidRequest) and "under way in another call" in str(one) for one in refused)
+
+
 def test_a_name_stands_for_the_update_that_it_was_used_for_first(kv: Client, cluster: Cluster) -> None:
     """Another amount, operation, key, namespace or value under it is refused, and nothing of that is done."""
     likes, values = kv.counters("counter_pn"), kv.namespace("default")

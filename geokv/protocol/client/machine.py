@@ -214,6 +214,9 @@ class ClientMachine:
             self._await_ready(operation)
             return None
         given = options.given
+        if given is not None and not given.is_taken_by(operation):
+            self._tell_all([operation], InvalidRequest("this operation id is under way in another call: wait for its answer"))
+            return None
         if given is not None and given.asked and operation.trouble is None:
             trouble = operation.trouble = Trouble(self._desk.now_us)
             trouble.tried, trouble.first_us = tuple(sorted(given.asked)), given.first_us

@@ -26,11 +26,24 @@ class Kind(IntEnum):
 
 
 class Given(NamedTuple):
-    """An operation id that a caller gave: `asked` are the nodes that got it so far, since `first_us` at the earliest."""
+    """An operation id that a caller gave: `asked` are the nodes that got it so far, since `first_us` at the earliest.
+
+    `under_way`: the operations that have left under it, the first of them is the one that may.
+    """
 
     name: bytes
     asked: set[str]
     first_us: int
+    under_way: list[Operation]
+
+    def is_taken_by(self, operation: Operation) -> bool:
+        """Whether no other one is under way. Two at once could each learn that the other will not be applied."""
+        self.under_way[:] = [other for other in self.under_way if not other.is_done and other is not operation]
+        self.under_way.append(operation)
+        if self.under_way[0] is operation:
+            return True
+        self.under_way.remove(operation)
+        return False
 
 
 @dataclass(slots=True, eq=False)
