@@ -29,8 +29,9 @@ def gathered(client: Client, namespace: str | None, key: bytes | None = None) ->
 
 
 def shown(conflict: dict[str, Any]) -> dict[str, Any]:
-    tree = conflict | {"key": plain(conflict["key"])}
-    for side in ("winner", "loser"):
+    """A conflict, or what brought its loser back, as JSON can carry it."""
+    tree = conflict | {name: plain(conflict[name]) for name in ("key", "value") if name in conflict}
+    for side in {"winner", "loser"} & conflict.keys():
         tree[side] = {name: plain(value) for name, value in conflict[side].items() if name != "operation"}
     return tree
 
@@ -49,13 +50,16 @@ def explain(namespace: str, key: str, key_hex: bool, as_json: bool, place: Place
 
     Exit code 3 where the key is not there and nothing was noted of it.
     """
+    from geokv.client.conflicts import history
+
     raw = key_of(key, key_hex)
     with place.client() as client:
-        noted = gathered(client, namespace, raw)
+        noted = client.conflicts(namespace, raw)
         got = client.namespace(namespace).get(raw)
         was = next((one for one in client.namespaces() if one["name"] == namespace), {})
     values = [plain(one) for one in got.siblings]
-    words = [one["words"] for one in noted["conflicts"]]
+    decisions = [shown(one) for one in history(noted["conflicts"])]
+    words = [one["words"] for one in decisions]
     earlier = list(was.get("earlier_policies") or ())
     if earlier:
         words.append(_changed(got.policy, was))
@@ -71,7 +75,7 @@ def explain(namespace: str, key: str, key_hex: bool, as_json: bool, place: Place
             "found": got.found,
             "values": values,
         }
-        print_json({**facts, "decisions": noted["conflicts"], "silent": noted["silent"], "words": words})
+        print_json({**facts, "decisions": decisions, "silent": noted["silent"], "words": words})
     else:
         for one in words:
             click.echo(one)
@@ -180,7 +184,12 @@ def restore(name: str, as_json: bool, place: Place) -> int:
             click.echo(f"geokv: no conflict {name!r} in the journals that answered", err=True)
             return exits.NOT_FOUND
         done = client.restore(conflict)
-    return tell(conflict["namespace"], conflict["key"], done, as_json, "restored")
+    before = conflict["restored"]
+    if before and not as_json:
+        click.echo("It had been restored already, and is written once more:")
+        for one in before:
+            click.echo(one["words"])
+    return tell(conflict["namespace"], conflict["key"], done, as_json, "restored", {"restored_before": before})
 
 
 @conflicts.command("whatif")

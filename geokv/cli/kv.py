@@ -166,12 +166,14 @@ def _value(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def tell(namespace: str, key: bytes, done: PutResult, as_json: bool, verb: str) -> int:
-    """Say what was reached. Fewer datacenters than asked for is an expectation that failed, though the write stands."""
+def tell(namespace: str, key: bytes, done: PutResult, as_json: bool, verb: str, more: dict[str, Any] | None = None) -> int:
+    """Say what was reached; `more`: what JSON says besides. Fewer datacenters than asked for is an expectation that failed,
+    though the write stands.
+    """
     achieved = done.achieved
     is_pending = done.outcome.name == "PENDING"
     if as_json:
-        print_json(_put(namespace, key, done))
+        print_json(_put(namespace, key, done) | (more or {}))
     else:
         dcs = f"{achieved.dcs} datacenter{'s' if achieved.dcs != 1 else ''}"
         replicas = f"{achieved.replicas} replica{'s' if achieved.replicas != 1 else ''}"

@@ -15,7 +15,7 @@ from typing import Any, Self
 from geokv.client import arguments, lifetime
 from geokv.client.arguments import Key, Level, Seconds
 from geokv.client.codecs import Codec
-from geokv.client.conflicts import put_together, question, restorable
+from geokv.client.conflicts import put_together, question, restorable, restored_by
 from geokv.client.host import Host, now_us
 from geokv.client.operation_id import OperationId
 from geokv.client.requests import (
@@ -482,8 +482,8 @@ class AsyncClient(Typed, AsyncNamespace):
         """The conflicts that the nodes have noted, of a namespace (None: of all), or of one key in it, oldest first.
 
         `conflicts`: each with its id, key, policy, outcome ("discarded" or "kept"), winner and loser (dc, node, version,
-        value), and told in `words`. `silent`: nodes that were not there to be asked. `dropped`: how many the journals have
-        let go.
+        value), told in `words`, and `restored`: who brought its loser back, and when. `silent`: nodes that were not there to be
+        asked. `dropped`: how many the journals have let go.
         """
         timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
         asked = question(namespace, None if key is None else arguments.encode_key(key))
@@ -497,10 +497,19 @@ class AsyncClient(Typed, AsyncNamespace):
         return put_together({name: answer_of(reply) for name, reply in zip(names, replies, strict=True)})
 
     async def restore(self, conflict: Mapping[str, Any], *, timeout: Seconds | None = None) -> PutResult:
-        """Write the loser of a conflict (one of `conflicts()`) again, as a new write that has seen what is there now.
+        """Write the loser of a conflict (one of `conflicts()`) again, as a new write that has seen what is there now. The nodes
+        that noted the conflict are told of it.
 
         Raises InvalidRequest where the journal cannot tell what to write.
         """
+        done = await self._write_loser(conflict, timeout)
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        asked = [self._connection.ask(ADMIN, request, timeout_us) for request in restored_by(conflict, done).values()]
+        for reply in await asyncio.gather(*asked, return_exceptions=True):
+            answer_of(reply)  # who does not answer tells nothing of it
+        return done
+
+    async def _write_loser(self, conflict: Mapping[str, Any], timeout: Seconds | None) -> PutResult:
         key, value, is_operation = restorable(conflict)
         handle = self.namespace(conflict["namespace"])
         if is_operation and value is not None:

@@ -1,20 +1,22 @@
 """The conflict journals of all nodes put together, and told in words.
 
 Each node tells what it has noted (`geokv.protocol.journal`). A conflict is named by its two writes, so one that several nodes
-have noted, also in several datacenters, is here once.
+have noted, also in several datacenters, is here once. Who brings a loser back tells the nodes that noted the conflict.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from geokv.client.results import PutResult
 from geokv.core.cells.wire import decode_operation
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import LOSER_BYTES_MAX
 from geokv.errors import GeokvError, InvalidRequest, Unavailable
+from geokv.protocol.requests import AdminRequest
 
 RULES: Final = {
     "lww": "the later version stands",
@@ -53,9 +55,18 @@ def put_together(said: Mapping[str, dict[str, Any] | GeokvError]) -> dict[str, A
             known["noted_by"].append(name)
             known["noted_ms"] = min(known["noted_ms"], conflict["noted_ms"])
             _learn_stamps(known, conflict)
+            known["restored"] = _both(known.get("restored", ()), conflict.get("restored", ()))
     shown = sorted((_decoded(one) for one in found.values()), key=lambda one: (one["noted_ms"], one["id"]))
     dropped = sum(answer["dropped"] for answer in answers.values())
     return {"conflicts": shown, "silent": sorted(set(said) - set(answers)), "dropped": dropped}
+
+
+def _both(some: Iterable[dict[str, Any]], more: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The writes that brought a loser back, each once, oldest first."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in sorted((*some, *more), key=lambda one: (one["noted_ms"], one["version"])):
+        found.setdefault(one["version"], one)
+    return list(found.values())
 
 
 def _learn_stamps(known: dict[str, Any], conflict: dict[str, Any]) -> None:
@@ -81,6 +92,7 @@ def _decoded(conflict: dict[str, Any]) -> dict[str, Any]:
         if tree["policy"] not in _PUT_BACK:
             _tell_operation(party)
         tree[side] = party
+    tree["restored"] = [one | {"words": _words_of_restored(tree, one)} for one in tree["restored"]]
     tree["words"] = words_of(tree)
     return tree
 
@@ -102,15 +114,40 @@ def _tell_operation(party: dict[str, Any]) -> None:
 def words_of(conflict: Mapping[str, Any]) -> str:
     """One decision, told."""
     winner, loser = conflict["winner"], conflict["loser"]
-    when = datetime.fromtimestamp(conflict["noted_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    when = _when(conflict["noted_ms"])
     apart = f" {conflict['apart_ms']} ms apart" if conflict["apart_ms"] is not None else ""
-    met = f"{when} UTC: {_name(winner)} and {_name(loser)} wrote this key{apart}, and neither had seen the other."
+    met = f"{when}: {_name(winner)} and {_name(loser)} wrote this key{apart}, and neither had seen the other."
     rule = f"Policy {conflict['policy']}: {RULES.get(conflict['policy'], 'its rule decides')}."
     if conflict["outcome"] == "kept":
         return f"{met} {rule} They are {_value(winner)} and {_value(loser)}."
     gone = "was discarded" if conflict["policy"] == "lww" else "is hidden"
     back = f"Bring it back with: geokv conflicts restore {conflict['id']}"
+    if conflict["restored"]:
+        back = "It was brought back since."
     return f"{met} {rule} So {_value(winner)} of {_name(winner)} won, and {_value(loser)} of {_name(loser)} {gone}. {back}"
+
+
+def _words_of_restored(conflict: Mapping[str, Any], restored: Mapping[str, Any]) -> str:
+    """A loser that came back, told."""
+    what = f"{_value(conflict['loser'])} of {_name(conflict['loser'])}"
+    return (
+        f"{_when(restored['noted_ms'])}: {what} was brought back by a new write of {_name(restored)},"
+        f" version {restored['version']} (restored from conflict {conflict['id']})."
+    )
+
+
+def history(conflicts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Conflicts and the writes that brought their losers back (`kind`: "conflict", "restore"), in the order of their times."""
+    told: list[dict[str, Any]] = []
+    for one in conflicts:
+        told.append({"kind": "conflict", **one})
+        same = {name: one[name] for name in ("id", "namespace", "key", "policy")}
+        told += [{"kind": "restore", **same, "value": one["loser"]["value"], **back} for back in one["restored"]]
+    return sorted(told, key=lambda one: one["noted_ms"])
+
+
+def _when(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC).strftime('%Y-%m-%d %H:%M:%S.%f')[:-3]} UTC"
 
 
 def _name(party: Mapping[str, Any]) -> str:
@@ -136,6 +173,13 @@ def restorable(conflict: Mapping[str, Any]) -> tuple[bytes, bytes | None, bool]:
             f"of the loser's {loser['value_bytes']} bytes the journal kept no more than {LOSER_BYTES_MAX}: it cannot come back"
         )
     return conflict["key"], value, is_operation
+
+
+def restored_by(conflict: Mapping[str, Any], done: PutResult) -> dict[str, AdminRequest]:
+    """What the nodes that noted a conflict are told of the write that brought its loser back, by their names."""
+    told = {"namespace": conflict["namespace"], "id": conflict["id"], "dc": done.dc, "node": done.coordinator}
+    told |= {"version": str(done.version)}
+    return {name: AdminRequest("conflict_restored", told, node=name) for name in conflict.get("noted_by", ())}
 
 
 # --- what if --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any, Final, Self, TypeVar
 from geokv.client import aio, arguments, lifetime
 from geokv.client.arguments import Key, Level, Seconds
 from geokv.client.codecs import Codec
-from geokv.client.conflicts import put_together, question, restorable
+from geokv.client.conflicts import put_together, question, restorable, restored_by
 from geokv.client.host import Host, now_us
 from geokv.client.operation_id import OperationId
 from geokv.client.requests import (
@@ -479,6 +479,14 @@ class Client(Typed, Namespace):
         return put_together({name: answer_of(reply) for name, reply in zip(names, replies, strict=True)})
 
     def restore(self, conflict: Mapping[str, Any], *, timeout: Seconds | None = None) -> PutResult:
+        done = self._write_loser(conflict, timeout)
+        timeout_us = self._timeout_us if timeout is None else arguments.timeout_us(timeout)
+        items: list[Item] = [(ADMIN, name.encode(), one, b"") for name, one in restored_by(conflict, done).items()]
+        for reply in self._connection.ask_many(items, timeout_us) if items else ():
+            answer_of(reply)  # who does not answer tells nothing of it
+        return done
+
+    def _write_loser(self, conflict: Mapping[str, Any], timeout: Seconds | None) -> PutResult:
         key, value, is_operation = restorable(conflict)
         handle = self.namespace(conflict["namespace"])
         if is_operation and value is not None:

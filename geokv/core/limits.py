@@ -103,5 +103,6 @@ CONFLICTS_PER_NAMESPACE_MAX: Final = 1_000
 CONFLICTS_MAX: Final = 10_000  # of all namespaces
 CONFLICTS_PER_WRITE_MAX: Final = 8  # how many of those that one write met are noted
 LOSER_BYTES_MAX: Final = 1 * KIB  # of each of the two values
+RESTORED_MAX: Final = 8  # how many times that a loser was brought back are told, the newest
 
 assert CONFLICTS_PER_NAMESPACE_MAX <= CONFLICTS_MAX

@@ -35,7 +35,7 @@ from geokv.errors import GeokvError, InvalidRequest, NamespaceNotFound, Unavaila
 from geokv.node.answers import Respond, Verb, number_of, reply_of, text_of
 from geokv.node.storage_verbs import StorageVerbs
 from geokv.protocol.feed_receiver import LAG_BUCKETS_MS
-from geokv.protocol.journal import Conflict, Party
+from geokv.protocol.journal import Conflict, Party, Restored
 from geokv.protocol.requests import AdminReply, AdminRequest, Outcome
 from geokv.storage.memory import MemoryCells
 
@@ -60,6 +60,7 @@ class Admin:
             "digest": self._digest,
             "close_node": self._close_node,
             "conflicts": self._conflicts,
+            "conflict_restored": self._conflict_restored,
             "rights_drain": self._rights_drain,
             "gc": self._gc,
             **StorageVerbs(node).verbs,
@@ -412,6 +413,18 @@ class Admin:
         }
         respond(AdminReply(Outcome.APPLIED, body))
 
+    def _conflict_restored(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
+        """A client has written the loser of a conflict again: it is told with the conflict. Twice is once."""
+        name, context = text_of(arguments, "namespace"), self._node.context
+        table, version = self._node.assembly.table_named(name), text_of(arguments, "version")
+        if table is None:
+            raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
+        if not version.isascii() or not version.isdecimal() or int(version) >= 1 << 64:
+            raise InvalidRequest(f"version = {version!r}: that of a write, in digits")
+        restored = Restored(text_of(arguments, "dc"), text_of(arguments, "node"), int(version), context.wall_ms)
+        is_known = context.journal.restored(table.definition.id, text_of(arguments, "id"), restored)
+        respond(AdminReply(Outcome.APPLIED, {"node": self._node.config.node, "is_known": is_known}))
+
     def _gc(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         """What waits to be collected on this node."""
         node, number = self._node, None
@@ -444,6 +457,7 @@ def conflict_tree(namespace: str, conflict: Conflict) -> dict[str, object]:
         "loser": _party_tree(conflict.loser),
         "noted_ms": conflict.noted_ms,
         "apart_ms": abs(hlc_ms(stamps[0]) - hlc_ms(stamps[1])) if all(stamps) else None,
+        "restored": [one._asdict() | {"version": str(one.version)} for one in conflict.restored],
     }
 
 

@@ -1,4 +1,5 @@
-"""The conflict journal: every write that met another which neither had seen, with the rule that decided and what was lost.
+"""The conflict journal: every write that met another which neither had seen, with the rule that decided and what was lost; and
+that a loser was brought back.
 
     who notes                                  what
     a node that takes records in over the WAN  the arriving one against what this datacenter held
@@ -29,7 +30,7 @@ from geokv.core.cells.state import CellState
 from geokv.core.cells.view import Entry as Item
 from geokv.core.cells.wire import encode_operation
 from geokv.core.conflict import LWW
-from geokv.core.limits import CONFLICTS_MAX, CONFLICTS_PER_NAMESPACE_MAX, CONFLICTS_PER_WRITE_MAX, LOSER_BYTES_MAX
+from geokv.core.limits import CONFLICTS_MAX, CONFLICTS_PER_NAMESPACE_MAX, CONFLICTS_PER_WRITE_MAX, LOSER_BYTES_MAX, RESTORED_MAX
 from geokv.core.origin import unpack_origin
 from geokv.errors import RecordError
 
@@ -52,6 +53,15 @@ class Party(NamedTuple):
     bytes_in_all: int
 
 
+class Restored(NamedTuple):
+    """A write that brought a loser back, as its client told: who coordinated it, and its version."""
+
+    dc: str
+    node: str
+    version: int
+    noted_ms: int
+
+
 class Conflict(NamedTuple):
     """What was decided. `is_kept`: both values are still there; then `loser` is only the one that came later."""
 
@@ -63,9 +73,11 @@ class Conflict(NamedTuple):
     loser: Party
     is_kept: bool
     noted_ms: int
+    restored: tuple[Restored, ...] = ()
 
     def packed(self) -> list[Any]:
-        return [*self[:4], list(self.winner), list(self.loser), self.is_kept, self.noted_ms]
+        restored = [list(one) for one in self.restored]
+        return [*self[:4], list(self.winner), list(self.loser), self.is_kept, self.noted_ms, restored]
 
     @property
     def outcome(self) -> str:
@@ -79,13 +91,14 @@ class Conflict(NamedTuple):
 
 def unpacked(body: list[Any]) -> Conflict:
     """Inverse of `Conflict.packed`."""
-    name, namespace, key, policy, winner, loser, is_kept, noted_ms = body
-    return Conflict(name, namespace, key, policy, Party(*winner), Party(*loser), is_kept, noted_ms)
+    name, namespace, key, policy, winner, loser, is_kept, noted_ms, *more = body
+    restored = tuple([Restored(*one) for one in more[0]]) if more else ()  # older nodes noted none
+    return Conflict(name, namespace, key, policy, Party(*winner), Party(*loser), is_kept, noted_ms, restored)
 
 
 class Journal:
     """The conflicts that one node has noted. `fresh`: those that are not in the log yet; `echoes`: the names of those among
-    them that another node of this datacenter counts.
+    them that are not counted: another node of this datacenter does, or it was done before.
     """
 
     def __init__(self) -> None:
@@ -149,13 +162,25 @@ class Journal:
         name = blake2b(text, digest_size=6).hexdigest()
         if name in self._by_namespace.get(namespace, ()):
             return ""
-        conflict = Conflict(name, namespace, key, policy, winner, loser, is_kept, now_ms)
+        self._keep_fresh(Conflict(name, namespace, key, policy, winner, loser, is_kept, now_ms))
+        return name
+
+    def restored(self, namespace: int, name: str, restored: Restored) -> bool:
+        """The loser of a conflict was written again; False where the conflict is not known here (any more)."""
+        known = self._by_namespace.get(namespace, {}).get(name)
+        if known is None:
+            return False
+        if all(one.version != restored.version for one in known.restored):
+            self._keep_fresh(known._replace(restored=(*known.restored, restored)[-RESTORED_MAX:]))
+            self.echoes.add(name)
+        return True
+
+    # --- keeping ----------------------------------------------------------------------------------------------------
+
+    def _keep_fresh(self, conflict: Conflict) -> None:
         self.keep(conflict)
         if len(self.fresh) < CONFLICTS_PER_NAMESPACE_MAX:
             self.fresh.append(conflict)
-        return name
-
-    # --- keeping ----------------------------------------------------------------------------------------------------
 
     def keep(self, conflict: Conflict) -> None:
         """Hold a conflict, noted now or read from the log."""

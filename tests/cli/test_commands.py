@@ -426,13 +426,21 @@ def test_explain_and_conflicts_tell_what_met(geokv: Run) -> None:
     (newest,) = json.loads(geokv("conflicts", "tail", "torn", "--json").stdout)["conflicts"]
     (key,) = json.loads(geokv("conflicts", "top", "torn", "--json").stdout)["keys"]
     (row,) = json.loads(geokv("conflicts", "stats", "torn", "--json").stdout)["stats"]
-    assert newest == decision and key == {"namespace": "torn", "key": "k", "conflicts": 1}
+    assert {"kind": "conflict", **newest} == decision and key == {"namespace": "torn", "key": "k", "conflicts": 1}
     assert (row["policy"], row["outcome"], row["conflicts"]) == ("siblings", "kept", 1)
     replayed = json.loads(geokv("conflicts", "whatif", "torn", "--policy", "register_mv", "--json").stdout)
     assert (replayed["conflicts"], replayed["lost_then"]) == (1, 0)
     assert "values that were put" in one_line_of_error(geokv("conflicts", "whatif", "torn", "--policy", "set_aw"))
     assert geokv("conflicts", "restore", decision["id"]).returncode == DONE
-    assert json.loads(geokv("explain", "torn", "k", "--json").stdout)["values"] == [decision["loser"]["value"]]
+    after = json.loads(geokv("explain", "torn", "k", "--json").stdout)
+    assert after["values"] == [decision["loser"]["value"]]
+    met, back = after["decisions"]
+    assert (met["kind"], back["kind"], back["id"], back["value"]) == ("conflict", "restore", decision["id"], after["values"][0])
+    assert "was brought back by a new write of dc1" in back["words"] and after["words"][1] == back["words"]
+    again = geokv("conflicts", "restore", decision["id"])
+    assert again.returncode == DONE and "It had been restored already" in again.stdout.decode()
+    third = json.loads(geokv("conflicts", "restore", decision["id"], "--json").stdout)
+    assert len(third["restored_before"]) == 2
     assert geokv("conflicts", "restore", "0123").returncode == NOT_FOUND
     assert geokv("explain", "torn", "never").returncode == NOT_FOUND
     assert geokv("conflicts", "tail", "nowhere").returncode != DONE

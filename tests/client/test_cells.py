@@ -22,7 +22,7 @@ from geokv import (
     OperationId,
     Outcome,
 )
-from geokv.client.conflicts import put_together, restorable, what_if
+from geokv.client.conflicts import history, put_together, restorable, what_if
 from geokv.core.cells.operation import Operation
 from geokv.core.cells.wire import encode_operation
 from geokv.core.conflict import POLICIES as ALL
@@ -415,7 +415,13 @@ def test_conflicts_are_told_restored_and_replayed(kv: Client, cluster: Cluster) 
             assert (await other.conflicts("siblings", "met"))["conflicts"][0]["id"] == conflict["id"]
             assert (await other.restore(conflict)).outcome is Outcome.APPLIED
 
+    assert kv.restore({name: one for name, one in conflict.items() if name != "noted_by"}).outcome is Outcome.APPLIED
     asyncio.run(work())
+    told = history(kv.conflicts("siblings", "met")["conflicts"])
+    assert [one["kind"] for one in told] == ["conflict", "restore", "restore"]
+    assert "It was brought back since" not in told[0]["words"]  # both were kept
+    assert all("b'" not in one["words"] and "was brought back by a new write of" in one["words"] for one in told[1:])
+    assert {one["value"] for one in told[1:]} == {conflict["loser"]["value"]}
 
 
 def _conflict(policy: str, versions: tuple[str | None, str | None]) -> dict[str, Any]:
@@ -448,6 +454,7 @@ def _told(policy: str, winner: Operation, loser: Operation, stamps: tuple[str | 
     ]
     told = {
         "id": "x",
+        "namespace": "ns",
         "key_base64": "aw==",
         "policy": policy,
         "outcome": "discarded",
@@ -503,6 +510,21 @@ def test_what_two_datacenters_know_together_tells_by_how_much_writes_missed_each
     turned["winner"], turned["loser"] = turned["loser"], turned["winner"]
     (again,) = put_together({"m": here, "n": there})["conflicts"]
     assert (again["winner"]["version"], again["loser"]["version"], again["apart_ms"]) == (early, late, 412)
+
+
+def test_a_write_that_brought_a_loser_back_is_told_once_whoever_noted_it() -> None:
+    """With its time, its writer, the value and its version; the conflict then does not offer it again."""
+    back = {"dc": "us", "node": "us-2", "version": "9", "noted_ms": 5}
+    here, there = (_told("flag_dw", Operation("disable"), Operation("enable")) for _ in range(2))
+    here["conflicts"][0]["restored"] = [back | {"noted_ms": 7}]
+    there["conflicts"][0]["restored"] = [back]
+    nobody = _told("flag_dw", Operation("disable"), Operation("enable"))
+    (conflict,) = put_together({"m": here, "n": there, "o": nobody})["conflicts"]
+    words = "1970-01-01 00:00:00.005 UTC: 'enable' of us (us-1) was brought back by a new write of us (us-2), version 9"
+    (restored,) = conflict["restored"]
+    assert restored == back | {"words": f"{words} (restored from conflict x)."}
+    assert conflict["words"].endswith("It was brought back since.")
+    assert [(one["kind"], one["noted_ms"]) for one in history([conflict])] == [("conflict", 1), ("restore", 5)]
 
 
 def test_of_a_long_operation_the_journal_keeps_too_little() -> None:

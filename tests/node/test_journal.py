@@ -10,7 +10,8 @@ import pytest
 
 from geokv.core.cells.operation import Operation
 from geokv.core.cells.wire import encode_operation
-from geokv.core.limits import CONFLICTS_PER_NAMESPACE_MAX, LOSER_BYTES_MAX
+from geokv.core.limits import CONFLICTS_PER_NAMESPACE_MAX, LOSER_BYTES_MAX, RESTORED_MAX
+from geokv.protocol.journal import Conflict, Party, unpacked
 from geokv.protocol.messages import Replicate
 from geokv.protocol.requests import Outcome
 from tests.node.harness import MS, SECOND, Cluster
@@ -185,6 +186,38 @@ def test_the_journal_outlives_a_restart_and_goes_with_its_namespace(memtable_byt
     cluster.admin("dc1-1", "namespace_delete", name="ns")
     cluster.run(SECOND)
     assert not cluster.nodes["dc1-1"].context.journal.packed()
+
+
+def test_that_a_loser_was_brought_back_is_noted_once_and_kept() -> None:
+    """By who noted the conflict, over a restart too; it is not counted as one, and what is not known is said to be so."""
+    cluster = Cluster(nodes=1, replicas=1).start().serving()
+    cluster.admin("dc1-1", "namespace_create", name="ns", policy="siblings")
+    for value in (b"A", b"B"):
+        cluster.put("dc1-1", b"k", value, namespace="ns")
+    (name,) = noted(cluster)
+    told = {"namespace": "ns", "id": name, "dc": "dc1", "node": "dc1-1"}
+    for version in ("77", "77", "78"):
+        assert cluster.admin("dc1-1", "conflict_restored", **told, version=version).body["is_known"]
+    cluster.run(SECOND)
+    restored = noted(cluster)[name]["restored"]
+    assert [(one["version"], one["dc"], one["node"]) for one in restored] == [("77", "dc1", "dc1-1"), ("78", "dc1", "dc1-1")]
+    assert cluster.admin("dc1-1", "metrics").body["events.conflicts.ns.dc1.dc1.kept"] == 1
+    assert not cluster.admin("dc1-1", "conflict_restored", **(told | {"id": "0123"}), version="1").body["is_known"]
+    for wrong in ({"version": "x"}, {"version": "1", "namespace": "nowhere"}, {}):
+        assert cluster.admin("dc1-1", "conflict_restored", **(told | wrong)).outcome in (Outcome.INVALID, Outcome.NOT_FOUND)
+    for at in range(RESTORED_MAX):
+        cluster.admin("dc1-1", "conflict_restored", **told, version=f"{at + 100}")
+    cluster.run(SECOND)
+    cluster.restart("dc1-1")
+    cluster.serving()
+    versions = [one["version"] for one in noted(cluster)[name]["restored"]]
+    assert versions == [str(at + 100) for at in range(RESTORED_MAX)]
+
+
+def test_an_entry_that_an_older_node_noted_is_read() -> None:
+    """It has nothing of what was brought back."""
+    conflict = Conflict("x", 1, b"k", "lww", Party(b"o", 1, 2, b"v", 1), Party(b"p", 3, 4, None, 0), False, 5)
+    assert unpacked(conflict.packed()[:-1]) == unpacked(conflict.packed()) == conflict
 
 
 def test_the_journal_is_bounded_and_counts_what_it_drops() -> None:
