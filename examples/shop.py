@@ -157,7 +157,7 @@ def trade(directory: LabDirectory, say: Callable[[str], None]) -> dict[str, Any]
 
 
 def told(address: str, run: str, found: dict[str, Any]) -> dict[str, Any]:
-    """What the journal says of it, and one loser brought back."""
+    """What the journal says of it, why a customer who left on one side is still here, and one loser brought back."""
     noted = [
         one
         for one in geokv(["conflicts", "tail", "shop-addresses", "--limit", "1000"], address)["conflicts"]
@@ -169,6 +169,7 @@ def told(address: str, run: str, found: dict[str, Any]) -> dict[str, Any]:
     if loser is not None:
         geokv(["conflicts", "restore", explained["decisions"][0]["id"]], address)
         restored = geokv(["get", "shop-addresses", f"{run}:customer:0"], address)["value"] == loser
+    stayed = geokv(["explain", "shop-presence", f"{run}:customer:1"], address)["words"]
     lost = missing(found)
     return {
         "converged": True,
@@ -176,6 +177,7 @@ def told(address: str, run: str, found: dict[str, Any]) -> dict[str, Any]:
         "missing": lost,
         "conflicts": len(noted),
         "explained": explained["words"],
+        "stayed": stayed,
         "restored": restored,
     }
 
@@ -209,7 +211,7 @@ def main() -> int:
         print(json.dumps(shown))
     else:
         print(f"lost: {shown['lost']}, conflicts: {shown['conflicts']}")
-        print("\n".join(shown["explained"]))
+        print("\n".join(shown["explained"] + shown["stayed"]))
     return 0 if report["converged"] and not report["lost"] and report["conflicts"] and report["restored"] else 1
 
 

@@ -32,7 +32,7 @@ def shown(conflict: dict[str, Any]) -> dict[str, Any]:
     """A conflict, or what brought its loser back, as JSON can carry it."""
     tree = conflict | {name: plain(conflict[name]) for name in ("key", "value") if name in conflict}
     for side in {"winner", "loser"} & conflict.keys():
-        tree[side] = {name: plain(value) for name, value in conflict[side].items() if name != "operation"}
+        tree[side] = {name: plain(value) for name, value in conflict[side].items() if name not in ("operation", "does")}
     return tree
 
 

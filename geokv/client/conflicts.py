@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from geokv.client.results import PutResult
+from geokv.core.cells.operation import DELETE, TAKING
 from geokv.core.cells.wire import decode_operation
 from geokv.core.hlc import hlc_ms
 from geokv.core.limits import LOSER_BYTES_MAX
@@ -28,6 +29,8 @@ RULES: Final = {
     "sorted_set": "the highest score stands",
     "map_rr": "the rule of the field's type decides",
 }
+OUTLIVED: Final = "what takes away leaves what it had not seen"
+"""The rule of every policy but lww, where the loser took something away."""
 _PUT_BACK: Final = frozenset({"lww", "register_lww", "register_mv", "siblings"})
 """Policies whose journal has values; under the others it has operations."""
 _FAMILIES: Final = (_PUT_BACK, frozenset({"set_rw", "set_aw"}), frozenset({"flag_dw", "flag_ew"}))
@@ -92,23 +95,30 @@ def _decoded(conflict: dict[str, Any]) -> dict[str, Any]:
         if tree["policy"] not in _PUT_BACK:
             _tell_operation(party)
         tree[side] = party
+    tree["is_outlived"] = tree["policy"] != "lww" and _takes_away(tree["loser"])
     tree["restored"] = [one | {"words": _words_of_restored(tree, one)} for one in tree["restored"]]
     tree["words"] = words_of(tree)
     return tree
 
 
 def _tell_operation(party: dict[str, Any]) -> None:
-    """In `value` in words; as it is in `operation`, None where the journal has only its beginning, or an older form of it."""
-    packed, party["operation"] = party["value"], None
+    """In `value` in words; as it is in `operation`, None where the journal has only its beginning, or an older form of it; and
+    what it is called in `does`.
+    """
+    packed, party["operation"], party["does"] = party["value"], None, ""
     try:
         name, arguments, path, _ = decode_operation(packed)
     except InvalidRequest:
         party["value"] = b"an operation of %d bytes" % party["value_bytes"]
         return
-    party["operation"] = packed
+    party["operation"], party["does"] = packed, name
     parts = [name.encode(), *[one if isinstance(one, bytes) else str(one).encode() for one in arguments]]
     field = b".".join([step for step, _ in path])
     party["value"] = b" ".join([field + b":", *parts] if path else parts)
+
+
+def _takes_away(party: Mapping[str, Any]) -> bool:
+    return bool(party["is_delete"] or party.get("does") in TAKING)
 
 
 def words_of(conflict: Mapping[str, Any]) -> str:
@@ -117,13 +127,17 @@ def words_of(conflict: Mapping[str, Any]) -> str:
     when = _when(conflict["noted_ms"])
     apart = f" {conflict['apart_ms']} ms apart" if conflict["apart_ms"] is not None else ""
     met = f"{when}: {_name(winner)} and {_name(loser)} wrote this key{apart}, and neither had seen the other."
-    rule = f"Policy {conflict['policy']}: {RULES.get(conflict['policy'], 'its rule decides')}."
+    is_outlived = conflict["is_outlived"]
+    rule = f"Policy {conflict['policy']}: {OUTLIVED if is_outlived else RULES.get(conflict['policy'], 'its rule decides')}."
     if conflict["outcome"] == "kept":
         return f"{met} {rule} They are {_value(winner)} and {_value(loser)}."
-    gone = "was discarded" if conflict["policy"] == "lww" else "is hidden"
-    back = f"Bring it back with: geokv conflicts restore {conflict['id']}"
+    back = f"{'Do it again' if is_outlived else 'Bring it back'} with: geokv conflicts restore {conflict['id']}"
     if conflict["restored"]:
-        back = "It was brought back since."
+        back = f"It was {'done again' if is_outlived else 'brought back'} since."
+    if is_outlived:
+        lost = f"{'delete' if loser['is_delete'] else _value(loser)} of {_name(loser)}"
+        return f"{met} {rule} So {_value(winner)} of {_name(winner)} won over a concurrent {lost}. {back}"
+    gone = "was discarded" if conflict["policy"] == "lww" else "is hidden"
     return f"{met} {rule} So {_value(winner)} of {_name(winner)} won, and {_value(loser)} of {_name(loser)} {gone}. {back}"
 
 
@@ -198,7 +212,8 @@ def what_if(conflict: Mapping[str, Any], policy: str) -> dict[str, Any]:
         names = ", ".join(sorted(family))
         raise InvalidRequest(f"the journal has {what}: they cannot be replayed under {policy!r}, choose one of {names}")
     if family is not _PUT_BACK:  # of an addition and a removal, or two settings of a flag, each policy has one stand
-        stands, falls = ("winner", "loser") if policy == conflict["policy"] else ("loser", "winner")
+        is_same = policy == conflict["policy"] or conflict["loser"].get("does") == DELETE  # a delete wins under none
+        stands, falls = ("winner", "loser") if is_same else ("loser", "winner")
         known = {"id": conflict["id"], "key": conflict["key"]}
         return known | {"shown": [conflict[stands]["value"]], "lost": [conflict[falls]["value"]]}
     winner, loser = conflict["winner"], conflict["loser"]

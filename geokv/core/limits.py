@@ -103,6 +103,8 @@ CONFLICTS_PER_NAMESPACE_MAX: Final = 1_000
 CONFLICTS_MAX: Final = 10_000  # of all namespaces
 CONFLICTS_PER_WRITE_MAX: Final = 8  # how many of those that one write met are noted
 LOSER_BYTES_MAX: Final = 1 * KIB  # of each of the two values
+REMOVALS_MAX: Final = 4_096  # of what a node took away, that it remembers for the journal
+REMOVALS_PER_KEY_MAX: Final = 32
 RESTORED_MAX: Final = 8  # how many times that a loser was brought back are told, the newest
 
 assert CONFLICTS_PER_NAMESPACE_MAX <= CONFLICTS_MAX

@@ -150,6 +150,7 @@ class Assembly:
             if definition.policy_now() is not table.policy:
                 self.engine.define(definition.id, definition.policy_now().stored_as)
                 self.context.decoded.forget(definition.id)
+                self.context.journal.removals.forget(definition.id)
                 self.context.note("policy.changed")
             table.define(definition)
             if isinstance(table.cells, MemoryCells):

@@ -96,6 +96,7 @@ class Intake:
         flying: dict[bytes, bytes] = {}
         peek: Callable[[bytes], bytes | None] = waiting.get
         doubts: list[Doubt] = []
+        removals = context.journal.removals.held
         for index, record in enumerate(decoded):
             raw, kind, partition, namespace, number, hlc, origin, key, cell = record
             if namespace != last_namespace:
@@ -185,8 +186,11 @@ class Intake:
                     waiting[key] = context.decoded.append(table.policy, namespace, key, stored, cell, arriving)
                 else:
                     waiting[key] = Partial(table.policy.append(stored, cell))
-            if arriving is not None and noting == EVERYBODY and kind == DELTA:
-                self._note(table, record)
+            if arriving is not None and kind == DELTA:
+                if noting == EVERYBODY:
+                    self._note(table, record)
+                if removals and (namespace, key) in removals:
+                    self._note_outlived(table, record, arriving)
             if hlc > hlc_last:
                 hlc_last = hlc
             if hlc < table.since:
@@ -225,15 +229,39 @@ class Intake:
         if not sort.is_contested:
             return
 
+        def met(state: CellState) -> None:
+            context, dot = self._context, Dot(record.origin, record.number)
+            context.journal.met_dots(table, record.key, state, dot, record.hlc, context.wall_ms)
+
+        self._look(table, record, met)
+
+    def _note_outlived(self, table: Table, record: Record, arriving: CellState) -> None:
+        """This node has taken something away of that key: noted where what arrives outlives it."""
+        context, sort, dot = self._context, table.policy.kind, Dot(record.origin, record.number)
+        assert sort is not None
+        try:
+            missed = context.journal.removals.missed_by(record.namespace, record.key, sort, arriving, dot)
+        except RecordError:
+            return  # a payload of a type that this version does not know
+        if missed is None:
+            return
+
+        def lives(state: CellState) -> None:
+            if dot.number in state.items.get(dot.origin, ()):
+                context.journal.outlived(table, record.key, *missed, record.hlc, context.wall_ms)
+
+        self._look(table, record, lives)
+
+    def _look(self, table: Table, record: Record, then: Callable[[CellState], None]) -> None:
+        """`then` with the state of a record's key, once that is in memory; never where it cannot be read."""
+
         def look(error: str = "") -> None:
             try:
                 cell = None if error else table.visible(record.key)
             except StorageError:  # a cache has let go of it, and now it cannot be read
                 cell = None
             if cell is not None:
-                context, dot = self._context, Dot(record.origin, record.number)
-                state = context.decoded.state(table.policy, record.namespace, record.key, cell)
-                context.journal.met_dots(table, record.key, state, dot, record.hlc, context.wall_ms)
+                then(self._context.decoded.state(table.policy, record.namespace, record.key, cell))
 
         missing = table.missing([record.key])
         if missing:

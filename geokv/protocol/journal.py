@@ -6,15 +6,17 @@ that a loser was brought back.
     a co-owner that is sent a record           only against a write that it coordinated itself (two coordinators at once)
     a coordinator of siblings or registers     a write whose context, or lack of one, left other values beside it
     a coordinator of lww                       a write whose context is older than what it replaces
+    a coordinator of a removal                 an update that arrives and outlives it, where nothing is left of the removal
+                                               (`core.cells.outlived`); and what its context, older than that, has left
 
 A conflict is named by the two dots, so one that several nodes, or both datacenters, have noted is told once. Each datacenter
 counts it once: a co-owner that is sent what came over the WAN notes it as well (who took it in may not have had that co-owner's
 write yet), but does not count it. It is bounded per namespace and in all; the oldest go first, and are counted. Entries are
 noted in the log (control record `conflicts`) and kept with the node's state at a flush, so they survive a restart.
 
-Limits: of a value LOSER_BYTES_MAX are kept. Types for which nothing is decided (counters, sets where adding wins, sketches)
-have no conflicts. An `lww` value that stands on the disk alone, in no memtable and no cache, is not read to be compared. Two
-coordinators of one datacenter that write a cell of dots in the same moment are not noted by either.
+Limits: of a value LOSER_BYTES_MAX are kept. Where nothing is decided (counts, equal additions, sketches) there is no conflict,
+but with what takes away. An `lww` value that stands on the disk alone, in no memtable and no cache, is not read to be compared.
+Two coordinators of one datacenter that write a cell of dots in the same moment are not noted by either, unless one takes away.
 """
 
 from __future__ import annotations
@@ -26,13 +28,15 @@ from geokv.core.cell import decode_lww, is_concurrent
 from geokv.core.cells.cell_type import CellType
 from geokv.core.cells.contested import met_by
 from geokv.core.cells.context import Dot
+from geokv.core.cells.outlived import Removal
 from geokv.core.cells.state import CellState
 from geokv.core.cells.view import Entry as Item
 from geokv.core.cells.wire import encode_operation
 from geokv.core.conflict import LWW
 from geokv.core.limits import CONFLICTS_MAX, CONFLICTS_PER_NAMESPACE_MAX, CONFLICTS_PER_WRITE_MAX, LOSER_BYTES_MAX, RESTORED_MAX
 from geokv.core.origin import unpack_origin
-from geokv.errors import RecordError
+from geokv.errors import InvalidRequest, RecordError
+from geokv.protocol.removals import Removals
 
 if TYPE_CHECKING:
     from geokv.protocol.table import Table
@@ -105,6 +109,7 @@ class Journal:
         self.fresh: list[Conflict] = []
         self.echoes: set[str] = set()
         self.dropped = 0
+        self.removals = Removals()
         self._by_namespace: dict[int, dict[str, Conflict]] = {}
         self._held = 0
 
@@ -154,6 +159,34 @@ class Journal:
             ]
             self._note(table, kind.name, key, parties[0], parties[1], preferred is None, now_ms)
 
+    def took(self, table: Table, key: bytes, removal: Removal, state: CellState, now_ms: int) -> None:
+        """This node took something away, and `state` is what came of it: what it left had not been seen by its client."""
+        kind = table.policy.kind
+        assert kind is not None
+        left = []
+        if removal.operation.context is not None:
+            try:
+                left = removal.survivors(kind, state)
+            except RecordError:
+                return  # as above
+        for entry in left[:CONFLICTS_PER_WRITE_MAX]:
+            self.outlived(table, key, removal, entry, 0, now_ms)
+        if not left:
+            self.removals.keep(table.definition.id, key, removal)
+
+    def outlived(self, table: Table, key: bytes, removal: Removal, entry: Item, stamp: int, now_ms: int) -> None:
+        """An update and a removal that takes what it is about had not seen each other: the update stays."""
+        kind = table.policy.kind
+        assert kind is not None
+        try:
+            payload = removal.left_of(kind, entry)
+            took = encode_operation(removal.operation) if kind.told(payload) is None else None
+            winner = _party(entry.origin, entry.number, stamp, _told(kind, payload))
+        except (RecordError, InvalidRequest):
+            return  # as above; or it has counted more than travels
+        loser = _party(*removal.dot, removal.stamp, took)
+        self._note(table, kind.name, key, winner, loser, False, now_ms)
+
     def _note(self, table: Table, policy: str, key: bytes, winner: Party, loser: Party, is_kept: bool, now_ms: int) -> str:
         """The name under which it was noted, empty where it was before."""
         namespace = table.definition.id
@@ -200,6 +233,7 @@ class Journal:
 
     def forget(self, namespace: int) -> None:
         """A namespace was deleted."""
+        self.removals.forget(namespace)
         self._held -= len(self._by_namespace.pop(namespace, ()))
 
     def of(self, namespace: int, key: bytes | None = None) -> list[Conflict]:

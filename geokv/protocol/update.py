@@ -25,6 +25,7 @@ from geokv.core.cells.cell_type import CellType
 from geokv.core.cells.codec import decode_token, encode_token
 from geokv.core.cells.context import NUMBER_MAX, CausalContext, Dot, subtract_spans
 from geokv.core.cells.operation import DELETE, Operation
+from geokv.core.cells.outlived import Removal
 from geokv.core.cells.state import CellState
 from geokv.core.cells.update import check, is_taking, update
 from geokv.core.cells.wire import decode_operation
@@ -71,6 +72,7 @@ class Made(NamedTuple):
     version: int
     token: bytes
     stored: bytes
+    removal: Removal | None
 
 
 class Updater:
@@ -338,9 +340,14 @@ class Updater:
             self._context.operation_ids.numbered(names, part.numbers, part.versions)
 
     def _note(self, call: WriteCall, table: Table, made: list[Made], changed: Mapping[bytes, tuple[bytes, CellState]]) -> None:
-        """Note what updates met that did not replace all that is held here: puts with a context, and siblings without one."""
+        """Note what updates met that did not replace all that is held here: puts with a context, and siblings without one; and
+        what takes away, for what will arrive.
+        """
         kind, context = table.policy.kind, self._context
         assert kind is not None
+        for item, removal in [(one.item, one.removal) for one in made if one.removal is not None]:
+            key = call.batch.keys[item]
+            context.journal.took(table, key, removal, changed[key][1], context.wall_ms)
         if not kind.is_contested:
             return
         for one in made:
@@ -382,12 +389,15 @@ class Updater:
         token = b"" if batch.has_updates else encode_token(_seen(kind, operation, held, delta, packed))
         self._watch_siblings(table, key, state, delta)
         state.join(delta)
+        removal = None
+        if not delta.items and is_taking(operation):
+            removal = Removal(Dot(packed, number), hlc, operation, state.context.copy(), delta.marks)
         numbers[stream] = number
         after = cell if stored is None else table.policy.behind(stored, cell)
         if table.policy.has_outgrown(after):
             after = table.policy.encode(state)
         changed[key] = (after, state)
-        return Made(index, stream, number, raw, hlc, token, after)
+        return Made(index, stream, number, raw, hlc, token, after, removal)
 
     def _heeded(
         self, call: WriteCall, table: Table, index: int, hlc: int, held: CellState

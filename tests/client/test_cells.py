@@ -512,6 +512,44 @@ def test_what_two_datacenters_know_together_tells_by_how_much_writes_missed_each
     assert (again["winner"]["version"], again["loser"]["version"], again["apart_ms"]) == (early, late, 412)
 
 
+@pytest.mark.parametrize(
+    ("policy", "winner", "loser", "words"),
+    [
+        (
+            "flag_ew",
+            Operation("enable"),
+            Operation("disable"),
+            "'enable' of eu (eu-1) won over a concurrent 'disable' of us (us-1)",
+        ),
+        (
+            "set_aw",
+            Operation("add", (b"x",)),
+            Operation("remove", (b"x",)),
+            "'add x' of eu (eu-1) won over a concurrent 'remove x'",
+        ),
+        (
+            "counter_pn",
+            Operation("increment", (3,)),
+            Operation("reset"),
+            "'increment 3' of eu (eu-1) won over a concurrent 'reset'",
+        ),
+    ],
+)
+def test_a_removal_that_lost_is_told_in_words_and_done_again(
+    policy: str, winner: Operation, loser: Operation, words: str
+) -> None:
+    """By the rule that all types have in common."""
+    (conflict,) = put_together({"n": _told(policy, winner, loser)})["conflicts"]
+    assert words in conflict["words"] and "what takes away leaves what it had not seen" in conflict["words"]
+    assert conflict["words"].endswith("Do it again with: geokv conflicts restore x") and conflict["is_outlived"]
+    assert restorable(conflict) == (b"k", encode_operation(loser), True)
+    other = {"flag_ew": "flag_dw", "set_aw": "set_rw"}.get(policy)
+    if other:
+        assert what_if(conflict, other)["shown"] == [conflict["loser"]["value"]]
+    (deleted,) = put_together({"n": _told(policy, winner, Operation("delete"))})["conflicts"]
+    assert what_if(deleted, other or policy)["shown"] == [conflict["winner"]["value"]]
+
+
 def test_a_write_that_brought_a_loser_back_is_told_once_whoever_noted_it() -> None:
     """With its time, its writer, the value and its version; the conflict then does not offer it again."""
     back = {"dc": "us", "node": "us-2", "version": "9", "noted_ms": 5}

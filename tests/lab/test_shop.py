@@ -22,4 +22,5 @@ def test_the_shop_loses_nothing_and_explains_its_conflicts(tmp_path: Path, small
     assert told["converged"] is True and told["lost"] == 0 and told["restored"] is True
     assert told["conflicts"] >= 8
     assert "neither had seen the other" in told["explained"][0] and "Road' of" in told["explained"][0]
+    assert any("'enable' of" in one and "won over a concurrent 'disable' of" in one for one in told["stayed"])
     assert "cut apart" in done.stderr

@@ -157,6 +157,139 @@ def test_each_policy_notes_what_it_decides(policy: str, here: Any, there: Any, o
         assert value_of(conflicts[0]["winner"]) == base64(values[winner])
 
 
+_TAGS = ((b"tags", "set_aw"),)
+_OUTLIVED = [
+    ("set_aw", Operation("add", (b"x",)), Operation("remove", (b"x",)), Operation("add", (b"x",))),
+    ("set_aw", Operation("add", (b"x",)), Operation("delete"), Operation("add", (b"x",))),
+    ("set_grow", Operation("add", (b"x",)), Operation("delete"), Operation("add", (b"x",))),
+    ("set_rw", Operation("add", (b"x",)), Operation("delete"), Operation("add", (b"x",))),
+    ("flag_ew", Operation("enable"), Operation("disable"), Operation("enable")),
+    ("sorted_set", Operation("add", (b"x", 1)), Operation("remove", (b"x",)), Operation("add", (b"x", 2))),
+    ("max", Operation("put", (5,)), Operation("delete"), Operation("put", (6,))),
+    ("register_lww", Operation("write", (b"a",)), Operation("delete"), Operation("write", (b"b",))),
+    ("register_mv", Operation("write", (b"a",)), Operation("delete"), Operation("write", (b"b",))),
+    ("map_rr", *[Operation(name, (b"x",), _TAGS) for name in ("add", "remove", "add")]),
+    ("map_rr", Operation("add", (b"x",), _TAGS), Operation("remove", (b"tags",)), Operation("add", (b"x",), _TAGS)),
+    ("map_rr", *[Operation(name, (), ((b"on", "flag_ew"),)) for name in ("enable", "disable", "enable")]),
+]
+
+
+@pytest.mark.parametrize(("policy", "first", "takes", "stays"), _OUTLIVED)
+@pytest.mark.parametrize("coordinator", [1, 2])
+def test_a_removal_that_loses_is_noted_once_by_who_made_it(
+    policy: str, first: Operation, takes: Operation, stays: Operation, coordinator: int
+) -> None:
+    """The update that had not seen it wins; the other datacenter, where nothing is left of the removal, notes nothing."""
+    cluster = two_dcs(policy)
+    seen = cluster.put("dc1-1", b"k", encode_operation(first), namespace="ns", has_updates=True)
+    cluster.run(SECOND)
+    cluster.cut_apart()
+    for name, operation in ((f"dc1-{coordinator}", takes), ("dc2-1", stays)):
+        cluster.put(name, b"k", encode_operation(operation), namespace="ns", has_updates=True)
+        cluster.run(50 * MS)
+    cluster.heal()
+    cluster.run(3 * SECOND)
+    assert seen.outcomes == [Outcome.APPLIED]
+    (conflict,) = noted(cluster).values()
+    assert noted(cluster, [f"dc1-{coordinator}"]) and not noted(cluster, ["dc2-1", "dc2-2", "dc2-3"])
+    winner, loser = conflict["winner"], conflict["loser"]
+    assert (winner["dc"], loser["dc"], conflict["outcome"], conflict["policy"]) == ("dc2", "dc1", "discarded", policy)
+    if policy.startswith("register"):
+        assert value_of(winner) == base64(b"b") and loser["is_delete"]
+    else:
+        assert (value_of(winner), value_of(loser)) == (base64(encode_operation(stays)), base64(encode_operation(takes)))
+    assert 0 < conflict["apart_ms"] < 500
+    counted = [node.context.counters.get("conflicts.ns.dc2.dc1.discarded", 0) for node in cluster.nodes.values()]
+    assert sum(counted) == 1
+
+
+@pytest.mark.parametrize("path", [(), ((b"likes", "counter_pn"),)])
+def test_of_a_counter_that_is_reset_the_journal_tells_what_survived(path: tuple[tuple[bytes, str], ...]) -> None:
+    """By what the other datacenter had counted on when it was reset, and once, however often that counts on."""
+    cluster = two_dcs("map_rr" if path else "counter_pn")
+
+    def do(node: str, name: str, *arguments: int) -> None:
+        packed = encode_operation(Operation(name, arguments, path))
+        assert cluster.put(node, b"k", packed, namespace="ns", has_updates=True).outcomes == [Outcome.APPLIED]
+
+    do("dc2-1", "increment", 99)
+    do("dc2-1", "increment", 1)
+    cluster.run(SECOND)
+    cluster.cut_apart()
+    do("dc1-2", "reset")
+    do("dc2-1", "increment", 3)
+    do("dc2-1", "decrement", 1)
+    cluster.heal()
+    cluster.run(3 * SECOND)
+    (conflict,) = noted(cluster).values()
+    assert value_of(conflict["winner"]) == base64(encode_operation(Operation("increment", (3,), path)))
+    assert value_of(conflict["loser"]) == base64(encode_operation(Operation("reset", (), path)))
+
+
+def test_a_delete_of_siblings_that_loses_to_a_put_is_noted() -> None:
+    """Of what it had read: the put that replaces the same stays."""
+    cluster = two_dcs("siblings")
+    first = cluster.put("dc1-1", b"k", b"A", namespace="ns")
+    cluster.run(SECOND)
+    cluster.cut_apart()
+    cluster.put("dc1-1", b"k", None, namespace="ns", contexts=[first.contexts[0]])
+    cluster.put("dc2-1", b"k", b"B", namespace="ns", contexts=[first.contexts[0]])
+    cluster.heal()
+    cluster.run(3 * SECOND)
+    (conflict,) = noted(cluster).values()
+    assert (value_of(conflict["winner"]), conflict["loser"]["is_delete"]) == (base64(b"B"), True)
+
+
+def test_a_removal_is_told_of_what_its_context_had_not_seen() -> None:
+    """Its client had read the first addition, and the second is there: that one stays, and is noted where it is coordinated."""
+    cluster = two_dcs("set_aw")
+    for node, element in (("dc1-1", b"x"), ("dc1-1", b"y"), ("dc1-2", b"x")):
+        cluster.put(node, b"k", encode_operation(Operation("add", (element,))), namespace="ns", has_updates=True)
+        if element == b"y":
+            cluster.run(SECOND)
+            token = cluster.get("dc1-1", b"k", namespace="ns").contexts[0]
+    cluster.run(SECOND)
+    packed = encode_operation(Operation("remove", (b"x",)))
+    cluster.put("dc1-3", b"k", packed, namespace="ns", has_updates=True, contexts=[token])
+    (conflict,) = noted(cluster).values()
+    assert (conflict["winner"]["node"], conflict["loser"]["node"]) == ("dc1-2", "dc1-3")
+    packed = encode_operation(Operation("remove", (b"y",)))
+    cluster.put("dc1-3", b"k", packed, namespace="ns", has_updates=True, contexts=[token])
+    assert len(noted(cluster)) == 1
+
+
+def test_two_coordinators_of_one_datacenter_of_which_one_takes_away() -> None:
+    """Who took away notes what the other added in the same moment."""
+    cluster = two_dcs("flag_ew")
+    for _ in range(2):
+        cluster.put("dc1-1", b"k", encode_operation(Operation("enable")), namespace="ns", has_updates=True)
+    cluster.run(SECOND)
+    cluster.is_held = lambda s, r, m: isinstance(m, Replicate)
+    for name, what in (("dc1-1", "enable"), ("dc1-2", "disable")):
+        cluster.write(name, {b"k": encode_operation(Operation(what))}, namespace="ns", has_updates=True)
+        cluster.run(50 * MS)
+    cluster.release()
+    cluster.run(2 * SECOND)
+    (conflict,) = noted(cluster).values()
+    assert (conflict["winner"]["node"], conflict["loser"]["node"]) == ("dc1-1", "dc1-2")
+
+
+@pytest.mark.parametrize("policy", ["set_aw", "flag_ew", "map_rr"])
+def test_what_saw_a_removal_is_no_conflict_with_it(policy: str) -> None:
+    """Adding again after it, here and there, also where it replaced something; and removing in turns."""
+    adds, removes = {
+        "set_aw": (Operation("add", (b"x",)), Operation("remove", (b"x",))),
+        "flag_ew": (Operation("enable"), Operation("disable")),
+        "map_rr": (Operation("add", (b"x",), _TAGS), Operation("remove", (b"tags",))),
+    }[policy]
+    cluster = two_dcs(policy)
+    for at in range(4):
+        for node, operation in ((f"dc{at % 2 + 1}-1", adds), ("dc2-2", adds), ("dc1-3", removes), ("dc2-3", adds)):
+            cluster.put(node, b"k", encode_operation(operation), namespace="ns", has_updates=True)
+            cluster.run(SECOND)
+    assert noted(cluster) == {}
+
+
 def test_a_put_beside_a_sibling_is_noted_where_it_is_coordinated() -> None:
     """Without a context it keeps what it did not see; with one that saw all there is no conflict."""
     cluster = two_dcs("siblings")

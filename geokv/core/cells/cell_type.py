@@ -7,9 +7,11 @@ must meet is a function of the history, in tests/core/cells/specification.py.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from geokv.core.cells.operation import HEEDING, Operation, Signature
+from geokv.core.cells.state import Totals
 from geokv.core.cells.view import Draft, Entry, View
 
 
@@ -46,6 +48,14 @@ class CellType(ABC):
         it."""
         return operation.name in HEEDING
 
+    def subject(self, view: View, operation: Operation) -> list[Entry]:
+        """The items that an operation which takes away is about."""
+        return view.entries()
+
+    def beyond(self, payload: bytes, marks: Mapping[bytes, Totals], path: bytes = b"") -> bytes:
+        """What of an item a reset left that had seen these totals of its origin, by path."""
+        return payload
+
     def is_present(self, view: View) -> bool:
         """Whether there is anything to show: what is not present is a tombstone."""
         return not view.is_empty()
@@ -63,7 +73,7 @@ class CellType(ABC):
         return None
 
     def written(self, payload: bytes) -> Operation:
-        """The operation that would write a contested item again."""
+        """The operation that would write an item again; without arguments where it does not tell them."""
         raise NotImplementedError(self.name)
 
     def clear(self, view: View, draft: Draft) -> None:

@@ -6,8 +6,8 @@
 All items of a place are alive, so none of them had seen another: that is what concurrent means. A rule of the type then shows
 one, all of them, or none. Items about which nothing is decided (counts, equal additions) are never contested.
 
-Limit: an addition that survives a removal which had not seen it stands alone, so it is not contested; nothing was discarded.
-Not here: the journal itself (bounded, per namespace), and what a value was before.
+Not here: an addition that survives a removal which had not seen it, which stands alone (`outlived`); the journal itself
+(bounded, per namespace), and what a value was before.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ as less than nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from geokv.core.cells.cell_type import CellType
@@ -63,6 +64,14 @@ class CounterPn(CellType):
     def place(self, payload: bytes) -> bytes | None:
         return None
 
+    def beyond(self, payload: bytes, marks: Mapping[bytes, Totals], path: bytes = b"") -> bytes:
+        return encode_totals(_less(decode_totals(payload), marks.get(path)))
+
+    def written(self, payload: bytes) -> Operation:
+        """All that the item counts, as one operation."""
+        _, up, down = decode_totals(payload)
+        return Operation("increment", (up - down,)) if up >= down else Operation("decrement", (down - up,))
+
     def clear(self, view: View, draft: Draft) -> None:
         """Raises Stale where the context is older than an item: what the reader saw then can no longer be told."""
         marks = view.marks()
@@ -77,15 +86,17 @@ class CounterPn(CellType):
     def _unseen(self, view: View) -> list[Totals]:
         """Per origin, what no reset has seen."""
         marks = view.marks()
-        unseen = []
-        for origin, newest in newest_by_origin(view.entries()).items():
-            totals = decode_totals(newest.payload)
-            mark = marks.get(origin)
-            if mark is None or mark.birth < totals.birth:
-                unseen.append(totals)
-            elif mark.birth == totals.birth:
-                unseen.append(Totals(totals.birth, max(totals.up - mark.up, 0), max(totals.down - mark.down, 0)))
-        return unseen
+        newest = newest_by_origin(view.entries())
+        return [_less(decode_totals(one.payload), marks.get(origin)) for origin, one in newest.items()]
+
+
+def _less(totals: Totals, mark: Totals | None) -> Totals:
+    """What a mark leaves of totals."""
+    if mark is None or mark.birth < totals.birth:
+        return totals
+    if mark.birth > totals.birth:
+        return Totals(totals.birth, 0, 0)
+    return Totals(totals.birth, max(totals.up - mark.up, 0), max(totals.down - mark.down, 0))
 
 
 def _reached(own: list[Entry], mark: Totals | None, number: int) -> Totals:

@@ -40,6 +40,9 @@ class Max(CellType):
     def place(self, payload: bytes) -> bytes | None:
         return None
 
+    def written(self, payload: bytes) -> Operation:
+        return Operation("put", (decode_number(payload),))
+
 
 class Min(Max):
     """The least number."""

@@ -35,6 +35,9 @@ class FlagEw(CellType):
     def value(self, view: View) -> bool:
         return not view.is_empty()
 
+    def written(self, payload: bytes) -> Operation:
+        return Operation("enable")
+
 
 class FlagDw(CellType):
     """Enabled while an enabling lives, and no disabling."""

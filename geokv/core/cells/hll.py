@@ -55,6 +55,9 @@ class Hll(CellType):
     def place(self, payload: bytes) -> bytes | None:
         return None
 
+    def written(self, payload: bytes) -> Operation:
+        return Operation("add")
+
 
 def register_and_rank(element: bytes) -> tuple[int, int]:
     """Which register an element falls into, and how rare it is there (MurmurHash3 x64 128, seed 0, its first half)."""

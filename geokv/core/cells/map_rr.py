@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from geokv.core.cells.cell_type import CellType
 from geokv.core.cells.operation import DELETE, FieldStep, Operation, Signature, check_arguments, is_element
+from geokv.core.cells.state import Totals
 from geokv.core.cells.varint import read_varint, varint
 from geokv.core.cells.view import Draft, Entry, View, step_end
 from geokv.core.limits import MAP_DEPTH_MAX
@@ -94,6 +95,24 @@ class MapRr(CellType):
         cut = step_end(one.payload)
         below = self._decode_step(one.payload[:cut])[1]
         return below.prefers(one._replace(payload=one.payload[cut:]), other._replace(payload=other.payload[cut:]))
+
+    def subject(self, view: View, operation: Operation) -> list[Entry]:
+        """Whole, with the path."""
+        if operation.path:
+            (name, type_name), *deeper = operation.path
+            kind = self._type(type_name)
+            step = encode_step((name, kind.tag))
+            below = kind.subject(view.at(step), operation._replace(path=tuple(deeper)))
+            return [entry._replace(payload=step + entry.payload) for entry in below]
+        if not operation.arguments:
+            return view.entries()
+        name = operation.arguments[0]
+        return view.starting(varint(len(name)) + name)
+
+    def beyond(self, payload: bytes, marks: Mapping[bytes, Totals], path: bytes = b"") -> bytes:
+        cut = step_end(payload)
+        step = payload[:cut]
+        return step + self._decode_step(step)[1].beyond(payload[cut:], marks, path + step)
 
     def written(self, payload: bytes) -> Operation:
         cut = step_end(payload)

@@ -43,6 +43,12 @@ class SetGrow(CellType):
         """Two additions of one element agree."""
         return None
 
+    def subject(self, view: View, operation: Operation) -> list[Entry]:
+        return view.equal(operation.arguments[0]) if operation.arguments else view.entries()
+
+    def written(self, payload: bytes) -> Operation:
+        return Operation("add", (payload,))
+
 
 class SetAw(SetGrow):
     """An element is in while an addition lives that no removal saw."""
@@ -82,6 +88,9 @@ class SetRw(CellType):
 
     def place(self, payload: bytes) -> bytes | None:
         return payload[1:]
+
+    def subject(self, view: View, operation: Operation) -> list[Entry]:
+        return view.equal(_ADDED + operation.arguments[0]) if operation.arguments else view.entries()
 
     def hidden(self, view: View) -> list[Entry]:
         """Removals that beat nothing. Where one does, both stay until their element is changed again."""

@@ -26,8 +26,7 @@ class SortedSet(CellType):
     signature: ClassVar[Signature] = {"add": (is_element, is_number), "remove": (is_element,), DELETE: ()}
 
     def apply(self, view: View, operation: Operation, draft: Draft) -> None:
-        member: bytes = operation.arguments[0]
-        head = varint(len(member)) + member
+        head = _head(operation)
         draft.take(view.starting(head))
         if operation.name == "add":
             draft.put(view, head + encode_number(operation.arguments[1]))
@@ -35,6 +34,9 @@ class SortedSet(CellType):
     def place(self, payload: bytes) -> bytes | None:
         length, start = read_varint(payload, 0)
         return payload[start : start + length]
+
+    def subject(self, view: View, operation: Operation) -> list[Entry]:
+        return view.starting(_head(operation)) if operation.arguments else view.entries()
 
     def prefers(self, one: Entry, other: Entry) -> bool | None:
         scores = [decode_number(entry.payload, sum(read_varint(entry.payload, 0))) for entry in (one, other)]
@@ -53,3 +55,9 @@ class SortedSet(CellType):
             score = decode_number(entry.payload, start + length)
             scores[member] = max(score, scores.get(member, score))
         return sorted(scores.items(), key=lambda pair: (pair[1], pair[0]))
+
+
+def _head(operation: Operation) -> bytes:
+    """How the items of an operation's member begin."""
+    member: bytes = operation.arguments[0]
+    return varint(len(member)) + member
