@@ -111,7 +111,7 @@ class AsyncConnection:
                 ItemOperation(options, key, value, now, deadline_us, context, gathering, index)
                 for index, (options, key, value, context) in enumerate(wave)
             ]
-            host.add_all(operations)  # type: ignore[arg-type]
+            host.add_many(operations)  # type: ignore[arg-type]
             try:
                 await done
             except asyncio.CancelledError:

@@ -97,7 +97,14 @@ class Host:
             self.loop.call_soon(self._drain)
         arrived.append(operation)
 
+    def add_many(self, operations: list[Operation]) -> None:
+        """As `add`: many callers with one or two each make one batch."""
+        if not self._arrived:
+            self.loop.call_soon(self._drain)
+        self._arrived.extend(operations)
+
     def add_all(self, operations: list[Operation]) -> None:
+        """What was gathered already reaches the machine now."""
         self._handle(OperationsAdded(operations))
 
     def abandon(self, operation: Operation) -> None:

@@ -45,11 +45,12 @@ class Decoded:
         return state
 
     def keep(self, namespace: int, key: bytes, cell: bytes, state: CellState) -> None:
-        self.drop(namespace, key)
-        self._states[namespace, key] = (cell, state)
-        self._nbytes += len(cell)
-        while len(self._states) > DECODED_MAX or self._nbytes > DECODED_BYTES_MAX:
-            self.drop(*next(iter(self._states)))
+        name, states = (namespace, key), self._states
+        known = states.pop(name, None)
+        states[name] = (cell, state)  # the newest
+        self._nbytes += len(cell) if known is None else len(cell) - len(known[0])
+        while len(states) > DECODED_MAX or self._nbytes > DECODED_BYTES_MAX:
+            self.drop(*next(iter(states)))
 
     def drop(self, namespace: int, key: bytes) -> None:
         known = self._states.pop((namespace, key), None)

@@ -133,6 +133,8 @@ def append(tag: int, stored: bytes, delta: bytes) -> bytes:
 
 def has_outgrown(tag: int, cell: bytes) -> bool:
     """Whether what was appended to a cell is so much that it should be folded. Raises RecordError."""
+    if len(cell) <= APPENDED_BYTES_MIN:
+        return False
     _, end = _frame(tag, cell, 0)
     return len(cell) - end > max(end, APPENDED_BYTES_MIN)
 
@@ -284,6 +286,9 @@ def _append_items(out: bytearray, state: CellState) -> None:
         steps += map(sub, chain((state.context.spans[origin][-1],), numbers), numbers)
         payloads += [dots[number] for number in numbers]
     lengths = list(map(len, payloads))
+    if len(steps) == 1 and steps[0] < 256 and lengths[0] < 256:
+        out += b"%c%c%c%b" % (_HAS_MARKS if state.marks else 0, steps[0], lengths[0], payloads[0])
+        return
     step_width, length_width = _width(steps), _width(lengths)
     out.append(step_width | length_width << 2 | (_HAS_MARKS if state.marks else 0))
     out += Struct(f"<{len(steps)}{_WIDTHS[step_width]}").pack(*steps)
@@ -332,6 +337,8 @@ def _decode_small(body: bytes, state: CellState) -> bool:
 
 
 def _read_items(body: bytes, offset: int, widths: int, counts: _Counts, state: CellState) -> int:
+    if len(counts) == 1 and counts[0][2] == 1 and not widths & 15 and offset + 2 <= len(body):
+        return _read_item(body, offset, counts[0][0], counts[0][1], state)
     total = sum([count for _, _, count in counts])
     steps, offset = _read_column(body, offset, total, widths & 3)
     lengths, offset = _read_column(body, offset, total, widths >> 2 & 3)
@@ -350,6 +357,18 @@ def _read_items(body: bytes, offset: int, widths: int, counts: _Counts, state: C
         state.items[origin] = dict(zip(numbers, payloads, strict=True))
         start = stop
     return ends[-1]
+
+
+def _read_item(body: bytes, offset: int, origin: bytes, last: int, state: CellState) -> int:
+    """The one item of a delta that replaced others' items, without columns."""
+    number, start = last - body[offset], offset + 2
+    end = start + body[offset + 1]
+    if end > len(body):
+        raise RecordError(f"payloads up to byte {end} in a frame of {len(body)}")
+    if not is_within(state.context.spans[origin], number):
+        raise RecordError("an item has not been seen")
+    state.items[origin] = {number: body[start:end]}
+    return end
 
 
 def _read_column(body: bytes, offset: int, count: int, code: int) -> tuple[tuple[int, ...], int]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from geokv.core.cells.context import CausalContext, Spans, is_within
+from geokv.core.cells.context import CausalContext, Spans, is_within, join_spans
 
 _WALK_MAX: Final = 16  # a span of at most so many numbers is walked; a longer one is held against the items
 _DELTA_ITEMS_MAX: Final = 64  # what has more is no delta: who asks after it makes the index anew
@@ -75,48 +75,56 @@ class CellState:
         """Take in another state or delta. Costs what `other` holds, and not what is held here, where `other` is a delta."""
         if self._dots is not None and other.count() > _DELTA_ITEMS_MAX:
             self._dots = None
-        self._drop_taken(other)
-        self._take_new(other)
-        for origin, marks in other.marks.items():
-            mine = self.marks.setdefault(origin, {})
-            for path, totals in marks.items():
-                held = mine.get(path)
-                mine[path] = totals if held is None else join_totals(held, totals)
-        self.context.join(other.context)
-
-    def _drop_taken(self, other: CellState) -> None:
-        """Drop the items that the other side has seen and no longer holds."""
-        seen_here = self.context.spans
+        seen_here, held = self.context.spans, self.items
+        # Origin by origin: what the other side has seen and no longer holds goes, what was never seen here comes.
         for origin, spans in other.context.spans.items():
-            mine = self.items.get(origin)
-            if mine is None:
-                continue
-            theirs = other.items.get(origin, _NO_ITEMS)
-            for number in _taken(mine, theirs, spans, seen_here[origin][-1]):
-                self._forget(mine.pop(number), (origin, number))
-            if not mine:
-                del self.items[origin]
-
-    def _take_new(self, other: CellState) -> None:
-        """Take the other side's items that were never seen here."""
-        for origin, theirs in other.items.items():
-            seen = self.context.spans.get(origin)
-            mine = self.items.get(origin, _NO_ITEMS)
+            seen, mine, theirs = seen_here.get(origin), held.get(origin), other.items.get(origin)
             if seen is None:
-                self.items[origin] = theirs.copy()
-                self._remember(origin, theirs)
+                seen_here[origin] = spans
+                if theirs:
+                    held[origin] = theirs.copy()
+                    self._remember(origin, theirs)
                 continue
-            fresh = {n: payload for n, payload in theirs.items() if not is_within(seen, n) or mine.get(n, payload) < payload}
-            if fresh:
+            if mine and spans[0] < seen[-1]:  # else it is the usual delta: the next link of a chain
+                for number in _taken(mine, theirs or _NO_ITEMS, spans, seen[-1]):
+                    self._forget(mine.pop(number), (origin, number))
+                if not mine:
+                    del held[origin]
+                    mine = None
+            if theirs:
+                if mine and len(theirs) == 1 and spans[-1] in theirs and spans[-1] > seen[-1]:  # the usual delta: one new dot
+                    mine.update(theirs)
+                    self._remember(origin, theirs)
+                else:
+                    self._take_new(origin, seen, mine, theirs)
+            if seen != spans:
+                seen_here[origin] = join_spans(seen, spans)
+        for origin, marks in other.marks.items():
+            mine_marks = self.marks.setdefault(origin, {})
+            for path, totals in marks.items():
+                known = mine_marks.get(path)
+                mine_marks[path] = totals if known is None else join_totals(known, totals)
+
+    def _take_new(self, origin: bytes, seen: Spans, mine: dict[int, bytes] | None, theirs: dict[int, bytes]) -> None:
+        """Take the other side's items of an origin that were never seen here."""
+        if mine is None:
+            mine = _NO_ITEMS
+        fresh = {n: payload for n, payload in theirs.items() if not is_within(seen, n) or mine.get(n, payload) < payload}
+        if fresh:
+            if mine is _NO_ITEMS:
+                self.items[origin] = fresh
+            else:
                 if not mine.keys().isdisjoint(fresh):
                     self._dots = None  # one dot with two payloads: only a damaged cell has it
-                self.items.setdefault(origin, {}).update(fresh)
-                self._remember(origin, fresh)
+                mine.update(fresh)
+            self._remember(origin, fresh)
 
     def _remember(self, origin: bytes, dots: dict[int, bytes]) -> None:
-        if self._dots is not None:
+        found = self._dots
+        if found is not None:
             for number, payload in dots.items():
-                self._dots[payload] = (*self._dots.get(payload, ()), (origin, number))
+                known = found.get(payload)
+                found[payload] = (*known, (origin, number)) if known else ((origin, number),)
 
     def _forget(self, payload: bytes, dot: tuple[bytes, int]) -> None:
         if self._dots is not None:
