@@ -6,6 +6,9 @@
 Shared by who makes deltas and who takes them in, so that a node decodes what it is sent once, whether it coordinates the next
 update of the key, folds the cell, or both.
 
+Whose updates come from elsewhere is not kept up for ever: after some deltas that nobody here has asked about, the entry
+goes, and deltas are only appended.
+
 Invariants: an entry is good as long as the table holds the very bytes that it was made from, or those with deltas behind them.
 Bounded by number and by bytes; the oldest go first.
 """
@@ -18,6 +21,7 @@ from geokv.core.cells.state import CellState
 from geokv.core.conflict import Policy
 
 DECODED_MAX: Final = 4_096
+UNASKED_MAX: Final = 8  # deltas that an entry is joined with, and nobody asks
 DECODED_BYTES_MAX: Final = 4 << 20  # of cells, encoded: decoded they are ten times as large
 
 
@@ -25,7 +29,7 @@ class Decoded:
     """See the module."""
 
     def __init__(self) -> None:
-        self._states: dict[tuple[int, bytes], tuple[bytes, CellState]] = {}
+        self._states: dict[tuple[int, bytes], tuple[bytes, CellState, int]] = {}
         self._nbytes = 0
 
     def state(self, policy: Policy, namespace: int, key: bytes, cell: bytes | None) -> CellState:
@@ -34,6 +38,8 @@ class Decoded:
             return policy.empty()
         known = self._states.get((namespace, key))
         if known is not None and known[0] is cell:
+            if known[2]:
+                self.keep(namespace, key, cell, known[1])
             return known[1]
         if known is not None and cell.startswith(known[0]):  # others have appended deltas since
             state = known[1]
@@ -44,10 +50,10 @@ class Decoded:
         self.keep(namespace, key, cell, state)
         return state
 
-    def keep(self, namespace: int, key: bytes, cell: bytes, state: CellState) -> None:
+    def keep(self, namespace: int, key: bytes, cell: bytes, state: CellState, unasked: int = 0) -> None:
         name, states = (namespace, key), self._states
         known = states.pop(name, None)
-        states[name] = (cell, state)  # the newest
+        states[name] = (cell, state, unasked)  # the newest
         self._nbytes += len(cell) if known is None else len(cell) - len(known[0])
         while len(states) > DECODED_MAX or self._nbytes > DECODED_BYTES_MAX:
             self.drop(*next(iter(states)))
@@ -66,14 +72,14 @@ class Decoded:
         both = policy.behind(stored, delta)
         known = self._states.get((namespace, key))
         is_folded = policy.has_outgrown(both)
-        if known is not None and known[0] is stored:
-            state = known[1]
-            state.join(arriving)
-        elif is_folded:
-            state = self.state(policy, namespace, key, both)
-        else:
-            return both
+        if known is not None and known[2] >= UNASKED_MAX:
+            self.drop(namespace, key)
+            known = None
+        if known is None or known[0] is not stored:
+            return policy.fold(both) if is_folded else both
+        state = known[1]
+        state.join(arriving)
         if is_folded:
             both = policy.encode(state)
-        self.keep(namespace, key, both, state)
+        self.keep(namespace, key, both, state, known[2] + 1)
         return both

@@ -99,11 +99,15 @@ class CellState:
                     self._take_new(origin, seen, mine, theirs)
             if seen != spans:
                 seen_here[origin] = join_spans(seen, spans)
+        if other.marks:
+            self._join_marks(other)
+
+    def _join_marks(self, other: CellState) -> None:
         for origin, marks in other.marks.items():
-            mine_marks = self.marks.setdefault(origin, {})
+            mine = self.marks.setdefault(origin, {})
             for path, totals in marks.items():
-                known = mine_marks.get(path)
-                mine_marks[path] = totals if known is None else join_totals(known, totals)
+                known = mine.get(path)
+                mine[path] = totals if known is None else join_totals(known, totals)
 
     def _take_new(self, origin: bytes, seen: Spans, mine: dict[int, bytes] | None, theirs: dict[int, bytes]) -> None:
         """Take the other side's items of an origin that were never seen here."""

@@ -85,8 +85,8 @@ class ClientMachine:
         self.settings = settings
         self.seen_hlc = 0
         self.outstanding = 0
-        self.datacenters = Datacenters(settings.dc, settings.failover)
         self._prefix = rng.getrandbits(64).to_bytes(8, "big")
+        self.datacenters = Datacenters(settings.dc, settings.failover, self._prefix[0])
         self._next_operation = 0
         self._desk = desk = Desk(settings, rng)
         desk.watch = self._watch
@@ -161,7 +161,7 @@ class ClientMachine:
             self._tell_all(operations, datacenters.refusal)
             return
         dc, shift = datacenters.current(), datacenters.shift
-        first, (anyone, next_one) = dc.first, dc.turns(key_hash(operations[0].key) >> shift)
+        first, (anyone, next_one) = dc.first, self._together(dc, operations[0])
         is_busy = self.outstanding >= self.settings.together_from
         half = len(operations)
         if half >= self.settings.two_calls_from and 4 * half >= 3 * self.outstanding and may_repeat(operations[0]):
@@ -191,6 +191,14 @@ class ClientMachine:
         for group in touched:
             group.is_touched = False
             self._flush(group)
+
+    def _together(self, dc: DatacenterState, first: Operation) -> tuple[list[NodeState | None], list[NodeState | None]]:
+        """Two tables of whom to ask, that send as much as can be to the same node: of updates the one that made the last."""
+        partition = key_hash(first.key) >> self.datacenters.shift
+        if first.options.is_update:
+            steady = dc.steady(partition, self._desk.now_us)
+            return steady, steady
+        return dc.turns(partition)
 
     def _options_now(self, operation: Operation) -> Options:
         """Its options; of retries that name the same nodes one and the same: they travel together, and with nothing else."""

@@ -17,9 +17,11 @@ from geokv.errors import InvalidRequest
 from geokv.protocol.client.batching import NEVER, Call, Group
 from geokv.protocol.client.messages import RingMember, RingTold
 from geokv.protocol.client.operations import Options
-from geokv.protocol.client.settings import S
+from geokv.protocol.client.settings import MS, S
 
 ROUND_TRIP_WINDOW_US: Final = 10 * S
+STEADY_US: Final = 5 * S
+LATE_US: Final = 100 * MS
 
 
 class NodeState:
@@ -57,6 +59,13 @@ class NodeState:
         self.round_trip_us = 0
         self._window = (NEVER, -NEVER)  # shortest since, when it began
 
+    def is_late(self, now_us: int) -> bool:
+        """Whether it has not said a word for longer than it should take: others are asked meanwhile."""
+        if not self.calls:
+            return False
+        since_us = max(min([call.started_us for call in self.calls.values()]), self.last_reply_us)
+        return now_us - since_us > LATE_US + 2 * self.round_trip_us
+
     def note_round_trip(self, took_us: int, now_us: int) -> None:
         shortest_us, since_us = self._window
         if now_us - since_us > ROUND_TRIP_WINDOW_US:
@@ -69,7 +78,7 @@ class NodeState:
 class DatacenterState:
     """One datacenter: its nodes, who owns what, and whether it was left."""
 
-    def __init__(self, name: str, replicas: int) -> None:
+    def __init__(self, name: str, replicas: int, steady: int = 0) -> None:
         self.name = name
         self.replicas = replicas
         self.nodes: dict[str, NodeState] = {}
@@ -77,6 +86,7 @@ class DatacenterState:
         self.first: list[NodeState | None] = []  # by partition: whom to ask first
         self._turns: list[list[NodeState | None]] = []  # by turn and partition: the live owners, one after the other
         self._turn = 0
+        self._steady = (steady, -NEVER)  # the turn that updates take, until when
         self.is_left = False
         self.left_us = 0
         self.returned_us = -NEVER
@@ -124,6 +134,18 @@ class DatacenterState:
         tables.sort(key=lambda table: len(node.calls) if (node := table[partition]) else 0)
         return tables[0], tables[min(1, len(tables) - 1)]
 
+    def steady(self, partition: int, now_us: int) -> list[NodeState | None]:
+        """Such a table that stays the same for some seconds, unless its node falls silent: who made the last update of a key
+        has its cell decoded, and the others need not.
+        """
+        turn, until_us = self._steady
+        node = self._turns[turn % len(self._turns)][partition]
+        if now_us >= until_us or (node is not None and node.is_late(now_us)):
+            if until_us != -NEVER:
+                turn = self._turns.index(self.turns(partition)[0])
+            self._steady = (turn, now_us + STEADY_US)
+        return self._turns[turn % len(self._turns)]
+
     def turn(self) -> None:
         self._turn += 1
 
@@ -136,7 +158,8 @@ class DatacenterState:
 class Datacenters:
     """The cached ring with all its datacenters, those that this client may use in the order stated."""
 
-    def __init__(self, own: str, failover: Sequence[str]) -> None:
+    def __init__(self, own: str, failover: Sequence[str], steady: int = 0) -> None:
+        self._steady = steady  # which turn updates take first: another one for each client
         self.cluster = ""
         self.version = 0
         self.shift = 64
@@ -168,7 +191,7 @@ class Datacenters:
         self.cluster, self.version = told.cluster, told.version
         datacenters: dict[str, DatacenterState] = {}
         for name, replicas in told.replicas.items():
-            dc = datacenters[name] = self.by_name.get(name) or DatacenterState(name, replicas)
+            dc = datacenters[name] = self.by_name.get(name) or DatacenterState(name, replicas, self._steady)
             dc.replicas = replicas
             dc.nodes = {}
         self.nodes = {}

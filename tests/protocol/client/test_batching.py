@@ -7,7 +7,7 @@ from geokv.core.quorum import Consistency
 from geokv.core.ring import Member, Ring
 from geokv.errors import Overloaded
 from geokv.protocol.client.messages import Failure, OperationsAbandoned, RingMember
-from geokv.protocol.client.operations import Kind
+from geokv.protocol.client.operations import Kind, Operation, Options
 from geokv.protocol.client.settings import MS, OPERATIONS_MAX, S
 from geokv.protocol.requests import Outcome, ReadBatch, ReadReply
 from tests.protocol.client.world import PARTITIONS, World, fails, silent
@@ -134,6 +134,40 @@ def test_many_writes_at_once_pass_a_busy_node_by() -> None:
         world.put(*[f"k{round_number}-{index}" for index in range(50)])
         world.run(20 * MS)
     assert Counter(world.nodes_asked())["eu-2"] <= 1
+
+
+def updates(world: World, round_number: int) -> list[Operation]:
+    """Fifty updates of a type's cells, added at once."""
+    options = Options(Kind.WRITE, "likes", is_update=True)
+    return world.add([world.operation(f"k{round_number}-{index}", options=options) for index in range(50)])
+
+
+def test_many_updates_at_once_stay_with_one_owner_for_a_while() -> None:
+    """It has their cells decoded; seconds later it is another one's turn, so that one client's load is spread, too."""
+    world = warm(World({"eu": 3}))
+    asked = set()
+    for second in range(6):
+        for round_number in range(5):
+            world.run_until_told(*updates(world, round_number))
+        assert len(set(world.nodes_asked())) == 1, second
+        asked.update(world.nodes_asked())
+        world.sent.clear()
+        world.run(5 * S)
+    assert len(asked) > 1
+
+
+def test_updates_do_not_stay_with_a_node_that_says_nothing() -> None:
+    """After a tenth of a second others are asked."""
+    world = warm(World({"eu": 3}))
+    world.run_until_told(*updates(world, 0))
+    (steady,) = set(world.nodes_asked())
+    world.behaviours[steady] = silent
+    world.sent.clear()
+    for round_number in range(10):
+        updates(world, round_number)
+        world.run(40 * MS)
+    others = [node for node in world.nodes_asked() if node != steady]
+    assert len(others) >= 5
 
 
 def test_operation_ids_are_unique_and_kept_over_retries() -> None:
