@@ -217,6 +217,7 @@ class Truth:
         self.checked = {"claims": 0, "levels_honest": 0, "numbers_unique": 0, "hlc_rises": 0}
         self.losses: list[tuple[int, str]] = []
         self.rotten: set[str] = set()  # nodes whose disk lost what nobody has found out yet
+        self.set_aside: set[str] = set()  # nodes that have found it out
         self.unpromised: tuple[bytes, ...] = ()  # how the keys begin whose writes are acknowledged before they are synced
         self._newest: dict[str, int] = {}  # node -> HLC of its newest own record
         self._now_us = now_us
@@ -300,6 +301,7 @@ class Truth:
         if what == "quarantine":
             self.verify(host)
             self.rotten.discard(host.name)
+            self.set_aside.add(host.name)
             self.images[host.name] = readable_image_of(host.storage.surviving())
             return
         self.losses.append((self._now_us(), host.name))
@@ -343,8 +345,8 @@ class Truth:
             stream = (record.namespace, record.partition, record.origin)
             if record.key.startswith(self.unpromised):
                 continue
-            if record.kind == CELL and not message.contiguous:
-                continue  # it says so: a repair that a collection has overtaken is not taken
+            if not message.contiguous and (record.kind == CELL or host.name in self.set_aside):
+                continue  # it says so: a repair that a collection has overtaken, or what went with a table that was set aside
             if not self._is_held(image, stream, record):
                 self._fault(
                     "claims",
