@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from geokv.sim.host import Host
 
 FAULTS_KEPT: Final = 20
+ANSWER_US_MAX: Final = 1_000_000  # from when a batch was looked at to the answer, on a slow disk
 _STATED: Final = frozenset((Outcome.APPLIED, Outcome.SUPERSEDED, Outcome.PENDING, Outcome.PARTIAL))
 
 
@@ -217,7 +218,7 @@ class Truth:
         self.checked = {"claims": 0, "levels_honest": 0, "numbers_unique": 0, "hlc_rises": 0}
         self.losses: list[tuple[int, str]] = []
         self.rotten: set[str] = set()  # nodes whose disk lost what nobody has found out yet
-        self.set_aside: set[str] = set()  # nodes that have found it out
+        self.set_aside: dict[str, int] = {}  # nodes that have found it out, and when
         self.unpromised: tuple[bytes, ...] = ()  # how the keys begin whose writes are acknowledged before they are synced
         self._newest: dict[str, int] = {}  # node -> HLC of its newest own record
         self._now_us = now_us
@@ -301,7 +302,7 @@ class Truth:
         if what == "quarantine":
             self.verify(host)
             self.rotten.discard(host.name)
-            self.set_aside.add(host.name)
+            self.set_aside[host.name] = self._now_us()
             self.images[host.name] = readable_image_of(host.storage.surviving())
             return
         self.losses.append((self._now_us(), host.name))
@@ -345,8 +346,10 @@ class Truth:
             stream = (record.namespace, record.partition, record.origin)
             if record.key.startswith(self.unpromised):
                 continue
-            if not message.contiguous and (record.kind == CELL or host.name in self.set_aside):
-                continue  # it says so: a repair that a collection has overtaken, or what went with a table that was set aside
+            if record.kind == CELL and not message.contiguous:
+                continue  # it says so: a repair that a collection has overtaken is not taken
+            if self._now_us() < self.set_aside.get(host.name, -ANSWER_US_MAX) + ANSWER_US_MAX:
+                continue  # it was looked at before the table was found to be damaged, and answered after a sync
             if not self._is_held(image, stream, record):
                 self._fault(
                     "claims",
