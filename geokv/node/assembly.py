@@ -115,7 +115,7 @@ class Assembly:
         self.quarantine = Quarantine(self.context, self.placement, engine, neighbours)
         self.sweeper = Sweeper(self.context, self.placement, self.replication)
         self.stability = Stability(self.context, self.placement, self.closings, config.stability_us)
-        self.retention = Retention(self.context, self.placement, self.statements.shipped_everywhere, config.segment_bytes)
+        self.retention = Retention(self.context, self.placement, config.segment_bytes)
 
     def _coordinate_later(self, batch: Any, respond: Callable[[Any], None]) -> None:
         self.coordinate(batch, respond)  # the node puts itself there once it is made

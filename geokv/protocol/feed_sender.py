@@ -98,7 +98,6 @@ class Feed:
         self.lacking: dict[Stream, None] = {}  # holes that were told: nothing goes on there before the receiver opens anew
         self.told_us = 0
         self.echo_us = 0
-        self.lag_records = 0
 
     def has_room(self, partition: int, nbytes: int) -> bool:
         used = self.in_flight_bytes + self.pending_bytes

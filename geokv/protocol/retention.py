@@ -10,8 +10,6 @@ taken is to contain it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from geokv.core.limits import MIB
 from geokv.core.origin import unpack_origin
 from geokv.protocol.context import Context
@@ -27,13 +25,11 @@ class Retention:
         self,
         context: Context,
         placement: Placement,
-        shipped_everywhere: Callable[[Stream], int],
         segment_bytes: int,
     ) -> None:
         self._context = context
         self._segment_bytes = segment_bytes
         self._placement = placement
-        self._shipped_everywhere = shipped_everywhere
         self.built_segment = 0
         self.is_held = False  # a snapshot is being taken: what it is to contain stays
         self.first_segment = 1

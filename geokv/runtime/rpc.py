@@ -40,7 +40,6 @@ RETRY_AFTER_MS: Final = "geokv-retry-after-ms"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Own = Callable[[AdminRequest], Awaitable[AdminReply]]
-Unary = Callable[[bytes, Context], Awaitable[bytes]]
 _RequestT = TypeVar("_RequestT", WriteBatch, ReadBatch, AdminRequest)
 
 

@@ -218,10 +218,6 @@ def causal_on_key(world: World) -> str:
     return OK
 
 
-def _is_quorum_write(world: World, operation: Operation) -> bool:
-    return operation.is_acknowledged and operation.replicas >= world.options.replicas // 2 + 1
-
-
 def _asked_replicas(world: World, operation: Operation) -> int:
     return needed(operation.level, operation.explicit, world.options.replicas)
 

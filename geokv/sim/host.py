@@ -376,10 +376,6 @@ class Host:
             return
         self._handle(event)
 
-    def _deliver_in(self, boot: int, event: Event) -> None:
-        if boot == self.boot:
-            self.deliver(event)
-
     def ask(self, request: Request, done: Callable[[Reply | None], None]) -> int | None:
         """A client's batch arrived. `done` gets the reply, or None where the process ended; None: nobody listens."""
         if self.node is None:

@@ -82,14 +82,6 @@ class CausalContext:
         """The highest entries that lie beyond `known` (origin -> number): what nobody here can have read yet, or a forgery."""
         return [Dot(origin, spans[-1]) for origin, spans in sorted(self.spans.items()) if spans[-1] > known.get(origin, 0)]
 
-    def close(self, covered: Mapping[bytes, int]) -> None:
-        """A previous dot that the replica's frontier covers counts as present: it was seen, and may be collected since."""
-        for origin, spans in self.spans.items():
-            upto = covered.get(origin, 0)
-            reached = [end for after, end in _pairs(spans) if after <= upto]
-            if reached:
-                self.spans[origin] = join_spans(spans, (0, reached[-1]))
-
     def copy(self) -> CausalContext:
         return CausalContext(dict(self.spans))
 

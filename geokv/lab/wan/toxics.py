@@ -29,7 +29,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 PIECE_BYTES = 32_768
-BURST_S = 0.1
 MILLISECOND_S = 0.001
 
 Chunk = tuple[float, bytes]  # when it arrived at the stage, by the owner's clock, and what

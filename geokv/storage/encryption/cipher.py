@@ -24,7 +24,6 @@ from zlib import crc32
 _STAMP = Struct("<16s8s16s")
 STAMP_BYTES: Final = _STAMP.size + 4
 SALT_BYTES: Final = 16
-NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 CHECK_BYTES: Final = 8
 _CHECK_LABEL: Final = b"geokv check"

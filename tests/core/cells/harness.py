@@ -181,9 +181,6 @@ class World:
         if tape.pick(3) == 0:
             del self.on_the_way[index]
         self._take(replica, encoded, {event})
-        if tape.pick(4) == 0:
-            replica.state.context.close(frontier_of(self.dots, replica.held))
-            replica.appended = replica.folded = encode(self.kind.tag, replica.state)
 
     def _lose(self, tape: Tape) -> None:
         if self.on_the_way:

@@ -63,17 +63,6 @@ def test_a_lost_link_holds_the_vector_back() -> None:
     assert context.spans == {A: (0, 9)}
 
 
-def test_a_previous_dot_that_the_frontier_covers_counts_as_present() -> None:
-    """A replica that collected the key meets the chain in its middle; its frontier says that the rest was seen."""
-    context = CausalContext({A: (7, 9, 12, 13), B: (4, 5)})
-    context.close({A: 6})
-    assert context.spans == {A: (7, 9, 12, 13), B: (4, 5)}
-    context.close({A: 8})
-    assert context.spans == {A: (0, 9, 12, 13), B: (4, 5)}
-    context.close({A: 40, B: 4})
-    assert context.spans == {A: (0, 13), B: (0, 5)}
-
-
 def test_what_lies_beyond_every_frontier_is_named() -> None:
     """A forged or a future entry is found by comparing with what the owners have."""
     context = CausalContext({A: (0, 12), B: (0, (1 << 63) - 1)})
