@@ -24,6 +24,7 @@ from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.engine import LsmEngine
 from geokv.storage.lsm.facts import TableFacts, policy_of_tables
 from geokv.storage.lsm.manifest import NAME, State, read_manifest
+from geokv.storage.lsm.merging import pairs_of
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.verify import verify as verify_tables
 from geokv.storage.lsm.work import run_job
@@ -243,7 +244,7 @@ def _of_segment(disk: Disk, number: int, state: State | None) -> Iterator[Pair]:
 
 def _of_tree(disk: Disk, place: TreePlace) -> Iterator[Pair]:
     with closing(open_tree(_root(disk), place, is_read_only=True)) as tree:
-        for key, cell in TreeReader(tree, BlockCache(0)).pairs():
+        for key, cell in pairs_of(TreeReader(tree, BlockCache(0)).stretches()):
             yield Pair(place.namespace, key, cell, tree.name)
 
 

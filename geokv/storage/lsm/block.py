@@ -42,8 +42,7 @@ def encode_block(keys: Sequence[bytes], cells: Sequence[bytes]) -> bytes:
     # What the first and the last begin with in common all between them do. One length per block instead of one per key
     # leaves the rest to zstd, and costs a tenth.
     common = shared_length(keys[0], keys[-1])
-    shared = [common] * count
-    shared[::RESTART] = [0] * len(shared[::RESTART])
+    shared = _shared_lengths(count, common)
     suffixes = [key[common:] for key in keys]
     suffixes[::RESTART] = keys[::RESTART]
     partials = [index for index, cell in enumerate(cells) if type(cell) is Partial]
@@ -59,17 +58,27 @@ def encode_block(keys: Sequence[bytes], cells: Sequence[bytes]) -> bytes:
     return b"".join([columns, *suffixes, *cells])
 
 
+def _shared_lengths(count: int, common: int) -> list[int]:
+    """Where all keys have so much in common, and restart points stand whole."""
+    shared = [common] * count
+    shared[::RESTART] = [0] * len(shared[::RESTART])
+    return shared
+
+
 def decode_block(raw: bytes) -> dict[bytes, bytes]:
     """All pairs, in order. Raises ValueError."""
     shared, suffixes, lengths, partials, start = _columns(raw)
-    keys: list[bytes] = []
-    append = keys.append
-    key = b""
-    for skip, length in zip(shared, suffixes, strict=True):
-        key = key[:skip] + raw[start : start + length]
-        start += length
-        append(key)
-    cells = [raw[begin:end] for begin, end in pairwise(accumulate(lengths, initial=start))]
+    keys = [raw[begin:end] for begin, end in pairwise(accumulate(suffixes, initial=start))]
+    restarts, common = keys[::RESTART], max(shared)
+    prefix = restarts[0][:common]
+    if list(shared) == _shared_lengths(len(keys), common) and all(key.startswith(prefix) for key in restarts):
+        keys = [prefix + key for key in keys]  # all have this in common
+        keys[::RESTART] = restarts
+    else:
+        key = b""
+        for index, skip in enumerate(shared):
+            keys[index] = key = key[:skip] + keys[index]
+    cells = [raw[begin:end] for begin, end in pairwise(accumulate(lengths, initial=start + sum(suffixes)))]
     for index in partials:
         cells[index] = Partial(cells[index])
     pairs = dict(zip(keys, cells, strict=True))

@@ -30,7 +30,7 @@ from geokv.errors import StorageError
 from geokv.storage.lsm.bloom import SEED, digest
 from geokv.storage.lsm.cache import BlockCache, RowCache
 from geokv.storage.lsm.memtable import Memtable, empty
-from geokv.storage.lsm.merging import merged, prefix_end
+from geokv.storage.lsm.merging import Stretch, in_stretches, merged, prefix_end
 from geokv.storage.lsm.traits import traits_of
 from geokv.storage.position import Position
 
@@ -67,7 +67,7 @@ class Reader(Protocol):
 
     def is_cached(self, key: bytes) -> bool: ...
 
-    def pairs(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]: ...
+    def stretches(self, start: bytes, stop: bytes | None) -> Iterator[Stretch]: ...
 
 
 class DeadInMemory(NamedTuple):
@@ -333,8 +333,7 @@ class LsmCells:
     def load(self, keys: Iterable[bytes]) -> None:
         """Read what `get` of these keys needs into the caches; for another thread. Raises StorageError."""
         for key in keys:
-            if not self._is_in_memory(key):
-                self._from_tables(key)
+            self._from_tables(key)
 
     def _is_in_memory(self, key: bytes, denied: set[bytes] | None = None) -> bool:
         """`denied`: takes the key where all filters deny it."""
@@ -355,17 +354,16 @@ class LsmCells:
         while True:
             view = self._view
             try:
-                step = list(islice(self._merged(view, start, stop), _SCAN_STEP))
+                keys, cells = self._step(view, start, stop)
             except StorageError as error:
                 if view.runs is self._view.runs:
                     self._noticed(error)
                     raise
                 continue  # its tables were replaced, and their files removed
-            for key, cell in step:
-                yield key, bytes(cell)
-            if len(step) < _SCAN_STEP:
+            yield from zip(keys, map(bytes, cells), strict=True)
+            if len(keys) < _SCAN_STEP:
                 return
-            start = step[-1][0] + b"\0"
+            start = keys[-1] + b"\0"
 
     def scan_prefix(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Pairs whose key begins with `prefix`, in key order."""
@@ -374,10 +372,18 @@ class LsmCells:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         return self.scan()
 
-    def _merged(self, view: View, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        memtables = [memtable.pairs(start, stop) for memtable in (self._memtable, *view.frozen)]
-        runs = [chain.from_iterable(table.pairs(start, stop) for table in _tables_from(run, start)) for run in view.runs]
-        return merged([*memtables, *runs], self._merge)
+    def _step(self, view: View, start: bytes, stop: bytes | None) -> Stretch:
+        """The first pairs of that range, some more than _SCAN_STEP; fewer where it ends."""
+        memtables = [in_stretches(memtable.pairs(start, stop)) for memtable in (self._memtable, *view.frozen)]
+        runs = [chain.from_iterable(table.stretches(start, stop) for table in _tables_from(run, start)) for run in view.runs]
+        keys: list[bytes] = []
+        cells: list[bytes] = []
+        for more_keys, more_cells in merged([*memtables, *runs], self._merge):
+            keys += more_keys
+            cells += more_cells
+            if len(keys) >= _SCAN_STEP:
+                break
+        return keys, cells
 
     # --- flush and compaction ---------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.jobs import Compaction
-from geokv.storage.lsm.merging import Pair, merged, whole
+from geokv.storage.lsm.merging import Stretch, in_stretches, merged, whole
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import Pace, unpaced, write_tables
 from geokv.storage.lsm.traits import traits_of
@@ -37,25 +37,33 @@ def compact(disk: Disk, job: Compaction, pace: Pace = unpaced) -> tuple[TableFac
     runs = [[TableReader(disk, number, uncached) for number in run] for run in job.inputs]
     traits = traits_of(job.policy)
     dates = _Dates(traits.waits)
-    pairs = merged([chain.from_iterable(map(dates.pairs_of, run)) for run in runs], traits.merge)
+    stretches = merged([chain.from_iterable(map(dates.stretches_of, run)) for run in runs], traits.merge)
     if job.is_bottom:
-        pairs = whole(pairs)
+        stretches = whole(stretches)
     if job.rule is not None:
         others = [TableReader(disk, number, uncached) for number in job.others]
-        pairs = _kept(pairs, job.rule, stored_policy(job.policy), others, dates)
-    written = write_tables(disk, job.number, job.namespace, job.policy, pairs, job.options, pace, since=dates.take)
+        stretches = _kept(stretches, job.rule, stored_policy(job.policy), others, dates)
+    written = write_tables(disk, job.number, job.namespace, job.policy, stretches, job.options, pace, since=dates.take)
     return tuple(facts.at(job.level, job.run) for facts in written)
 
 
 def _kept(
-    pairs: Iterator[Pair], rule: CollectionRule, policy: Policy, others: list[TableReader], dates: _Dates
-) -> Iterator[Pair]:
-    """The pairs without what may be collected."""
-    for key, cell in pairs:
-        if not rule.covers(policy, key, cell) or any(other.may_contain(key) for other in others):
-            yield key, cell
-        else:
+    stretches: Iterator[Stretch], rule: CollectionRule, policy: Policy, others: list[TableReader], dates: _Dates
+) -> Iterator[Stretch]:
+    """Without what may be collected."""
+    for keys, cells in stretches:
+        gone = {
+            key
+            for key, cell in zip(keys, cells, strict=True)
+            if rule.covers(policy, key, cell) and not any(other.may_contain(key) for other in others)
+        }
+        if not gone:
+            yield keys, cells
+            continue
+        for key in gone:
             dates.take(key)
+        kept = [(key, cell) for key, cell in zip(keys, cells, strict=True) if key not in gone]
+        yield from in_stretches(kept, len(keys))
 
 
 class _Dates:
@@ -65,16 +73,15 @@ class _Dates:
         self._waits = waits
         self._since: dict[bytes, int] = {}
 
-    def pairs_of(self, table: TableReader) -> Iterator[Pair]:
-        """All of them, with a note of those that wait."""
+    def stretches_of(self, table: TableReader) -> Iterator[Stretch]:
+        """All of it, with a note of the keys that wait."""
         waits, oldest, since = self._waits, table.facts.oldest, self._since
-        if waits is None or not table.facts.tombstones:
-            yield from table.all_pairs()
-            return
-        for key, cell in table.all_pairs():
-            if waits(cell):
-                since[key] = min(since.get(key, oldest), oldest)
-            yield key, cell
+        for keys, cells in table.all_stretches():
+            if waits is not None and table.facts.tombstones:
+                for key, cell in zip(keys, cells, strict=True):
+                    if waits(cell):
+                        since[key] = min(since.get(key, oldest), oldest)
+            yield keys, cells
 
     def take(self, key: bytes) -> int:
         """See `table_writer.Since`; 0 where it waits only now that the inputs were merged."""

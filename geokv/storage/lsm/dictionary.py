@@ -3,7 +3,7 @@
 A block of 4 KiB holds little to compress it by: every block tells anew what all values begin with. A dictionary of at most
 32 KiB, trained from the first cells that a job writes, tells it once per table.
 
-    first pairs of a job (3 MiB at most)  -->  samples  -->  dictionary, where it saves a fiftieth  -->  every table of the job
+    first cells of a job (some 3 MiB)  -->  samples  -->  dictionary, where it saves a fiftieth  -->  every table of the job
 
 Each table holds its own, as a sealed block, so that it can be copied, moved and verified alone. Where there is too little to
 learn from, or it would not pay, tables are written without one; so the setting never harms.
@@ -22,13 +22,14 @@ from weakref import WeakValueDictionary
 
 import zstandard
 
+from geokv.storage.lsm.merging import Stretch
+
 DICTIONARY_BYTES: Final = 32 * 1024
 SAMPLES_BYTES: Final = 96 * DICTIONARY_BYTES
 SAMPLES_BYTES_MIN: Final = 64 * 1024  # less is not worth the reading of a dictionary
 DECOMPRESSORS_MAX: Final = 16  # per thread
 _TRIED_BLOCKS: Final = 32
 _SAVED_SHARE: Final = 50  # at least a fiftieth
-Pair = tuple[bytes, bytes]
 
 
 class Dictionary:
@@ -72,17 +73,21 @@ def decompress(packed: bytes, dictionary: Dictionary) -> bytes:
     return found[1].decompress(packed)
 
 
-def trained_on(pairs: Iterable[Pair], level: int, block_bytes: int) -> tuple[Dictionary | None, Iterator[Pair]]:
-    """(what was learnt from the first pairs, None where it does not pay; all pairs)."""
-    rest = iter(pairs)
-    first: list[Pair] = []
+def trained_on(stretches: Iterable[Stretch], level: int, block_bytes: int) -> tuple[Dictionary | None, Iterator[Stretch]]:
+    """(what was learnt from the first pairs, None where it does not pay; all stretches)."""
+    rest = iter(stretches)
+    first: list[Stretch] = []
+    samples: list[bytes] = []
     size = 0
-    for pair in rest:
-        first.append(pair)
-        size += len(pair[1])
+    for stretch in rest:
+        first.append(stretch)
+        for cell in stretch[1]:
+            if size < SAMPLES_BYTES:
+                samples.append(cell)
+                size += len(cell)
         if size >= SAMPLES_BYTES:
             break
-    return _trained([cell for _, cell in first], size, level, block_bytes), chain(first, rest)
+    return _trained(samples, size, level, block_bytes), chain(first, rest)
 
 
 def _trained(cells: list[bytes], size: int, level: int, block_bytes: int) -> Dictionary | None:

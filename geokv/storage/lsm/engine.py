@@ -40,6 +40,7 @@ from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.facts import JOB_SHIFT, DamagedTable, TableFacts, table_name
 from geokv.storage.lsm.jobs import Compaction, Edit, Flush, FlushedNamespace, Job, Quarantine
 from geokv.storage.lsm.manifest import State, manifest_key_id, open_manifest, stage_manifest, switch_manifest, table_numbers
+from geokv.storage.lsm.merging import in_stretches
 from geokv.storage.lsm.meta import meta_key_id, meta_name, write_meta
 from geokv.storage.lsm.sealing import damaged
 from geokv.storage.lsm.strategy import Choice, Levelled, Strategy, everything, runs_of, shed
@@ -401,7 +402,8 @@ class LsmEngine:
         job, written = self.next_job(), list[TableFacts]()
         for namespace, cells in pairs:
             policy = self._cells[namespace].policy
-            written += write_tables(self._disk, job, namespace, policy, cells, self.options.tables, first_output=len(written))
+            made = in_stretches(cells)
+            written += write_tables(self._disk, job, namespace, policy, made, self.options.tables, first_output=len(written))
         self._install(Edit(tuple(facts.at(0, job) for facts in written), frozenset(), position, meta), job, False)
 
     def _edit(self, job: Job, tables: tuple[TableFacts, ...]) -> Edit:

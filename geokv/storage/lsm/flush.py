@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 from geokv.core.conflict import Merge
 from geokv.core.partial import Partial
@@ -31,12 +32,15 @@ from geokv.storage.disk import Disk
 from geokv.storage.encryption.cipher import TAG_BYTES
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.jobs import Flush
+from geokv.storage.lsm.merging import Stretch
 from geokv.storage.lsm.table_writer import Pace, unpaced, write_tables
 from geokv.storage.lsm.traits import traits_of
 from geokv.storage.position import Position
 from geokv.storage.wal_cipher import cipher_of, payloads_of
 from geokv.storage.wal_format import SEGMENT_HEADER_BYTES, decode_segment_header
 from geokv.storage.wal_recovery import segment_name
+
+_STRETCH: Final = 2048  # pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,11 @@ def write(disk: Disk, job: Flush, collected: Collected, pace: Pace) -> tuple[Tab
     """Write tables of what was collected, which is used up."""
     written: list[TableFacts] = []
     for namespace in job.namespaces:
-        pairs = _in_order(collected.cells.pop(namespace.id), is_whole=namespace.is_first)
+        stretches = _in_order(collected.cells.pop(namespace.id), is_whole=namespace.is_first)
         since = partial(_since, collected.since.pop(namespace.id, {}))
         options = replace(job.options, has_dictionary=namespace.has_dictionary)
-        written += write_tables(disk, job.number, namespace.id, namespace.policy, pairs, options, pace, len(written), since)
+        made = write_tables(disk, job.number, namespace.id, namespace.policy, stretches, options, pace, len(written), since)
+        written += made
     return tuple(facts.at(0, job.number) for facts in written)
 
 
@@ -95,10 +100,11 @@ def collect(disk: Disk, begin: Position, end: Position, policies: Mapping[int, s
     return Collected(cells, since)
 
 
-def _in_order(cells: dict[bytes, bytes], is_whole: bool) -> Iterator[tuple[bytes, bytes]]:
+def _in_order(cells: dict[bytes, bytes], is_whole: bool) -> Iterator[Stretch]:
     keys = sorted(cells)
-    values: Iterator[bytes] = map(cells.__getitem__, keys)
-    return zip(keys, values if is_whole else map(Partial, values), strict=True)
+    for begin in range(0, len(keys), _STRETCH):
+        some = keys[begin : begin + _STRETCH]
+        yield some, [cells[key] for key in some] if is_whole else [Partial(cells[key]) for key in some]
 
 
 def _frames(disk: Disk, begin: Position, end: Position) -> Iterator[list[tuple[int, int, bytes, bytes]]]:

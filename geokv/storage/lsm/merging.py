@@ -1,55 +1,95 @@
-"""Merging sorted runs of pairs into one, newest first.
+"""Merging sorted runs, newest first, stretch by stretch.
 
     runs[0]   b'          d'       (newest)
     runs[1]   b   c                          ->   b'+b   c   d'+d
     runs[2]           d
 
+A stretch is some keys in order, and their cells. Of all runs what stands up to the least of the last keys at hand is merged
+at once, as dictionaries: most of it happens inside the interpreter's own loops, so a pair costs a fraction of what it would
+if each went through a heap.
+
 Of equal keys the newest cell comes first. Where it is whole it stands alone; where it is Partial the older ones are
 merged into it until a whole one was met.
 
 Invariants: keys come out strictly rising, each once. A cell that comes out Partial met no whole one. Inputs are read
-as far as is asked for, one pair ahead at most.
+as far as is asked for, one stretch ahead at most.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import merge as heap_merge
+from itertools import islice
 
 from geokv.core.conflict import Merge
 from geokv.core.partial import Partial, fold
 
-Pair = tuple[bytes, bytes]
+Stretch = tuple[list[bytes], list[bytes]]
+"""Keys, strictly rising, and their cells; never empty."""
 
 
-def merged(runs: Sequence[Iterable[Pair]], merge: Merge) -> Iterator[Pair]:
+def merged(runs: Sequence[Iterable[Stretch]], merge: Merge) -> Iterator[Stretch]:
     """One sorted stream of all runs, the newest run first."""
-    if len(runs) == 1:
-        yield from runs[0]
-        return
-    stream = heap_merge(*[_ranked(rank, run) for rank, run in enumerate(runs)])
-    first = next(stream, None)
-    if first is None:
-        return
-    last_key, _, cell = first
-    for key, _, older in stream:
-        if key != last_key:
-            yield last_key, cell
-            last_key, cell = key, older
-        elif type(cell) is Partial:
-            cell = fold(merge, cell, older)
-    yield last_key, cell
+    live = [_Run(iter(run)) for run in runs]
+    while live := [run for run in live if run.has_more()]:
+        if len(live) == 1:
+            yield from live[0].all()
+            return
+        bound = min(run.keys[-1] for run in live)
+        newest: dict[bytes, bytes] = {}
+        for run in live:
+            older = run.take(bound)
+            for key in newest.keys() & older.keys():
+                newest[key] = fold(merge, newest[key], older[key])
+            newest = older | newest
+        keys = sorted(newest)
+        yield keys, [newest[key] for key in keys]
 
 
-def whole(pairs: Iterable[Pair]) -> Iterator[Pair]:
+class _Run:
+    """A run, and the stretch of it that is at hand, from `_at` on."""
+
+    __slots__ = ("_at", "_cells", "_rest", "keys")
+
+    def __init__(self, rest: Iterator[Stretch]) -> None:
+        self._rest = rest
+        self.keys: list[bytes] = []
+        self._cells: list[bytes] = []
+        self._at = 0
+
+    def has_more(self) -> bool:
+        if self._at == len(self.keys):
+            self.keys, self._cells = next(self._rest, ([], []))
+            self._at = 0
+        return bool(self.keys)
+
+    def take(self, bound: bytes) -> dict[bytes, bytes]:
+        """What is at hand up to that key."""
+        begin, self._at = self._at, bisect_right(self.keys, bound, self._at)
+        return dict(zip(self.keys[begin : self._at], self._cells[begin : self._at], strict=True))
+
+    def all(self) -> Iterator[Stretch]:
+        yield self.keys[self._at :], self._cells[self._at :]
+        yield from self._rest
+
+
+def whole(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
     """The same pairs where nothing older exists: a Partial is all there is, hence whole."""
-    for key, cell in pairs:
-        yield key, bytes(cell) if type(cell) is Partial else cell
+    for keys, cells in stretches:
+        yield keys, [bytes(cell) if type(cell) is Partial else cell for cell in cells]
 
 
-def _ranked(rank: int, run: Iterable[Pair]) -> Iterator[tuple[bytes, int, bytes]]:
-    for key, cell in run:
-        yield key, rank, cell
+def in_stretches(pairs: Iterable[tuple[bytes, bytes]], most: int = 256) -> Iterator[Stretch]:
+    """Pairs in the order of their keys as stretches of at most so many."""
+    rest = iter(pairs)
+    while some := list(islice(rest, most)):
+        yield [key for key, _ in some], [cell for _, cell in some]
+
+
+def pairs_of(stretches: Iterable[Stretch]) -> Iterator[tuple[bytes, bytes]]:
+    """Inverse of `in_stretches`."""
+    for keys, cells in stretches:
+        yield from zip(keys, cells, strict=True)
 
 
 def prefix_end(prefix: bytes) -> bytes | None:

@@ -50,11 +50,15 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Levelled:
-    """See the module. At most `flushed_runs_max` runs of level 0 go into one job, the oldest first."""
+    """See the module. At most `flushed_runs_max` runs of level 0 go into one job, the oldest first.
+
+    `base_bytes`: what `flushed_runs` of a full memtable come to. Of less, most of each job would be pushed on at once, and
+    written twice.
+    """
 
     flushed_runs: int = 4
     flushed_runs_max: int = 8
-    base_bytes: int = 64 * MIB
+    base_bytes: int = 256 * MIB
     ratio: int = 10
 
     def choose(self, tables: Sequence[TableFacts]) -> Choice | None:

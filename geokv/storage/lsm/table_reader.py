@@ -2,7 +2,7 @@
 
     open    footer, then filter, index and facts with one read
     get     the index names the one block that may hold the key: one read, or none where the cache has it
-    pairs   from a key on, in order, many blocks with one read
+    stretches   from a key on, in order
 
 A block that is asked for once is searched by its restart points and cached as raw bytes; asked for again it is
 decoded into a dictionary. So a cold get decodes little and a hot one is two lookups.
@@ -32,6 +32,7 @@ from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.dictionary import Dictionary, dictionary_of
 from geokv.storage.lsm.facts import TableFacts, decode_facts, table_name
 from geokv.storage.lsm.footer import Part, read_footer, table_label
+from geokv.storage.lsm.merging import Stretch, pairs_of
 from geokv.storage.lsm.sealing import Kind, damaged, unseal
 
 _READ_AHEAD_BYTES: Final = 512 * 1024
@@ -153,14 +154,17 @@ class TableReader:
 
     # --- many keys --------------------------------------------------------------------------------------------------
 
-    def pairs(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Pairs with start <= key < stop, in order, through the cache; cells are Partial where they are."""
+    def stretches(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Stretch]:
+        """The pairs with start <= key < stop, in order, through the cache; cells are Partial where they are."""
         for index in range(bisect_left(self._last_keys, start), len(self._last_keys)):
-            for key, cell in self._block(index).items():
-                if stop is not None and key >= stop:
-                    return
-                if key >= start:
-                    yield key, cell
+            block = self._block(index)
+            keys, cells = list(block), list(block.values())
+            begin = bisect_left(keys, start)
+            end = len(keys) if stop is None else bisect_left(keys, stop)
+            if begin < end:
+                yield keys[begin:end], cells[begin:end]
+            if end < len(keys):
+                return
 
     def _block(self, index: int) -> dict[bytes, bytes]:
         block_id = self._first_id | index
@@ -175,7 +179,11 @@ class TableReader:
         return block
 
     def all_pairs(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every pair, in order, in large reads and past the cache: for compaction and for verifying."""
+        """Every pair, in order, as `all_stretches`."""
+        return pairs_of(self.all_stretches())
+
+    def all_stretches(self) -> Iterator[Stretch]:
+        """All of it, in order, in large reads and past the cache: for compaction and for verifying."""
         index, blocks = 0, len(self._ends)
         while index < blocks:
             begin = self._start(index)
@@ -183,13 +191,22 @@ class TableReader:
             while stop < blocks and self._ends[stop] - begin <= _READ_AHEAD_BYTES:
                 stop += 1
             piece = self._disk.read_at(self.name, begin, self._ends[stop - 1] - begin)
+            keys, cells, size = list[bytes](), list[bytes](), 0
             for at in range(index, stop):
                 start = self._start(at)
-                block = piece[start - begin : self._ends[at] - begin]
+                raw = self._unseal(piece[start - begin : self._ends[at] - begin], start, Kind.PAIRS)
                 try:
-                    yield from decode_block(self._unseal(block, start, Kind.PAIRS)).items()
+                    block = decode_block(raw)
                 except ValueError as error:
                     raise self._unreadable(at, error) from error
+                keys += block
+                cells += block.values()
+                size += len(raw)
+                if size >= _READ_AHEAD_BYTES:  # what compresses well may be much more than was read
+                    yield keys, cells
+                    keys, cells, size = [], [], 0
+            if keys:
+                yield keys, cells
             index = stop
 
     def _start(self, index: int) -> int:

@@ -1,4 +1,4 @@
-"""Writing tables: a stream of pairs in key order becomes one or several files.
+"""Writing tables: stretches of pairs in key order become one or several files.
 
     PAIRS blocks | (DICTIONARY block) | FILTER block | INDEX block | FACTS block | footer
 
@@ -12,9 +12,12 @@ and one filter's digests. Not here: how bytes stand in a block (`block`) and und
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from operator import ge
 from struct import pack as pack_struct
 from typing import Final
 
@@ -28,6 +31,7 @@ from geokv.storage.lsm.bloom import SEED, build_filter, digest
 from geokv.storage.lsm.dictionary import Dictionary, trained_on
 from geokv.storage.lsm.facts import FOLDER, JOB_SHIFT, OUTPUTS_MAX, TableFacts, table_name
 from geokv.storage.lsm.footer import Footer, Part, encode_footer, table_label
+from geokv.storage.lsm.merging import Stretch
 from geokv.storage.lsm.sealing import ZSTD, ZSTD_DICTIONARY, Kind, seal
 from geokv.storage.lsm.traits import Traits, traits_of
 
@@ -36,7 +40,6 @@ _APPEND_BYTES: Final = 256 * 1024
 Pace = Callable[[int], None]
 Since = Callable[[bytes], int]
 """Of a key whose cell of dots waits to be collected: an HLC that nothing of it which waits is older than; 0: none is known."""
-Pairs = Iterable[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +70,27 @@ def write_tables(
     job: int,
     namespace: int,
     policy: str,
-    pairs: Pairs,
+    stretches: Iterable[Stretch],
     options: TableOptions,
     pace: Pace = unpaced,
     first_output: int = 0,
     since: Since = undated,
 ) -> list[TableFacts]:
-    """Write pairs (keys strictly rising) as tables of job `job`. Raises StorageError, DiskFull.
+    """Write pairs as tables of job `job`. Raises StorageError, DiskFull.
 
     `pace` is called with every number of bytes before they are written, and may wait; `since` in the order of keys, once each.
     """
     written: list[TableFacts] = []
-    rest, dictionary = iter(pairs), None
+    rest, dictionary = iter(stretches), None
     number = job << JOB_SHIFT | first_output
     try:
         if options.has_dictionary:
             dictionary, rest = trained_on(rest, options.zstd_level, options.block_bytes)
-        while (first := next(rest, None)) is not None:
+        blocks = _blocks(rest, options.block_bytes)
+        while (first := next(blocks, None)) is not None:
             if number >> JOB_SHIFT != job:
                 raise StorageError(f"a job may write {OUTPUTS_MAX} tables, this one needs more: raise table_bytes")
-            written.append(_Writer(disk, number, namespace, policy, options, pace, dictionary, since).write(first, rest))
+            written.append(_Writer(disk, number, namespace, policy, options, pace, dictionary, since).write(first, blocks))
             number += 1
         if written:
             disk.sync_dir(FOLDER)
@@ -96,6 +100,22 @@ def write_tables(
                 disk.remove(table_name(doomed))
         raise
     return written
+
+
+def _blocks(stretches: Iterable[Stretch], block_bytes: int) -> Iterator[Stretch]:
+    """Cut so that each fills a block: up to the pair with which it reaches `block_bytes`."""
+    keys: list[bytes] = []
+    cells: list[bytes] = []
+    for more_keys, more_cells in stretches:
+        keys, cells = keys + more_keys, cells + more_cells
+        ends = list(accumulate([len(key) + len(cell) + PAIR_BYTES for key, cell in zip(keys, cells, strict=True)]))
+        begin = filled = 0
+        while (last := bisect_left(ends, filled + block_bytes, begin)) < len(keys):
+            yield keys[begin : last + 1], cells[begin : last + 1]
+            begin, filled = last + 1, ends[last]
+        keys, cells = keys[begin:], cells[begin:]
+    if keys:
+        yield keys, cells
 
 
 class _Writer:
@@ -136,42 +156,25 @@ class _Writer:
         self._partials = self._tombstones = self._deadlines = self._version_max = self._first_deadline_ms = 0
         self._oldest: int | None = None
         self._version_min = (1 << 64) - 1
-        self._last_key = b""
 
-    def write(self, first: tuple[bytes, bytes], rest: Iterator[tuple[bytes, bytes]]) -> TableFacts:
-        """Take `first`, and of `rest` as much as fits one table."""
+    def write(self, first: Stretch, rest: Iterator[Stretch]) -> TableFacts:
+        """Take the block `first`, and of `rest` as much as fits one table."""
         self._disk.allocate(self._name, 0)
-        pair: tuple[bytes, bytes] | None = first
-        while pair is not None:
-            pair = self._fill(pair, rest)
-            if self._offset >= self._options.table_bytes or pair is None:
-                break
-            pair = next(rest, None)
-        return self._finish(first[0])
-
-    def _fill(self, first: tuple[bytes, bytes], rest: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes] | None:
-        """Write one block that begins with `first`; its last pair, or None where `rest` has ended."""
-        keys, cells = [first[0]], [first[1]]
-        size = len(first[0]) + len(first[1]) + PAIR_BYTES
-        limit = self._options.block_bytes
-        pair: tuple[bytes, bytes] | None = first
-        while size < limit and (pair := next(rest, None)) is not None:
-            keys.append(pair[0])
-            cells.append(pair[1])
-            size += len(pair[0]) + len(pair[1]) + PAIR_BYTES
-        self._check(keys, cells)
-        self._measure(keys, cells)
-        self._last_key = keys[-1]
-        self._last_keys.append(keys[-1])
-        self._lengths.append(self._put(encode_block(keys, cells), Kind.PAIRS, self._pairs_compressor, self._codec))
-        return pair
+        block: Stretch | None = first
+        while block is not None:
+            keys, cells = block
+            self._check(keys, cells)
+            self._measure(keys, cells)
+            self._last_keys.append(keys[-1])
+            self._lengths.append(self._put(encode_block(keys, cells), Kind.PAIRS, self._pairs_compressor, self._codec))
+            block = next(rest, None) if self._offset < self._options.table_bytes else None
+        return self._finish(first[0][0])
 
     def _check(self, keys: list[bytes], cells: list[bytes]) -> None:
-        before = self._last_key if self._last_keys else None
-        for key in keys:
-            if before is not None and key <= before:
-                raise StorageError(f"{self._name}: key {key[:64]!r} does not stand behind {before[:64]!r}")
-            before = key
+        in_order = [*self._last_keys[-1:], *keys]
+        if any(map(ge, in_order, in_order[1:])):
+            before, key = next((one, other) for one, other in pairwise(in_order) if one >= other)
+            raise StorageError(f"{self._name}: key {key[:64]!r} does not stand behind {before[:64]!r}")
         if max(map(len, keys)) > KEY_BYTES_MAX or max(map(len, cells)) > CELL_BYTES_MAX:
             raise StorageError(
                 f"{self._name}: a pair near {keys[0][:64]!r} is too large for a table: "
@@ -235,7 +238,7 @@ class _Writer:
             self._version_min,
             self._version_max,
             first_key,
-            self._last_key,
+            self._last_keys[-1],
             deadlines=self._deadlines,
             oldest=self._oldest or 0,
             first_deadline_ms=self._first_deadline_ms,

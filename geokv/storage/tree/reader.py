@@ -18,6 +18,7 @@ from typing import Final
 from geokv.core.limits import KEY_BYTES_MAX, MIB
 from geokv.storage.lsm.cache import BlockCache, RowCache
 from geokv.storage.lsm.cells import ReaderRun
+from geokv.storage.lsm.merging import Stretch
 from geokv.storage.tree.tree import Tree
 from geokv.storage.tree.values import unseal
 
@@ -66,12 +67,11 @@ class TreeReader:
     def is_cached(self, key: bytes) -> bool:
         return key in self._absent or self._tree.peek(key)[0]
 
-    def pairs(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Pairs with start <= key < stop, in order."""
+    def stretches(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Stretch]:
+        """The pairs with start <= key < stop, in order."""
         tree = self._tree
         while some := tree.step(start, stop, STEP_PAIRS):
-            for key, value in some:
-                yield key, unseal(value, key, tree.seed, tree.name)
+            yield [key for key, _ in some], [unseal(value, key, tree.seed, tree.name) for key, value in some]
             start = some[-1][0] + b"\0"
 
 

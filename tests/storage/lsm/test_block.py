@@ -1,5 +1,7 @@
 """The block gives back its pairs, all at once or one by one."""
 
+from struct import pack
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,19 @@ def test_a_block_gives_back_its_pairs(pairs: dict[bytes, bytes], other: bytes) -
     for key in [*keys, other, b"", b"\xff" * 9, *(key + b"\0" for key in keys)]:
         assert find(raw, key) == decoded.get(key) == pairs.get(key)
         assert type(find(raw, key)) is type(decoded.get(key)) is type(pairs.get(key))
+
+
+@given(st.sets(_KEYS, min_size=1, max_size=3 * RESTART))
+def test_keys_that_each_share_what_they_can_are_read_as_well(keys: set[bytes]) -> None:
+    """The format leaves it to the writer how much of the key before it a key shares."""
+    in_order = sorted(keys)
+    raw = encode_block(in_order, [b"c"] * len(in_order))
+    shared = [0 if i % RESTART == 0 else shared_length(in_order[i - 1], key) for i, key in enumerate(in_order)]
+    suffixes = [key[skip:] for skip, key in zip(shared, in_order, strict=True)]
+    count = len(in_order)
+    other = b"".join([pack(f"<II{count}H{count}H", count, 0, *shared, *map(len, suffixes)), pack("<I", 1) * count, *suffixes])
+    other += b"c" * count
+    assert decode_block(other) == decode_block(raw) and all(find(other, key) == b"c" for key in in_order)
 
 
 @given(st.binary(max_size=9), st.binary(max_size=9))

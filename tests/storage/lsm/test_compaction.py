@@ -12,6 +12,7 @@ from geokv.core.ring import partition_of
 from geokv.errors import StorageError
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.jobs import Compaction
+from geokv.storage.lsm.merging import in_stretches
 from geokv.storage.lsm.table_writer import TableOptions, write_tables
 from geokv.storage.lsm.work import run_job
 from geokv.storage.position import Position
@@ -147,7 +148,7 @@ def test_outputs_are_cut_at_the_target_size() -> None:
     disk = CrashDisk()
     disk.make_folder("lsm")
     pairs = [(b"%06d" % index, cell_of(index + 1, Random(index).randbytes(30))) for index in range(3000)]
-    inputs = write_tables(disk, 1, 1, "lww", pairs, TableOptions())
+    inputs = write_tables(disk, 1, 1, "lww", in_stretches(pairs), TableOptions())
     job = Compaction(2, 1, "lww", ((inputs[0].number,),), (), 1, 0, True, False, TableOptions(table_bytes=8192))
     outputs = run_job(disk, job)
     assert len(outputs) > 5 and sum(facts.pairs for facts in outputs) == 3000

@@ -10,6 +10,7 @@ from geokv.storage.lsm.dictionary import DICTIONARY_BYTES, SAMPLES_BYTES_MIN, di
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
 from geokv.storage.lsm.facts import table_name
 from geokv.storage.lsm.footer import FOOTER, FOOTER_BYTES_MAX, read_footer
+from geokv.storage.lsm.merging import in_stretches, pairs_of
 from geokv.storage.lsm.strategy import Levelled
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import TableOptions, write_tables
@@ -42,7 +43,7 @@ def _similar(count: int) -> dict[bytes, bytes]:
 def _written(pairs: dict[bytes, bytes], options: TableOptions) -> CrashDisk:
     disk = CrashDisk()
     disk.make_folder("lsm")
-    write_tables(disk, 3, 7, "lww", sorted(pairs.items()), options)
+    write_tables(disk, 3, 7, "lww", in_stretches(sorted(pairs.items())), options)
     return disk
 
 
@@ -57,7 +58,7 @@ def test_a_table_of_small_similar_values_becomes_smaller() -> None:
         assert table.has_dictionary is (disk is taught)
         assert dict(table.all_pairs()) == pairs
         assert all(table.get(key) == pairs[key] for key in list(pairs)[::97])
-        assert [key for key, _ in table.pairs(b"user:000100", b"user:000200")] == sorted(pairs)[100:200]
+        assert [key for key, _ in pairs_of(table.stretches(b"user:000100", b"user:000200"))] == sorted(pairs)[100:200]
 
 
 def test_where_it_would_not_pay_there_is_none() -> None:
@@ -76,7 +77,7 @@ def test_all_pairs_come_out_of_the_training() -> None:
     """What is looked at to learn from is not lost, in whichever number it comes."""
     for count in (0, 1, 50, 2000):
         pairs = sorted(_similar(count).items())
-        assert list(trained_on(iter(pairs), 1, SMALL_BLOCKS)[1]) == pairs
+        assert list(pairs_of(trained_on(in_stretches(pairs), 1, SMALL_BLOCKS)[1])) == pairs
 
 
 def test_every_flipped_bit_and_truncation_is_found(samples) -> None:

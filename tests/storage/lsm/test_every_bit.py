@@ -13,6 +13,7 @@ import pytest
 from geokv.errors import StorageError
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.facts import JOB_SHIFT, table_name
+from geokv.storage.lsm.merging import in_stretches
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import TableOptions, write_tables
 from geokv.storage.wal_recovery import segment_name
@@ -131,7 +132,7 @@ def tabled(mode: str) -> tuple[CrashDisk, Held]:
 def _written(held: Held) -> CrashDisk:
     disk = CrashDisk()
     disk.make_folder("lsm")
-    assert len(write_tables(disk, 7, 1, "lww", iter(sorted(held.items())), TableOptions(block_bytes=1024))) == 1
+    assert len(write_tables(disk, 7, 1, "lww", in_stretches(sorted(held.items())), TableOptions(block_bytes=1024))) == 1
     return disk
 
 

@@ -4,15 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geokv.core.partial import Partial
-from geokv.storage.lsm.merging import merged, prefix_end, whole
+from geokv.storage.lsm.merging import in_stretches, merged, pairs_of, prefix_end, whole
 
 _RUNS = st.lists(
     st.dictionaries(st.binary(max_size=2), st.binary(max_size=2) | st.binary(max_size=2).map(Partial)), min_size=1, max_size=5
 )
 
 
-@given(_RUNS)
-def test_runs_merge_by_key(runs: list[dict[bytes, bytes]]) -> None:
+@given(_RUNS, st.integers(1, 20))
+def test_runs_merge_by_key(runs: list[dict[bytes, bytes]], most: int) -> None:
     """Every key once, in order: the newest whole cell with all newer Partial ones merged in; Partial where none is whole."""
     expected: dict[bytes, bytes] = {}
     for key in sorted({key for run in runs for key in run}):
@@ -24,10 +24,12 @@ def test_runs_merge_by_key(runs: list[dict[bytes, bytes]]) -> None:
                 break
         else:
             expected[key] = Partial(max(gathered))
-    found = list(merged([sorted(run.items()) for run in runs], max))
-    assert found == list(expected.items())
+    stretches = list(merged([in_stretches(sorted(run.items()), most) for run in runs], max))
+    found = list(pairs_of(stretches))
+    assert found == list(expected.items()) and all(keys for keys, _ in stretches)
     assert [type(cell) for _, cell in found] == [type(cell) for cell in expected.values()]
-    assert list(whole(found)) == found and all(type(cell) is bytes for _, cell in whole(found))
+    finished = list(pairs_of(whole(stretches)))
+    assert finished == found and all(type(cell) is bytes for _, cell in finished)
 
 
 @given(st.binary(max_size=3), st.binary(max_size=5))

@@ -17,6 +17,7 @@ from geokv.storage.lsm.bloom import SEED, build_filter, digest, load_filter, may
 from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.facts import TableFacts, table_name
 from geokv.storage.lsm.footer import FOOTER
+from geokv.storage.lsm.merging import in_stretches, pairs_of
 from geokv.storage.lsm.sealing import SEAL_BYTES
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import TableOptions, write_tables
@@ -40,7 +41,7 @@ def _disk() -> CrashDisk:
 
 def _written(pairs: dict[bytes, bytes], options: TableOptions = SMALL) -> tuple[CrashDisk, list[TableFacts]]:
     disk = _disk()
-    return disk, write_tables(disk, 3, 7, "lww", sorted(pairs.items()), options)
+    return disk, write_tables(disk, 3, 7, "lww", in_stretches(sorted(pairs.items()), 7), options)
 
 
 @given(
@@ -65,7 +66,7 @@ def test_tables_give_back_their_pairs(
     assert [table.facts for table in tables] == facts
     held = [pair for table in tables for pair in table.all_pairs()]
     assert held == sorted(pairs.items()) and all(type(cell) is type(pairs[key]) for key, cell in held)
-    assert [pair for table in tables for pair in table.pairs(start, stop)] == [
+    assert [pair for table in tables for pair in pairs_of(table.stretches(start, stop))] == [
         (key, cell) for key, cell in sorted(pairs.items()) if start <= key and (stop is None or key < stop)
     ]
     for key in [*pairs, *others, *pairs]:
@@ -220,12 +221,12 @@ def test_a_failed_write_leaves_no_file() -> None:
         disk = _disk()
         disk.fail(call, 28 if error is DiskFull else 5, after=0 if call == "sync_dir" else 2)
         with pytest.raises(error):
-            write_tables(disk, 3, 7, "lww", sorted(many.items()), TableOptions(table_bytes=6000))
+            write_tables(disk, 3, 7, "lww", in_stretches(sorted(many.items())), TableOptions(table_bytes=6000))
         assert disk.list("lsm") == []
     with pytest.raises(StorageError, match="does not stand behind"):
-        write_tables(disk, 3, 7, "lww", [(b"b", b""), (b"a", b"")], TableOptions())
+        write_tables(disk, 3, 7, "lww", [([b"b", b"a"], [b"", b""])], TableOptions())
     with pytest.raises(StorageError, match="too large for a table"):
-        write_tables(disk, 3, 7, "lww", [(b"k" * 65536, b"")], TableOptions())
+        write_tables(disk, 3, 7, "lww", [([b"k" * 65536], [b""])], TableOptions())
     assert disk.list("lsm") == []
 
 

@@ -63,10 +63,10 @@ def test_what_a_writer_did_wrong_is_found() -> None:
     disk.make_folder("lsm")
     tables: list[TableFacts] = []
     for job in (1, 2):
-        tables += write_tables(disk, job, 1, "lww", [(b"a", b"1"), (b"b", b"2")], SMALL.tables)
+        tables += write_tables(disk, job, 1, "lww", [([b"a", b"b"], [b"1", b"2"])], SMALL.tables)
     write_manifest(disk, State(3, tables={1: tuple(facts.at(1, 0) for facts in tables)}))
     assert ["overlap" in damage.what for damage in verify(disk)] == [True]
-    other = write_tables(disk, 3, 1, "lww", [(b"a", b"1")], SMALL.tables)[0]
+    other = write_tables(disk, 3, 1, "lww", [([b"a"], [b"1"])], SMALL.tables)[0]
     disk.rename(other.name, tables[0].name)
     write_manifest(disk, State(3, tables={1: tuple(facts.at(0, facts.number) for facts in tables)}))
     (damage,) = verify(disk)
