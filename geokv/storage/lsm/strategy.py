@@ -1,6 +1,6 @@
 """What to compact next: pure functions from the manifest's facts to a choice.
 
-    levelled       L0   [....]  [....]  [....]      runs as they were flushed, overlapping
+    levelled       L0   [....]  [....]  [....]      runs as they were flushed, overlapping; small ones are gathered first
                    L1   [.][.][.]                   one run, `base_bytes` in all
                    L2   [.][.][.][.][.][.]          one run, `ratio` times as much
     size-tiered    L0   [.] [.] [..] [........]     runs of any size; neighbours in age that are alike are merged
@@ -24,6 +24,7 @@ from geokv.storage.lsm.facts import JOB_SHIFT, TableFacts
 MIB = 1024 * 1024
 SHED_SMALL_BYTES: Final = 4 * MIB  # a namespace of so much is compacted as a whole for a single tombstone
 SHED_SHARE: Final = 8
+ALIKE_RATIO: Final = 1.2
 Run = tuple[TableFacts, ...]
 
 
@@ -53,18 +54,23 @@ class Levelled:
     """See the module. At most `flushed_runs_max` runs of level 0 go into one job, the oldest first.
 
     `base_bytes`: what `flushed_runs` of a full memtable come to. Of less, most of each job would be pushed on at once, and
-    written twice.
+    written twice. A namespace that has a small part of the writes flushes less: so, while level 0 is less than a part of
+    1/`gathered_share` of level 1, all of which it would have to be merged with, its runs are merged with each other only.
     """
 
     flushed_runs: int = 4
     flushed_runs_max: int = 8
     base_bytes: int = 256 * MIB
     ratio: int = 10
+    gathered_share: int = 4
 
     def choose(self, tables: Sequence[TableFacts]) -> Choice | None:
         runs = runs_of(tables)
         flushed = [run for run in runs if run[0].level == 0]
-        scores = [(len(flushed) / self.flushed_runs, 0)]
+        is_small = self._is_small(flushed, tables)
+        if is_small and (alike := alike_neighbours(flushed, self.flushed_runs)):
+            return _merge(alike, tables, len(alike) / self.flushed_runs)
+        scores = [(0.0 if is_small else len(flushed) / self.flushed_runs, 0)]
         scores += [(_bytes(run) / self._bytes_max(run[0].level), run[0].level) for run in runs if run[0].level]
         score, level = max(scores, key=lambda scored: (scored[0], -scored[1]))
         if score < 1.0 or (level and _bytes(_at(tables, level)) <= self._bytes_max(level)):
@@ -74,6 +80,13 @@ class Levelled:
             flushed[-self.flushed_runs_max :] if level == 0 else [(min(_at(tables, level), key=lambda one: one.number),)]
         )
         return self._down(tables, moved, level + 1, score)
+
+    def _is_small(self, flushed: list[Run], tables: Sequence[TableFacts]) -> bool:
+        """Whether level 0 had better grow before it is merged with level 1."""
+        if not flushed or len(flushed) >= self.flushed_runs_max:
+            return False
+        is_less = sum(map(_bytes, flushed)) * self.gathered_share < _bytes(_at(tables, 1))
+        return is_less and not self._down(tables, flushed, 1, 1.0).is_move
 
     def _down(self, tables: Sequence[TableFacts], moved: list[Run], level: int, score: float) -> Choice:
         """Merge `moved` with what they overlap at `level`."""
@@ -86,6 +99,8 @@ class Levelled:
     def debt_bytes(self, tables: Sequence[TableFacts]) -> int:
         runs = runs_of(tables)
         flushed = [run for run in runs if run[0].level == 0]
+        if self._is_small(flushed, tables):
+            flushed = alike_neighbours(flushed, self.flushed_runs)
         debt = sum(map(_bytes, flushed)) if len(flushed) >= self.flushed_runs else 0
         return debt + sum(max(0, _bytes(run) - self._bytes_max(run[0].level)) for run in runs if run[0].level)
 
@@ -95,30 +110,18 @@ class Levelled:
 
 @dataclass(frozen=True, slots=True)
 class SizeTiered:
-    """See the module. Runs are alike while the next older one is at most `ratio` times what was gathered so far."""
+    """See the module."""
 
     runs_min: int = 4
     runs_max: int = 12
-    ratio: float = 1.2
 
     def choose(self, tables: Sequence[TableFacts]) -> Choice | None:
         runs = runs_of(tables)
-        for start in range(len(runs) - self.runs_min + 1):
-            window = self._alike(runs[start:])
-            if len(window) >= self.runs_min:
-                return _merge(window, tables, len(window) / self.runs_min)
+        if alike := alike_neighbours(runs, self.runs_min):
+            return _merge(alike, tables, len(alike) / self.runs_min)
         if len(runs) > self.runs_max:
             return _merge(runs[: len(runs) - self.runs_max + 1], tables, len(runs) / self.runs_max)
         return None
-
-    def _alike(self, runs: Sequence[Run]) -> list[Run]:
-        window, gathered = [runs[0]], _bytes(runs[0])
-        for run in runs[1:]:
-            if _bytes(run) > gathered * self.ratio:
-                break
-            window.append(run)
-            gathered += _bytes(run)
-        return window
 
     def debt_bytes(self, tables: Sequence[TableFacts]) -> int:
         choice = self.choose(tables)
@@ -179,6 +182,20 @@ def key_range(runs: Iterable[Run]) -> tuple[bytes, bytes]:
     """The least and the greatest key of some runs."""
     tables = [one for run in runs for one in run]
     return min(one.first_key for one in tables), max(one.last_key for one in tables)
+
+
+def alike_neighbours(runs: Sequence[Run], least: int) -> list[Run]:
+    """The newest runs, `least` or more, each at most ALIKE_RATIO times what the newer of them come to; else none."""
+    for start in range(len(runs) - least + 1):
+        window, gathered = [runs[start]], _bytes(runs[start])
+        for run in runs[start + 1 :]:
+            if _bytes(run) > gathered * ALIKE_RATIO:
+                break
+            window.append(run)
+            gathered += _bytes(run)
+        if len(window) >= least:
+            return window
+    return []
 
 
 def are_disjoint(tables: Iterable[TableFacts]) -> bool:

@@ -77,6 +77,30 @@ def test_levelled_waits_for_enough_runs() -> None:
     assert _LEVELLED.debt_bytes(tables) == 30
 
 
+def test_levelled_gathers_what_is_small_beside_level_1() -> None:
+    """A namespace with a small part of the writes does not have all of level 1 written again for it each time."""
+    below, written, number = 10_000, 0, 1
+    tables = [_table(1, 0, 9, below, 1)]
+    strategy = Levelled(base_bytes=2 * below)
+    runs_max = 0
+    for flushes in range(1, 201):
+        number += 1
+        tables.append(_table(number << 16, 0, 9, 50, 0, number))
+        while (choice := strategy.choose(tables)) is not None:
+            _check_choice(choice, tables)
+            inputs = [one for run in choice.inputs for one in run]
+            size = sum(one.nbytes for one in inputs)
+            written += size
+            number += 1
+            kept = below if choice.level else size  # what comes again and again replaces what was there
+            tables = [one for one in tables if one not in inputs]
+            tables.append(_table(number << 16, 0, 9, kept, choice.level, choice.run))
+        runs_max = max(runs_max, len(runs_of(tables)))
+        assert strategy.debt_bytes(tables) == 0
+        assert flushes < 100 or written < 12 * flushes * 50, "each byte was written too often"
+    assert runs_max <= 8
+
+
 def test_levelled_moves_what_overlaps_nothing() -> None:
     """Keys that come in order are never rewritten, only moved down in the manifest."""
     tables = [_table(number, 10 * number, 10 * number + 9, 10, 0, number) for number in (1, 2, 3)]
