@@ -71,7 +71,8 @@ def decode_block(raw: bytes) -> dict[bytes, bytes]:
     keys = [raw[begin:end] for begin, end in pairwise(accumulate(suffixes, initial=start))]
     restarts, common = keys[::RESTART], max(shared)
     prefix = restarts[0][:common]
-    if list(shared) == _shared_lengths(len(keys), common) and all(key.startswith(prefix) for key in restarts):
+    is_even = len(prefix) == common and list(shared) == _shared_lengths(len(keys), common)
+    if is_even and all(key.startswith(prefix) for key in restarts):
         keys = [prefix + key for key in keys]  # all have this in common
         keys[::RESTART] = restarts
     else:

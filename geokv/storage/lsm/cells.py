@@ -333,7 +333,9 @@ class LsmCells:
     def load(self, keys: Iterable[bytes]) -> None:
         """Read what `get` of these keys needs into the caches; for another thread. Raises StorageError."""
         for key in keys:
-            self._from_tables(key)
+            # Somebody else may have wanted it, and put or loaded it meanwhile. The filters are not asked for that.
+            if key not in self._rows and type(self.peek(key)) is not bytes:
+                self._from_tables(key)
 
     def _is_in_memory(self, key: bytes, denied: set[bytes] | None = None) -> bool:
         """`denied`: takes the key where all filters deny it."""

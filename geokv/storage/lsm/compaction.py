@@ -23,7 +23,7 @@ from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.collection import CollectionRule
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.jobs import Compaction
-from geokv.storage.lsm.merging import Stretch, in_stretches, merged, whole
+from geokv.storage.lsm.merging import Stretch, merged, whole
 from geokv.storage.lsm.table_reader import TableReader
 from geokv.storage.lsm.table_writer import Pace, unpaced, write_tables
 from geokv.storage.lsm.traits import traits_of
@@ -52,18 +52,14 @@ def _kept(
 ) -> Iterator[Stretch]:
     """Without what may be collected."""
     for keys, cells in stretches:
-        gone = {
-            key
-            for key, cell in zip(keys, cells, strict=True)
-            if rule.covers(policy, key, cell) and not any(other.may_contain(key) for other in others)
-        }
-        if not gone:
-            yield keys, cells
-            continue
-        for key in gone:
-            dates.take(key)
-        kept = [(key, cell) for key, cell in zip(keys, cells, strict=True) if key not in gone]
-        yield from in_stretches(kept, len(keys))
+        kept = []
+        for index, key in enumerate(keys):
+            if not rule.covers(policy, key, cells[index]) or any(other.may_contain(key) for other in others):
+                kept.append(index)
+            else:
+                dates.take(key)
+        if kept:
+            yield [keys[index] for index in kept], [cells[index] for index in kept]
 
 
 class _Dates:

@@ -13,15 +13,16 @@ table yet. Namespaces that are not in the job (deleted ones) are passed over, as
 A tombstone of dots carries no time, but the records that it is merged from do: it is as old as the first of them, or newer.
 
 Invariants: reads only what was synced (the planner says up to where). Memory: the cells of the frames, which the
-node bounds by when it flushes, and one segment. Not here: when to flush, and up to where (the node).
+node bounds by when it flushes, one segment, and one stretch. Not here: when to flush, and up to where (the node).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from itertools import accumulate
 
 from geokv.core.conflict import Merge
 from geokv.core.partial import Partial
@@ -32,15 +33,13 @@ from geokv.storage.disk import Disk
 from geokv.storage.encryption.cipher import TAG_BYTES
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.jobs import Flush
-from geokv.storage.lsm.merging import Stretch
+from geokv.storage.lsm.merging import STRETCH_BYTES, Stretch
 from geokv.storage.lsm.table_writer import Pace, unpaced, write_tables
 from geokv.storage.lsm.traits import traits_of
 from geokv.storage.position import Position
 from geokv.storage.wal_cipher import cipher_of, payloads_of
 from geokv.storage.wal_format import SEGMENT_HEADER_BYTES, decode_segment_header
 from geokv.storage.wal_recovery import segment_name
-
-_STRETCH: Final = 2048  # pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +101,13 @@ def collect(disk: Disk, begin: Position, end: Position, policies: Mapping[int, s
 
 def _in_order(cells: dict[bytes, bytes], is_whole: bool) -> Iterator[Stretch]:
     keys = sorted(cells)
-    for begin in range(0, len(keys), _STRETCH):
-        some = keys[begin : begin + _STRETCH]
+    ends = list(accumulate([len(cells[key]) for key in keys]))
+    begin = 0
+    while begin < len(keys):
+        end = bisect_left(ends, (ends[begin - 1] if begin else 0) + STRETCH_BYTES, begin) + 1
+        some = keys[begin:end]
         yield some, [cells[key] for key in some] if is_whole else [Partial(cells[key]) for key in some]
+        begin = end
 
 
 def _frames(disk: Disk, begin: Position, end: Position) -> Iterator[list[tuple[int, int, bytes, bytes]]]:

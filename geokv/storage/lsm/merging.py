@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from typing import Final
 
 from geokv.core.conflict import Merge
 from geokv.core.partial import Partial, fold
 
 Stretch = tuple[list[bytes], list[bytes]]
 """Keys, strictly rising, and their cells; never empty."""
+STRETCH_BYTES: Final = 512 * 1024  # of cells: with so many a stretch ends, whoever makes it
 
 
 def merged(runs: Sequence[Iterable[Stretch]], merge: Merge) -> Iterator[Stretch]:
@@ -80,10 +81,17 @@ def whole(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
 
 
 def in_stretches(pairs: Iterable[tuple[bytes, bytes]], most: int = 256) -> Iterator[Stretch]:
-    """Pairs in the order of their keys as stretches of at most so many."""
-    rest = iter(pairs)
-    while some := list(islice(rest, most)):
-        yield [key for key, _ in some], [cell for _, cell in some]
+    """Pairs in the order of their keys as stretches of at most so many, or of STRETCH_BYTES in cells."""
+    keys, cells, size = list[bytes](), list[bytes](), 0
+    for key, cell in pairs:
+        keys.append(key)
+        cells.append(cell)
+        size += len(cell)
+        if len(keys) == most or size >= STRETCH_BYTES:
+            yield keys, cells
+            keys, cells, size = [], [], 0
+    if keys:
+        yield keys, cells
 
 
 def pairs_of(stretches: Iterable[Stretch]) -> Iterator[tuple[bytes, bytes]]:

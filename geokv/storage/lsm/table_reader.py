@@ -32,7 +32,7 @@ from geokv.storage.lsm.cache import BlockCache
 from geokv.storage.lsm.dictionary import Dictionary, dictionary_of
 from geokv.storage.lsm.facts import TableFacts, decode_facts, table_name
 from geokv.storage.lsm.footer import Part, read_footer, table_label
-from geokv.storage.lsm.merging import Stretch, pairs_of
+from geokv.storage.lsm.merging import STRETCH_BYTES, Stretch, pairs_of
 from geokv.storage.lsm.sealing import Kind, damaged, unseal
 
 _READ_AHEAD_BYTES: Final = 512 * 1024
@@ -183,7 +183,10 @@ class TableReader:
         return pairs_of(self.all_stretches())
 
     def all_stretches(self) -> Iterator[Stretch]:
-        """All of it, in order, in large reads and past the cache: for compaction and for verifying."""
+        """All of it, in order, in large reads and past the cache: for compaction and for verifying.
+
+        Of a damaged table what stands before the damage comes first.
+        """
         index, blocks = 0, len(self._ends)
         while index < blocks:
             begin = self._start(index)
@@ -192,22 +195,26 @@ class TableReader:
                 stop += 1
             piece = self._disk.read_at(self.name, begin, self._ends[stop - 1] - begin)
             keys, cells, size = list[bytes](), list[bytes](), 0
-            for at in range(index, stop):
-                start = self._start(at)
-                raw = self._unseal(piece[start - begin : self._ends[at] - begin], start, Kind.PAIRS)
+            failure: StorageError | None = None
+            while index < stop and failure is None:
+                start = self._start(index)
                 try:
+                    raw = self._unseal(piece[start - begin : self._ends[index] - begin], start, Kind.PAIRS)
                     block = decode_block(raw)
                 except ValueError as error:
-                    raise self._unreadable(at, error) from error
-                keys += block
-                cells += block.values()
-                size += len(raw)
-                if size >= _READ_AHEAD_BYTES:  # what compresses well may be much more than was read
+                    failure = self._unreadable(index, error)
+                except StorageError as error:
+                    failure = error
+                else:
+                    keys += block
+                    cells += block.values()
+                    size += len(raw)
+                    index += 1
+                if keys and (size >= STRETCH_BYTES or index == stop or failure is not None):
                     yield keys, cells
                     keys, cells, size = [], [], 0
-            if keys:
-                yield keys, cells
-            index = stop
+            if failure is not None:
+                raise failure
 
     def _start(self, index: int) -> int:
         return self._ends[index - 1] if index else 0

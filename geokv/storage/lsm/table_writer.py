@@ -6,7 +6,7 @@ A table is cut once its blocks reach `table_bytes`, between two keys. Nothing re
 so it is written under its own name, synced at its end, and its folder synced after the last of them.
 
 Invariants: what `write_tables` returned is durable. After an error none of its files is left, as far as the disk
-still removes any; a rest is an orphan, removed when the engine opens next. Memory is bounded by one block, one index
+still removes any; a rest is an orphan, removed when the engine opens next. Memory is bounded by one stretch, one index
 and one filter's digests. Not here: how bytes stand in a block (`block`) and under which checksum (`sealing`).
 """
 
@@ -78,7 +78,7 @@ def write_tables(
 ) -> list[TableFacts]:
     """Write pairs as tables of job `job`. Raises StorageError, DiskFull.
 
-    `pace` is called with every number of bytes before they are written, and may wait; `since` in the order of keys, once each.
+    `pace` is called with every number of bytes before they are written, and may wait; `since` for each key that waits, once.
     """
     written: list[TableFacts] = []
     rest, dictionary = iter(stretches), None

@@ -56,6 +56,7 @@ class Worker:
         self._niceness = niceness
         self._process: subprocess.Popen[bytes] | None = None
         self._throttle = Throttle()
+        self._told_throttle: tuple[subprocess.Popen[bytes], Throttle] | None = None  # which process has which
         self._running = threading.Lock()  # one job
         self._ordering = threading.Lock()  # one order written
         self._is_closed = False
@@ -95,8 +96,7 @@ class Worker:
         self._throttle = Throttle(bytes_per_s, is_paused)
         process = self._process
         if process is not None:
-            with suppress(OSError, ValueError):  # it has ended; the next one is told when it starts
-                self._order_throttle(process)
+            self._tell_throttle(process)
 
     def close(self) -> None:
         """End the process; a job that runs fails. Idempotent."""
@@ -131,7 +131,7 @@ class Worker:
         said: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._said = said
         threading.Thread(target=_listen, args=(process, said), name="geokv-worker-answers", daemon=True).start()
-        self._order_throttle(process)
+        self._tell_throttle(process)
         if self.is_closed:  # meanwhile, by somebody who saw no process yet
             self._end(process)
             raise StorageError("the storage worker was closed")
@@ -143,13 +143,29 @@ class Worker:
             self._order(process, KeyOrder(ring.lines()))
             self._told = ring
 
-    def _order_throttle(self, process: subprocess.Popen[bytes]) -> None:
-        with self._ordering:  # what was said last is written last
-            _write(process, self._throttle)
+    def _tell_throttle(self, process: subprocess.Popen[bytes]) -> None:
+        """Never waits: a job may fill the pipe, and this is called by the node's event loop. Who writes it looks here next."""
+        while self._told_throttle != (process, self._throttle) and self._ordering.acquire(blocking=False):
+            try:
+                throttle = self._throttle
+                _write(process, throttle)
+                self._told_throttle = process, throttle
+            except (OSError, ValueError):
+                return  # it has ended; the next one is told when it starts
+            finally:
+                self._ordering.release()
 
     def _order(self, process: subprocess.Popen[bytes], order: object) -> None:
-        with self._ordering:
-            _write(process, order)
+        """Raises OSError where the process has ended, or does not read: then it is killed."""
+        stalled = threading.Timer(self._stalled_s, process.kill)
+        stalled.daemon = True
+        stalled.start()
+        try:
+            with self._ordering:
+                _write(process, order)
+        finally:
+            stalled.cancel()
+        self._tell_throttle(process)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         self._process = None

@@ -45,14 +45,14 @@ def serve(root: Path, orders: BinaryIO, answers: BinaryIO) -> None:
     jobs: queue.Queue[Job | KeyOrder] = queue.Queue()
     threading.Thread(target=_read_orders, args=(orders, jobs, pacer), daemon=True).start()
     keys = Keys()
-    gc.disable()  # a job makes millions of objects, none of them in a cycle; walking them is a tenth of its work
+    gc.disable()  # a job makes millions of objects, and walking them again and again is a tenth of its work
     while True:
         job = jobs.get()
         if isinstance(job, KeyOrder):
             keys = Keys(parse_keys(job.lines, "the keys of the node"))
         else:
             say(_answer(root, job, pacer, progress, keys))
-            gc.collect()
+            gc.collect()  # once, should some of them be in cycles
 
 
 def _answer(root: Path, job: Job, pacer: Pacer, progress: Progress, keys: Keys) -> object:

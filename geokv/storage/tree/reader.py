@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from geokv.core.limits import KEY_BYTES_MAX, MIB
+from geokv.errors import StorageError
 from geokv.storage.lsm.cache import BlockCache, RowCache
 from geokv.storage.lsm.cells import ReaderRun
 from geokv.storage.lsm.merging import Stretch
@@ -71,8 +72,17 @@ class TreeReader:
         """The pairs with start <= key < stop, in order."""
         tree = self._tree
         while some := tree.step(start, stop, STEP_PAIRS):
-            yield [key for key, _ in some], [unseal(value, key, tree.seed, tree.name) for key, value in some]
-            start = some[-1][0] + b"\0"
+            keys = [key for key, _ in some]
+            cells: list[bytes] = []
+            try:
+                for key, value in some:
+                    cells.append(unseal(value, key, tree.seed, tree.name))
+            except StorageError:
+                if cells:
+                    yield keys[: len(cells)], cells
+                raise
+            yield keys, cells
+            start = keys[-1] + b"\0"
 
 
 def run_of(reader: TreeReader) -> ReaderRun:

@@ -321,6 +321,22 @@ def test_a_load_is_what_the_engine_begins_with() -> None:
         engine.load([], Position(5, 0), b"")
 
 
+def test_what_many_want_is_read_once() -> None:
+    """Calls that waited for the same key go to the disk together; only the first of them needs it."""
+    disk = CrashDisk()
+    node = LittleNode(disk, options=replace(SMALL, block_cache_bytes=0, row_cache_bytes=100_000))
+    node.put(1, {b"%03d" % key: cell_of(key + 1, b"value") for key in range(100)})
+    node.flush()
+    cells, reads = node.engine.table(1), disk.calls["read_at"]
+    for _ in range(50):
+        cells.load([b"007"])
+    assert disk.calls["read_at"] == reads + 1
+    node.put(1, {b"008": cell_of(1000, b"newer")})
+    reads = disk.calls["read_at"]
+    cells.load([b"008"])
+    assert disk.calls["read_at"] == reads, "memory has all of it"
+
+
 def test_a_failed_switch_keeps_the_files_of_both_sides_until_the_next() -> None:
     """The manifest may be the old or the new one: nothing that either names is removed before a switch succeeds.
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geokv.core.partial import Partial
-from geokv.storage.lsm.merging import in_stretches, merged, pairs_of, prefix_end, whole
+from geokv.storage.lsm.merging import STRETCH_BYTES, in_stretches, merged, pairs_of, prefix_end, whole
 
 _RUNS = st.lists(
     st.dictionaries(st.binary(max_size=2), st.binary(max_size=2) | st.binary(max_size=2).map(Partial)), min_size=1, max_size=5
@@ -30,6 +30,14 @@ def test_runs_merge_by_key(runs: list[dict[bytes, bytes]], most: int) -> None:
     assert [type(cell) for _, cell in found] == [type(cell) for cell in expected.values()]
     finished = list(pairs_of(whole(stretches)))
     assert finished == found and all(type(cell) is bytes for _, cell in finished)
+
+
+def test_stretches_are_bounded_in_bytes() -> None:
+    """Of large cells few are held at once: one above the bound at most."""
+    pairs = [(b"%03d" % index, bytes(index * 1000)) for index in range(100)]
+    stretches = list(in_stretches(pairs, 1000))
+    assert list(pairs_of(stretches)) == pairs
+    assert all(sum(map(len, cells[:-1])) < STRETCH_BYTES for _, cells in stretches) and len(stretches) > 5
 
 
 @given(st.binary(max_size=3), st.binary(max_size=5))

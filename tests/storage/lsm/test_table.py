@@ -101,6 +101,18 @@ def test_a_get_reads_one_block_at_most_and_none_from_the_cache() -> None:
     assert table.get(b"zzz") is None and disk.calls["read_at"] == reads + blocks
 
 
+def test_what_stands_before_a_damaged_block_is_read() -> None:
+    """Whoever wants all of a table gets the sound blocks first, then the error."""
+    disk, _ = _written(PAIRS)
+    table = TableReader(disk, NUMBER, BlockCache(0))
+    last = table._ends[-2]  # where the last block of pairs begins
+    disk.damage(NAME, last + SEAL_BYTES, bytes([disk.read_at(NAME, last + SEAL_BYTES, 1)[0] ^ 1]))
+    found: list[tuple[bytes, bytes]] = []
+    with pytest.raises(StorageError, match=f"damaged at byte {last}"):
+        found.extend(table.all_pairs())
+    assert 30 < len(found) < len(PAIRS) and found == sorted(PAIRS.items())[: len(found)]
+
+
 def test_every_flipped_bit_is_found(samples) -> None:
     """Any flipped bit: opening, or reading everything, is a StorageError with file and offset, never another cell."""
     disk, _ = _written(PAIRS)

@@ -187,28 +187,49 @@ def test_pausing_and_going_on_counts_in_the_midst_of_a_job(disk: RealDisk, worke
 
 
 class _Between:
-    """A lock that has something happen before it is taken for the first time."""
+    """A lock that has something happen, on another thread, before or while a job's writer holds it for the first time."""
 
-    def __init__(self, happens: Callable[[], None]) -> None:
-        self._lock = threading.RLock()
+    def __init__(self, happens: Callable[[], None], is_held: bool) -> None:
+        self._lock = threading.Lock()
         self._happens = [happens]
+        self._is_held = is_held
 
-    def __enter__(self) -> None:
-        while self._happens:
-            self._happens.pop()()
-        self._lock.acquire()
+    def acquire(self, blocking: bool = True) -> bool:
+        if not self._is_held:
+            self._happen()
+        return self._lock.acquire(blocking)
 
-    def __exit__(self, *error: object) -> None:
+    def release(self) -> None:
         self._lock.release()
 
+    def __enter__(self) -> None:
+        self.acquire()
+        self._happen()
 
-def test_going_on_while_the_process_starts_is_not_undone_by_what_held_before(disk: RealDisk, worker: Worker) -> None:
-    """What was said last counts, whichever thread writes it to the pipe first. Takes a second: an interpreter starts."""
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def _happen(self) -> None:
+        while self._happens:
+            thread = threading.Thread(target=self._happens.pop())
+            thread.start()
+            thread.join(20)
+            assert not thread.is_alive(), "it waits for the lock"
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_going_on_while_the_process_starts_is_not_undone_by_what_held_before(
+    disk: RealDisk, worker: Worker, is_held: bool
+) -> None:
+    """What was said last counts, whichever thread writes it to the pipe first, and saying it waits for nobody.
+
+    Takes a second: an interpreter starts.
+    """
     node = LittleNode(disk)
     model = _put(node, 1)
     flush = node.engine.begin_flush(node.end, b"")
     worker.throttle(is_paused=True)
-    worker._ordering = _Between(worker.throttle)  # type: ignore[assignment]
+    worker._ordering = _Between(worker.throttle, is_held)  # type: ignore[assignment]
     found: list[tuple[TableFacts, ...]] = []
     thread = threading.Thread(target=lambda: found.append(worker.run(flush)), daemon=True)
     thread.start()
