@@ -204,6 +204,11 @@ class Topology:
         )
 
 
+def is_name(text: str) -> bool:
+    """Whether a node or a datacenter may be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
 def parse_topology(text: str, source: str = "topology") -> Topology:
     """Read a topology from TOML text; TopologyError with `source`, the line and the reason where it makes
     no sense.
@@ -439,7 +444,7 @@ class _Reader:
         value = self._required(table, path, key)
         if not isinstance(value, str):
             self._fail((*path, key), f"{key} must be text, not {_kind(value)}")
-        if not _NAME.fullmatch(value):
+        if not is_name(value):
             self._fail((*path, key), f'{key} = "{value[:60]}" is not a name; {_NAME_RULE}')
         return str(value)
 

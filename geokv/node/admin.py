@@ -31,6 +31,7 @@ from geokv.core.hlc import hlc_ms
 from geokv.core.limits import CONFLICTS_PER_NAMESPACE_MAX
 from geokv.core.namespace import ENGINES, NamespaceDefinition
 from geokv.core.origin import unpack_origin
+from geokv.core.topology import is_name
 from geokv.errors import GeokvError, InvalidRequest, NamespaceNotFound, Unavailable
 from geokv.node.answers import Respond, Verb, number_of, reply_of, text_of
 from geokv.node.storage_verbs import StorageVerbs
@@ -415,13 +416,14 @@ class Admin:
 
     def _conflict_restored(self, arguments: Mapping[str, Any], request: AdminRequest, respond: Respond) -> None:
         """A client has written the loser of a conflict again: it is told with the conflict. Twice is once."""
-        name, context = text_of(arguments, "namespace"), self._node.context
-        table, version = self._node.assembly.table_named(name), text_of(arguments, "version")
-        if table is None:
-            raise NamespaceNotFound(f"no namespace {name!r} here", namespace=name)
+        context, version = self._node.context, text_of(arguments, "version")
+        table = self._node.assembly.demand_table(text_of(arguments, "namespace"))
+        dc, node = text_of(arguments, "dc"), text_of(arguments, "node")
+        if not is_name(dc) or not is_name(node):
+            raise InvalidRequest(f"dc = {dc[:60]!r}, node = {node[:60]!r}: names of the topology, of who coordinated the write")
         if not version.isascii() or not version.isdecimal() or int(version) >= 1 << 64:
             raise InvalidRequest(f"version = {version!r}: that of a write, in digits")
-        restored = Restored(text_of(arguments, "dc"), text_of(arguments, "node"), int(version), context.wall_ms)
+        restored = Restored(dc, node, int(version), context.wall_ms)
         is_known = context.journal.restored(table.definition.id, text_of(arguments, "id"), restored)
         respond(AdminReply(Outcome.APPLIED, {"node": self._node.config.node, "is_known": is_known}))
 

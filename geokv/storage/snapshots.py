@@ -24,7 +24,7 @@ from typing import Final
 from zlib import crc32
 
 from geokv.core.limits import SNAPSHOT_AGE_MS_MAX, SNAPSHOT_READ_BYTES_MAX, SNAPSHOTS_MAX
-from geokv.errors import InvalidRequest, SnapshotNotFound, StorageError
+from geokv.errors import Damaged, InvalidRequest, SnapshotNotFound, StorageError
 from geokv.storage.disk import Disk
 from geokv.storage.encryption.cipher import TAG_BYTES
 from geokv.storage.lsm.engine import LsmEngine
@@ -189,8 +189,10 @@ class Snapshots:
     def _is_good(self, name: str, now_ms: int) -> bool:
         try:
             return now_ms - self._find(name).taken_ms < SNAPSHOT_AGE_MS_MAX
-        except (InvalidRequest, SnapshotNotFound, StorageError):  # of a damaged marker: what it stands for can be made anew
+        except (InvalidRequest, SnapshotNotFound, Damaged):  # what a damaged marker stands for can be made anew
             return False
+        except StorageError:  # a read that failed, or a newer format: that says nothing about the snapshot
+            return True
 
     def _remove(self, name: str) -> None:
         """The marker first, durably: a snapshot without it is known to be none."""
@@ -225,7 +227,7 @@ def read_marker(disk: Disk, path: str) -> Snapshot:
         if form == FORMAT:
             return Snapshot(**{**tree, "files": tuple(SnapshotFile(**file) for file in tree["files"])})
     except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{path} is damaged: {error}", path=path, offset=0) from error
+        raise Damaged(f"{path} is damaged: {error}", path=path, offset=0, what=str(error)) from error
     raise StorageError(f"{path} is of format {form}, this version of geokv reads {FORMAT}", path=path)
 
 

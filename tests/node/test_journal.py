@@ -336,7 +336,8 @@ def test_that_a_loser_was_brought_back_is_noted_once_and_kept() -> None:
     assert [(one["version"], one["dc"], one["node"]) for one in restored] == [("77", "dc1", "dc1-1"), ("78", "dc1", "dc1-1")]
     assert cluster.admin("dc1-1", "metrics").body["events.conflicts.ns.dc1.dc1.kept"] == 1
     assert not cluster.admin("dc1-1", "conflict_restored", **(told | {"id": "0123"}), version="1").body["is_known"]
-    for wrong in ({"version": "x"}, {"version": "1", "namespace": "nowhere"}, {}):
+    long = {"version": "1", "node": "n" * 5_000_000}
+    for wrong in ({"version": "x"}, {"version": "1", "namespace": "nowhere"}, {}, long, {"version": "1", "dc": "no name"}):
         assert cluster.admin("dc1-1", "conflict_restored", **(told | wrong)).outcome in (Outcome.INVALID, Outcome.NOT_FOUND)
     for at in range(RESTORED_MAX):
         cluster.admin("dc1-1", "conflict_restored", **told, version=f"{at + 100}")

@@ -72,6 +72,9 @@ def test_a_key_that_was_appended_is_durable_by_name_or_the_file_is_as_it_was(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def busy(old: Path, new: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")  # as of a file that is mounted by itself
+
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(ConfigurationError, match="No space left"):
@@ -80,6 +83,11 @@ def test_a_key_that_was_appended_is_durable_by_name_or_the_file_is_as_it_was(
         patch.setattr(os, "fsync", noted)
         append_line(path, key_line("new", NEW))
     assert synced == ["file", "folder"] and KeySource(path).read().active == "new"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", busy)
+        with pytest.raises(ConfigurationError, match="busy"):
+            append_line(path, key_line("third", NEW))
+    assert not (tmp_path / "keys.new").exists() and KeySource(path).read().active == "new"
     (tmp_path / "keys.new").touch()  # by a process that was killed
     with pytest.raises(ConfigurationError, match=r"keys\.new is there: .* remove it"):
         append_line(path, key_line("third", NEW))

@@ -172,6 +172,14 @@ def test_only_its_own_files_are_read(path: str) -> None:
             snapshots.read("one", "lsm/MANIFEST", offset, length)
 
 
+def test_a_read_that_fails_costs_no_snapshot() -> None:
+    """An EIO says nothing about what stands on the disk."""
+    node, _ = _filled(CrashDisk())
+    snapshots = _take(node)
+    node.disk.fail("read_at", errno.EIO, name="SNAPSHOT")  # type: ignore[attr-defined]
+    assert [one.name for one in snapshots.do(Look(NOW_MS))] == ["one"]
+
+
 def test_a_damaged_marker_is_told_and_cleaned_up() -> None:
     """Every flipped bit of SNAPSHOT: never a snapshot that states something else."""
     node, _ = _filled(CrashDisk())

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from geokv.errors import ConfigurationError
+from geokv.storage.disk import sync_folder
 from geokv.storage.encryption.keys import PLAIN, demand_id, key_line, parse_keys
 from geokv.storage.encryption.source import KeySource
 
@@ -37,11 +38,11 @@ def append_line(path: Path, line: str) -> None:
                 writer.write(_appended(path, line))
                 writer.flush()
                 os.fsync(descriptor)
+            temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)  # what is encrypted with a key must not outlast its line
     except FileExistsError:
         raise ConfigurationError(
             f"{temporary} is there: another process is just writing the key file, or was killed in the midst of it. In that"
@@ -63,12 +64,3 @@ def _appended(path: Path, line: str) -> str:
     text = "".join(f"{kept}\n" for kept in lines) + line
     parse_keys(text, str(path))
     return text
-
-
-def _sync_folder(folder: Path) -> None:
-    """What is encrypted with a key must not outlast its line."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -181,11 +182,13 @@ def remove_tree(root: Path, place: TreePlace) -> None:
 
 
 def finish_removals(root: Path) -> None:
-    """Remove what is left of trees whose removal was broken off. Raises StorageError."""
+    """Remove what is left of trees whose removal was broken off. What cannot be removed stays for the next start."""
     for engine in FOLDERS:
         for path in (root / engine).glob(f"*{_REMOVING}"):
             if _NAME.fullmatch(path.stem):
-                remove_tree(root, TreePlace(engine, int(path.stem, 16)))
+                with suppress(OSError):
+                    sync_folder(path.parent)
+                    shutil.rmtree(path)
 
 
 def marks(root: Path) -> set[TreePlace]:

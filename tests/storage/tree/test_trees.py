@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -595,6 +597,36 @@ def test_a_removal_that_is_broken_off_anywhere_keeps_no_node_from_starting(
         node.close()
         if at > files:
             return
+
+
+@every_tree
+def test_what_cannot_be_removed_yet_keeps_no_node_from_starting(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of a deleted namespace is of no use to anybody: the next start tries again."""
+    node = node_at(tmp_path, engine)
+    node.put_unread(1, many(10))
+    node.flush()
+    node.engine.drop(1)
+    job = node.engine.next_compaction()
+    assert isinstance(job, Removal)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", partial(_removed_in_part, count=0))
+        with pytest.raises(KeyboardInterrupt):
+            node.engine.install(job, ())
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", partial(_unremovable, remove=shutil.rmtree))
+        node = node.crashed()
+        assert list((node.root / engine).glob("*.removing"))
+    node = node.crashed()
+    assert not list((node.root / engine).glob("*.removing"))
+    node.close()
+
+
+def _unremovable(folder: Path, remove: Callable[[Path], None]) -> None:
+    if folder.suffix == ".removing":
+        raise OSError(errno.EIO, "Input/output error")
+    remove(folder)
 
 
 def _removed_in_part(folder: Path, count: int) -> None:
