@@ -1,7 +1,7 @@
 """`python -m benchmarks.peers --steady`: what flushes and compactions leave of geokv's rate of writes.
 
 Three nodes, 256 callers, puts of random keys among 1,000,000 (`--writes` in all). The rate is measured in windows: those
-before the first flush of any node, and all of it; beside them what compaction is behind by.
+before any node has begun its first flush, and all of it; beside them what compaction is behind by.
 
 What they are compared with: the first version kept its cells in a dict, as the engine `memory` still does, over the same log,
 quorum and network. So the same writers write to such a namespace first and last, and the mean of both is `first_per_s`.
@@ -92,6 +92,7 @@ async def measure(directory: Path, writes: int, first_per_s: float | None) -> di
                         "at_s": time.perf_counter() - begun,
                         "writes_per_s": rate,
                         "flushes": max(node["flushes"] for node in nodes),
+                        "is_quiet": not any(node["flushes"] or node["running"] for node in nodes),
                         "debt_bytes": sum(node["debt_bytes"] for node in nodes),
                     }
                 )
@@ -100,7 +101,7 @@ async def measure(directory: Path, writes: int, first_per_s: float | None) -> di
     if first_per_s is None:
         firsts.append(await _first(directory))
         first_per_s = sum(firsts) / len(firsts)
-    quiet = [one["writes_per_s"] for one in windows[1:] if not one["flushes"]]
+    quiet = [one["writes_per_s"] for one in windows[1:] if one["is_quiet"]]
     before_flush = sum(quiet) / len(quiet) if quiet else None
     steady = done / seconds
     return {

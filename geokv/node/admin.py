@@ -206,6 +206,7 @@ class Admin:
         return {
             **self._node.assembly.engine.figures(),
             "unflushed_bytes": max(0, upkeep.unflushed_bytes),
+            "running": upkeep.running,
             "flushes": upkeep.flushes,
             "compactions": upkeep.compactions,
             "failure": upkeep.failure,

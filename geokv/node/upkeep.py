@@ -61,7 +61,7 @@ class Upkeep:
         self._memtable_bytes = min(config.memtable_bytes, config.log_bytes_max // 4)  # well before the log is full
         self._flushed_bytes = self._begun_bytes = -replayed_bytes  # as `commit.appended_bytes` counts
         self._token = 0
-        self._job = ""  # what is under way
+        self._job = ""
         self._begun: Any = None  # the newest flush, until it is done: one that failed is begun again as it was
         self._is_stopping = False
         self._pauses = {"flush": _Pause(), "compaction": _Pause(), "quarantine": _Pause()}
@@ -184,6 +184,11 @@ class Upkeep:
 
     def _pace(self) -> None:
         self._context.effects.append(Pace(self.bytes_per_s, self.paused_until_us is not None))
+
+    @property
+    def running(self) -> str:
+        """What is under way: flush, compaction or quarantine; empty: nothing."""
+        return self._job
 
     @property
     def paused_ms_left(self) -> int:

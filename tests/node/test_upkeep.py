@@ -327,9 +327,11 @@ def test_writers_wait_where_flushes_do_not_keep_up() -> None:
     assert "wait to be flushed" in reply.details[0].message
     node = cluster.nodes["dc1-1"]
     assert node.upkeep.unflushed_bytes < 20_000 and node.status()["storage"]["refusing"]
+    assert node.status()["storage"]["running"] == "flush"
     cluster.is_build_slow = False
     cluster.run(SECOND)
     assert cluster.put("dc1-1", b"again", b"v", Consistency.ALL).outcomes == [Outcome.APPLIED]
+    assert node.status()["storage"]["running"] == ""
 
 
 def test_nothing_is_taken_of_others_above_the_second_bound() -> None:
