@@ -173,8 +173,8 @@ def test_what_an_earlier_run_numbered_is_found_in_the_log_of_the_next() -> None:
     assert count(cluster, "dc1-3") == 5
 
 
-def test_a_record_that_only_the_closing_brings_back_is_found() -> None:
-    """The coordinator lost power before its own sync; a co-owner has the record, and the next run gets it with the closing."""
+def with_the_record_at_a_co_owner_only() -> Cluster:
+    """The coordinator lost power before its own sync, and one of the two others never heard of the increment."""
     cluster = counters()
     cluster.slow_disks.add("dc1-1")
     cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == "dc1-2"
@@ -183,6 +183,12 @@ def test_a_record_that_only_the_closing_brings_back_is_found() -> None:
     cluster.crash("dc1-1")
     cluster.slow_disks.clear()
     cluster.is_dropped = lambda sender, receiver, message: False
+    return cluster
+
+
+def test_a_record_that_only_the_closing_brings_back_is_found() -> None:
+    """The coordinator lost power before its own sync; a co-owner has the record, and the next run gets it with the closing."""
+    cluster = with_the_record_at_a_co_owner_only()
     cluster.start("dc1-1")
     cluster.run_until(lambda: cluster.is_serving("dc1-1")).run(5 * SECOND)
     assert cluster.messages(CloseFill)
@@ -502,14 +508,7 @@ def test_a_put_under_way_is_not_stamped_above_what_followed_its_retry() -> None:
 
 def test_what_is_closed_and_forgotten_while_a_retry_waits_for_it_is_answered_once() -> None:
     """What was found is refused here, because it is being closed; by the next look every replica has had it."""
-    cluster = counters()
-    cluster.slow_disks.add("dc1-1")
-    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == "dc1-2"
-    cluster.ask("dc1-1", increment())
-    cluster.settle()
-    cluster.crash("dc1-1")
-    cluster.slow_disks.clear()
-    cluster.is_dropped = lambda sender, receiver, message: False
+    cluster = with_the_record_at_a_co_owner_only()
     cluster.is_held = lambda sender, receiver, message: isinstance(message, CloseFill | RecordsWanted | FeedBatch | CellsPage)
     cluster.start("dc1-1").run(SECOND)
     call = cluster.ask("dc1-2", retry("dc1-1", level=Consistency.ONE))
@@ -559,14 +558,7 @@ def test_how_far_the_log_reaches_is_not_told_by_what_a_closing_brought_late() ->
 
 def test_what_is_found_counts_here_only_once_it_was_taken_in_here() -> None:
     """While it is refused, because it is being closed, this log does not have it: no level is met by it."""
-    cluster = counters()
-    cluster.slow_disks.add("dc1-1")
-    cluster.is_dropped = lambda sender, receiver, message: isinstance(message, Replicate) and receiver == "dc1-2"
-    cluster.ask("dc1-1", increment())
-    cluster.settle()
-    cluster.crash("dc1-1")
-    cluster.slow_disks.clear()
-    cluster.is_dropped = lambda sender, receiver, message: False
+    cluster = with_the_record_at_a_co_owner_only()
     cluster.is_held = lambda sender, receiver, message: isinstance(message, CloseFill | RecordsWanted | FeedBatch | CellsPage)
     cluster.start("dc1-1").run(SECOND)
     reply = answer(cluster, "dc1-2", retry("dc1-1", level=Consistency.ONE, timeout_ms=1500))

@@ -547,17 +547,23 @@ def test_a_walk_counts_all_that_it_removes(engine: str, tmp_path: Path) -> None:
 # --- deleting -------------------------------------------------------------------------------------------------------
 
 
+def with_a_removal(path: Path, engine: str) -> tuple[RealNode, Removal]:
+    """A node that has deleted a namespace of ten keys, and is to remove its tree."""
+    node = node_at(path, engine)
+    node.put_unread(1, many(10))
+    node.flush()
+    node.engine.drop(1)
+    job = node.engine.next_compaction()
+    assert isinstance(job, Removal)
+    return node, job
+
+
 @every_tree
 def test_a_dropped_namespace_loses_its_folder_and_a_restart_before_the_next_flush_is_no_loss(
     engine: str, tmp_path: Path
 ) -> None:
     """The flushed state still knows the namespace: a mark says that its tree went on purpose, until the next flush."""
-    node = node_at(tmp_path, engine)
-    node.put_unread(1, many(100))
-    node.flush()
-    node.engine.drop(1)
-    job = node.engine.next_compaction()
-    assert isinstance(job, Removal)
+    node, job = with_a_removal(tmp_path, engine)
     node.build(job)
     assert [path.name for path in (node.root / engine).iterdir()] == [f"{1:016x}.gone"]
     node = node.reopened()  # begins with the namespace, as its state says
@@ -576,12 +582,7 @@ def test_a_removal_that_is_broken_off_anywhere_keeps_no_node_from_starting(
     """Before, between and after the files of the folder: the state that knows the namespace goes on, and the rest goes, too."""
     files = 0
     for at in range(100):
-        node = node_at(tmp_path / str(at), engine)
-        node.put_unread(1, many(10))
-        node.flush()
-        node.engine.drop(1)
-        job = node.engine.next_compaction()
-        assert isinstance(job, Removal)
+        node, job = with_a_removal(tmp_path / str(at), engine)
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "rmtree", partial(_removed_in_part, count=at))
             with pytest.raises(KeyboardInterrupt):
@@ -604,12 +605,7 @@ def test_what_cannot_be_removed_yet_keeps_no_node_from_starting(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is left of a deleted namespace is of no use to anybody: the next start tries again."""
-    node = node_at(tmp_path, engine)
-    node.put_unread(1, many(10))
-    node.flush()
-    node.engine.drop(1)
-    job = node.engine.next_compaction()
-    assert isinstance(job, Removal)
+    node, job = with_a_removal(tmp_path, engine)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", partial(_removed_in_part, count=0))
         with pytest.raises(KeyboardInterrupt):
