@@ -1,7 +1,12 @@
-"""The commands on a real node, run as a user runs them: in a process of their own."""
+"""The commands on a real node: what they print, byte for byte, and how they exit.
+
+Most run in the tests' own process, from `main` on, for an interpreter of their own would take most of the time. What a process
+matters to (signals, pipes, terminals, how long help takes) runs in one.
+"""
 
 import base64
 import fcntl
+import io
 import json
 import os
 import pty
@@ -18,6 +23,7 @@ import pytest
 
 from geokv import errors
 from geokv.cli import exits
+from geokv.cli.main import main
 from geokv.testing import Cluster
 
 DONE, EXPECTATION_FAILED, USAGE, NOT_FOUND, UNAVAILABLE = range(5)
@@ -35,11 +41,26 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def geokv(cluster: Cluster) -> Run:
+def geokv(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
     """Run `geokv ARGUMENTS` against the cluster."""
+    monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*arguments: str, stdin: bytes = b"", nodes: str | None = None) -> subprocess.CompletedProcess[bytes]:
-        environment = {**os.environ, "GEOKV_NODES": nodes or cluster.address, "NO_COLOR": "1"}
+        monkeypatch.setenv("GEOKV_NODES", nodes or cluster.address)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capfdbinary.readouterr()
+        code = main(arguments)
+        return subprocess.CompletedProcess(arguments, code, *capfdbinary.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def geokv_process(cluster: Cluster) -> Run:
+    """The same in a process of its own."""
+
+    def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        environment = {**os.environ, "GEOKV_NODES": cluster.address, "NO_COLOR": "1"}
         command = [sys.executable, "-m", "geokv", *arguments]
         return subprocess.run(command, input=stdin, env=environment, capture_output=True, timeout=30, check=False)
 
@@ -54,10 +75,10 @@ def one_line_of_error(done: subprocess.CompletedProcess[bytes]) -> str:
     return text
 
 
-def test_get_writes_the_raw_value_and_nothing_else(geokv: Run) -> None:
+def test_get_writes_the_raw_value_and_nothing_else(geokv_process: Run) -> None:
     """What `put` read from standard input comes out of `get` byte for byte."""
-    assert geokv("put", "default", "raw", "-", stdin=NOT_UTF8).returncode == DONE
-    got = geokv("get", "default", "raw")
+    assert geokv_process("put", "default", "raw", "-", stdin=NOT_UTF8).returncode == DONE
+    got = geokv_process("get", "default", "raw")
     assert (got.returncode, got.stdout, got.stderr) == (DONE, NOT_UTF8, b"")
 
 

@@ -132,7 +132,7 @@ def test_copies_taken_at_different_moments_start_as_one_cluster(datacenters: int
     """With restarts, closings and new namespaces between the copies: all replicas become equal, what was acknowledged
     before the first copy is there, every earlier stream comes to its end, and writes go on. Takes seconds: many clusters.
     """
-    for seed in range(samples.of(test=12, check=30, soak=1000)):
+    for seed in range(samples.of(test=8, check=30, soak=1000)):
         story = Story(seed, datacenters)
         story.act(8)
         again = restored(story, story.copies())

@@ -228,7 +228,7 @@ def storm(count: int, seed: int, kind: Machine = Agreement, loses_disks: bool = 
 def test_one_value_per_item_whatever_happens(count: int, samples) -> None:  # type: ignore[no-untyped-def]
     """Loss, doubles, reordering, crashes, replaced disks: never two values, and progress in calm."""
     notes: set[str] = set()
-    for seed in range(samples.of(test=100, check=400, soak=30_000)):
+    for seed in range(samples.of(test=60, check=400, soak=30_000)):
         notes.update(storm(count, seed).notes)
     assert "agreement.two_values_chosen" not in notes
     assert "agreement.malformed" not in notes
