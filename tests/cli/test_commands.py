@@ -338,7 +338,7 @@ def test_a_reader_that_has_enough_is_no_error(cluster: Cluster) -> None:
 
 
 def test_help_is_quick() -> None:
-    """`geokv --help` takes less than 0.3 s: of the processor, and the quickest of five, so that a busy machine does not decide."""
+    """`geokv --help` takes less than 0.3 s of the processor: the quickest of five, so that a busy machine does not decide."""
     took = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
