@@ -31,10 +31,12 @@ from benchmarks.common import BenchmarkError, cell, disk_directory, machine_fact
 from benchmarks.stores import STORES, Geokv, Pairs, Store
 from geokv.storage.encryption.keys import KeyRing, Keys
 from geokv.storage.lsm.engine import LsmOptions
+from geokv.storage.lsm.worker import NICENESS
 
 VALUE_BYTES: Final = 256
 BATCH: Final = 500
 HOT: Final = 10_000
+COUNTED_S: Final = 5.0  # about as long as the flushes and compactions take that loops are watched beside
 ENCRYPTION_PAIRS: Final = 100_000
 ENCRYPTION_ROUNDS: Final = 200
 ENCRYPTION: Final = "encryption"  # its process
@@ -133,7 +135,9 @@ def _scans(store: Store, pairs: int, rng: random.Random) -> float:
 
 
 async def _stalls(store: Store, pairs: int, rng: random.Random) -> dict[str, Any]:
-    """How late a loop's timer was at most while flushes and compactions run, and in the same loop while none does."""
+    """How late a loop's timer was at most while flushes and compactions run; in the same loop while none does; and while
+    nothing of the engine runs, but a thread and a process of the worker's niceness count, which is the machine's part.
+    """
     loop = asyncio.get_running_loop()
     sys.setswitchinterval(0.0005)  # as a node's process has it
 
@@ -156,7 +160,17 @@ async def _stalls(store: Store, pairs: int, rng: random.Random) -> dict[str, Any
 
     # Less than a memtable first, so that there is nothing beside it; what stalls then is the machine's.
     quiet = await latest(lambda: write(70_000))
-    return {"loop_stall_quiet_ms": quiet, "loop_stall_max_ms": await latest(write_and_settle)}
+    busy = await latest(_count)
+    stall = await latest(write_and_settle)
+    return {"loop_stall_quiet_ms": quiet, "loop_stall_busy_ms": busy, "loop_stall_max_ms": stall}
+
+
+def _count() -> None:
+    with subprocess.Popen([sys.executable, "-c", f"import os; os.nice({NICENESS})\nwhile True: pass"]) as beside:
+        end_s = time.perf_counter() + COUNTED_S
+        while time.perf_counter() < end_s:
+            pass
+        beside.kill()
 
 
 def measure_encryption(directory: Path, pairs: int) -> dict[str, Any]:

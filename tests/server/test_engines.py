@@ -12,8 +12,8 @@ import pytest
 from geokv.cli import exits
 from geokv.cli.main import main
 from geokv.errors import InvalidRequest
-from geokv.lab.ask import ask
 from geokv.testing import Cluster
+from tests.digests import living
 from tests.server.test_storage import SMALL, status, until
 
 ENGINES = ["lsm", "lmdb", *(["rocksdb"] if find_spec("rocksdict") else [])]
@@ -49,13 +49,6 @@ def create_all(cluster: Cluster) -> None:
         kv.create_namespace("counts", policy="counter_pn", engine="lmdb")
 
 
-def digests(cluster: Cluster, namespace: str) -> list[object]:
-    return [
-        ask(cluster.address_of(name), "digest", {"namespace": namespace}, timeout_s=10.0)["partitions"]
-        for name in cluster.names
-    ]
-
-
 @pytest.mark.timeout(180)
 def test_every_engine_keeps_what_was_acknowledged_through_kills_and_restarts(tmp_path: Path) -> None:
     """Three nodes, small memtables, kill -9 in the midst of flushes: every value is read, and replicas become equal.
@@ -80,7 +73,7 @@ def test_every_engine_keeps_what_was_acknowledged_through_kills_and_restarts(tmp
         for engine in ENGINES:
             found = asyncio.run(get_all(cluster, engine, 1000))
             assert found[2:] == expected[2:] and (found[1] is None) == (engine == "lmdb")
-            until(lambda engine=engine: len({json.dumps(one) for one in digests(cluster, engine)}) == 1)
+            until(lambda engine=engine: len({json.dumps(one) for one in living(cluster, engine)}) == 1)
         assert all(status(cluster, name)["failure"] == "" for name in cluster.names)
     assert main(["storage", "verify", str(tmp_path)]) == exits.DONE
     with Cluster(nodes=3, directory=tmp_path, settings=SMALL) as cluster, cluster.client() as kv:
