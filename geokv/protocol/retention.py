@@ -21,12 +21,7 @@ from geokv.protocol.streams import Stream
 class Retention:
     """Decides which log segments go."""
 
-    def __init__(
-        self,
-        context: Context,
-        placement: Placement,
-        segment_bytes: int,
-    ) -> None:
+    def __init__(self, context: Context, placement: Placement, segment_bytes: int) -> None:
         self._context = context
         self._segment_bytes = segment_bytes
         self._placement = placement

@@ -18,11 +18,9 @@ node bounds by when it flushes, one segment, and one stretch. Not here: when to 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 
 from geokv.core.conflict import Merge
 from geokv.core.partial import Partial
@@ -33,7 +31,7 @@ from geokv.storage.disk import Disk
 from geokv.storage.encryption.cipher import TAG_BYTES
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.jobs import Flush
-from geokv.storage.lsm.merging import STRETCH_BYTES, Stretch
+from geokv.storage.lsm.merging import Stretch, in_stretches
 from geokv.storage.lsm.table_writer import Pace, unpaced, write_tables
 from geokv.storage.lsm.traits import traits_of
 from geokv.storage.position import Position
@@ -101,13 +99,8 @@ def collect(disk: Disk, begin: Position, end: Position, policies: Mapping[int, s
 
 def _in_order(cells: dict[bytes, bytes], is_whole: bool) -> Iterator[Stretch]:
     keys = sorted(cells)
-    ends = list(accumulate([len(cells[key]) for key in keys]))
-    begin = 0
-    while begin < len(keys):
-        end = bisect_left(ends, (ends[begin - 1] if begin else 0) + STRETCH_BYTES, begin) + 1
-        some = keys[begin:end]
-        yield some, [cells[key] for key in some] if is_whole else [Partial(cells[key]) for key in some]
-        begin = end
+    values: Iterator[bytes] = map(cells.__getitem__, keys)
+    return in_stretches(zip(keys, values if is_whole else map(Partial, values), strict=True), most=4096)
 
 
 def _frames(disk: Disk, begin: Position, end: Position) -> Iterator[list[tuple[int, int, bytes, bytes]]]:
