@@ -100,6 +100,11 @@ class History:
     def typed(self, policy: str) -> list[Operation]:
         return [operation for operation in self.operations if operation.policy == policy]
 
+    def last_answered_as_lww_us(self) -> int:
+        """When the last answer came that knew the typed namespace as `lww` (0: none did)."""
+        old = [o.ended_us for o in self.operations if o.policy != "lww" and o.is_acknowledged and not o.answered_as]
+        return max(old, default=0)
+
     def writes(self) -> list[Operation]:
         return [operation for operation in self.plain() if operation.is_write]
 

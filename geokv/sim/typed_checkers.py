@@ -112,7 +112,15 @@ class _Key:
 
     def is_older(self, operation: Operation) -> bool:
         """Whether it was done, or may have been, while the namespace was `lww`: then one value stood for all."""
-        return self.world.history.born_as == "lww" and operation.policy != "lww" and not operation.answered_as
+        if self.world.history.born_as != "lww" or operation.policy == "lww":
+            return False
+        return not operation.answered_as or self.was_logged_as_lww(operation)
+
+    def was_logged_as_lww(self, operation: Operation) -> bool:
+        """Whether the change came between the record of a write and its answer; no later write excuses itself so."""
+        is_early = operation.started_us < self.world.history.last_answered_as_lww_us()
+        is_lww = (operation.key, operation.version) in self.world.truth.registry.cells
+        return operation.is_write and operation.is_acknowledged and is_early and is_lww
 
     def maybe_taken(self, add: Operation, until_us: int = NEVER_US) -> Operation | None:
         """Something that may have taken the value, of what began by then."""

@@ -15,16 +15,19 @@ from geokv.core.cells.state import CellState
 from geokv.core.cells.view import Draft, View
 from geokv.core.conflict import Policy
 from geokv.core.origin import Origin
+from geokv.core.quorum import Consistency
 from geokv.protocol.decoded import Decoded
-from geokv.protocol.requests import WriteBatch
+from geokv.protocol.requests import Outcome, WriteBatch
 from geokv.protocol.table import Table
+from geokv.sim import history
 from geokv.sim.checkers import OK, final_cells, is_excused
 from geokv.sim.faults import MENU, FaultOptions
 from geokv.sim.real_node import keeping_node, real_node
 from geokv.sim.run import Run, RunOptions
 from geokv.sim.schedule import MS, SECOND
-from geokv.sim.typed_checkers import updates_survive
+from geokv.sim.typed_checkers import updates_survive, values_kept
 from geokv.sim.workload import WorkloadOptions
+from geokv.sim.world import World
 from tests.conftest import Samples
 
 Plant = Callable[[Any, Table], None]
@@ -250,6 +253,32 @@ def test_an_owner_that_lacks_an_acknowledged_update_is_found() -> None:
         else:
             cells[owner][done.key] = older
         assert owner in updates_survive(world, cells, is_excused)
+
+
+def test_a_put_whose_answer_came_after_the_change_of_policy_lost_as_lww_does() -> None:
+    """Its record is an lww one, so a later lww put may take its place; a put that began later has no such excuse."""
+    world = World(1)
+    world.history.born_as = "lww"
+    key = b"siblings/0"
+
+    def done(kind: str, started_us: int, ended_us: int, version: int, answered_as: str) -> history.Operation:
+        """An operation that two of three replicas acknowledged; the value of a put is its version."""
+        operation = world.history.begin("client1-dc1", "dc1", kind, "siblings", key, Consistency.QUORUM, started_us)
+        operation.value = b"%d" % version
+        operation.policy, operation.answered_as, operation.outcome = "siblings", answered_as, Outcome.APPLIED
+        operation.version, operation.replicas, operation.ended_us = version, 2, ended_us
+        operation.coordinator_dc = "dc1"
+        if kind == "put":
+            world.truth.registry.cells[key, version] = [b"in some log"]
+        return operation
+
+    done("put", 10, 90, 1, "siblings")
+    done("put", 20, 30, 2, "")
+    read = done("get", 100, 110, 0, "siblings")
+    read.shown = [b"2"]
+    assert values_kept(world, {}, is_excused) == OK
+    late = done("put", 40, 90, 3, "siblings")
+    assert str(late) in values_kept(world, {}, is_excused)
 
 
 def codec_of_one_put(key: bytes) -> bytes:
