@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import importlib.util
 import json
 import random
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks.common import BenchmarkError, cell, disk_directory, machine_facts, quotient, table
-from benchmarks.stores import STORES, Geokv, Pairs, Store
+from benchmarks.stores import STORES, Geokv, Pairs, Store, WorkedJob
 from geokv.storage.encryption.keys import KeyRing, Keys
 from geokv.storage.lsm.engine import LsmOptions
 from geokv.storage.lsm.worker import NICENESS
@@ -36,7 +37,9 @@ from geokv.storage.lsm.worker import NICENESS
 VALUE_BYTES: Final = 256
 BATCH: Final = 500
 HOT: Final = 10_000
-COUNTED_S: Final = 5.0  # about as long as the flushes and compactions take that loops are watched beside
+ROUNDS: Final = 3  # of what takes less than a second; the median counts
+COUNTED_S: Final = 5.0  # for as long at a time loops are watched beside what only counts
+STALL_PASSES: Final = 10  # so that each kind of job comes several times
 ENCRYPTION_PAIRS: Final = 100_000
 ENCRYPTION_ROUNDS: Final = 200
 ENCRYPTION: Final = "encryption"  # its process
@@ -50,6 +53,10 @@ AIMS: Final = {
     "loop_stall_max_ms": -20,
     "restart_s": -5,
 }
+
+
+Tick = tuple[float, float]
+"""When a loop's timer was due, and by how much it was late, in seconds."""
 
 
 def key_of(number: int) -> bytes:
@@ -67,12 +74,13 @@ def batches(numbers: list[int], rng: random.Random) -> Iterator[Pairs]:
 def measure(name: str, directory: Path, pairs: int) -> dict[str, Any]:
     """All figures of one store."""
     rng = random.Random(7)
-    store: Store = STORES[name](directory)
     numbers = list(range(pairs))
     rng.shuffle(numbers)
     figures: dict[str, Any] = {}
     first = min(pairs // 5, 100_000)
-    figures["put_empty_per_s"] = _puts(store, numbers[:first], rng)
+    place = directory / "0"
+    store = _opened(name, place)
+    empty = [_puts(store, numbers[:first], rng)]
     begun = time.perf_counter()
     _puts(store, numbers[first:], rng)
     store.settle()
@@ -81,8 +89,6 @@ def measure(name: str, directory: Path, pairs: int) -> dict[str, Any]:
     user_bytes = pairs * (16 + VALUE_BYTES)
     written = store.written_bytes()
     figures["write_amplification"] = quotient(written, user_bytes)
-    figures["overwrite_per_s"] = _puts(store, [rng.randrange(pairs) for _ in range(first)], rng)
-    store.settle()
     hot = [key_of(rng.randrange(pairs)) for _ in range(min(HOT, pairs))]
     for _ in range(2):
         _gets(store, hot)  # into the caches
@@ -92,20 +98,36 @@ def measure(name: str, directory: Path, pairs: int) -> dict[str, Any]:
     figures["scan_per_s"] = _scans(store, pairs, rng)
     figures["debt_bytes"] = store.debt_bytes()
     store.close()
+    del store  # with its caches, which would count beside those of the next
+    gc.collect()
     begun = time.perf_counter()
-    store = STORES[name](directory)
+    store = _opened(name, place)
     assert store.get(key_of(1)) is not None
     figures["restart_s"] = time.perf_counter() - begun
     for _ in range(2):
         _gets(store, [key_of(rng.randrange(pairs)) for _ in range(100_000)])
     figures["rss_mb"] = _rss_mb()
-    if name == "geokv":
+    overwrites = []
+    for _ in range(ROUNDS):
+        overwrites.append(_puts(store, [rng.randrange(pairs) for _ in range(first)], rng))
+        store.settle()  # so that each begins as in an empty store, with nothing beside it
+    figures["overwrite_per_s"] = median(overwrites)
+    if isinstance(store, Geokv):
         figures |= asyncio.run(_stalls(store, pairs, rng))
     store.close()
     pattern = "*.sst" if name == "geokv" else "*"
-    files = [path for path in directory.rglob(pattern) if path.is_file()]
+    files = [path for path in place.rglob(pattern) if path.is_file()]
     figures["space_amplification"] = sum(path.stat().st_blocks * 512 for path in files) / user_bytes
+    for number in range(1, ROUNDS):
+        with closing(_opened(name, directory / str(number))) as other:
+            empty.append(_puts(other, numbers[:first], rng))
+    figures["put_empty_per_s"] = median(empty)
     return figures
+
+
+def _opened(name: str, directory: Path) -> Store:
+    directory.mkdir(exist_ok=True)
+    return STORES[name](directory)
 
 
 def _puts(store: Store, numbers: list[int], rng: random.Random) -> float:
@@ -134,35 +156,65 @@ def _scans(store: Store, pairs: int, rng: random.Random) -> float:
     return count / (time.perf_counter() - begun)
 
 
-async def _stalls(store: Store, pairs: int, rng: random.Random) -> dict[str, Any]:
+async def _stalls(store: Geokv, pairs: int, rng: random.Random) -> dict[str, Any]:
     """How late a loop's timer was at most while flushes and compactions run; in the same loop while none does; and while
     nothing of the engine runs, but a thread and a process of the worker's niceness count, which is the machine's part.
     """
     loop = asyncio.get_running_loop()
     sys.setswitchinterval(0.0005)  # as a node's process has it
+    ticks: list[Tick] = []
 
     async def latest(work: Callable[[], Any]) -> float:
-        worst, done = 0.0, loop.run_in_executor(None, work)
+        begun, done = len(ticks), loop.run_in_executor(None, work)
         while not done.done():
             due = loop.time() + 0.002
             await asyncio.sleep(0.002)
-            worst = max(worst, loop.time() - due)
+            ticks.append((due, loop.time() - due))
         await done
-        return worst * 1e3
+        return 1e3 * max([late for _, late in ticks[begun:]], default=0.0)
 
     def write(count: int) -> None:
         for batch in batches([rng.randrange(pairs) for _ in range(count)], rng):
             store.put(batch)
 
     def write_and_settle() -> None:
-        write(250_000)
+        write(pairs // 4)
         store.settle()
 
     # Less than a memtable first, so that there is nothing beside it; what stalls then is the machine's.
     quiet = await latest(lambda: write(70_000))
     busy = await latest(_count)
-    stall = await latest(write_and_settle)
-    return {"loop_stall_quiet_ms": quiet, "loop_stall_busy_ms": busy, "loop_stall_max_ms": stall}
+    before = len(store.jobs)
+    worst = [await latest(write_and_settle) for _ in range(STALL_PASSES)]
+    by_kind = stalls_of(store.jobs[before:], ticks)
+    return {
+        "loop_stall_quiet_ms": quiet,
+        "loop_stall_busy_ms": busy,
+        "loop_stall_max_ms": max([min(stalls) for stalls in by_kind.values()], default=None),
+        "loop_stall_worst_ms": max(worst),
+        "loop_stalls_ms": by_kind,
+    }
+
+
+def stalls_of(jobs: list[WorkedJob], ticks: list[Tick]) -> dict[str, list[float]]:
+    """Of each kind of job, how late the loop was at most during one, in ms, for the longer half of them, least first.
+
+    What a job does to a loop, every job of its kind and size does; what the machine does meanwhile comes and goes, and only
+    adds (a virtual one that hands freed memory back stops its processors for up to 90 ms). So the least is the job's.
+    """
+    found: dict[str, list[float]] = {}
+    for kind in sorted({job.kind for job in jobs}):
+        spans = sorted([(job.ended_s - job.begun_s, job.begun_s, job.ended_s) for job in jobs if job.kind == kind])
+        longer = spans[len(spans) // 2 :]
+        worst = [
+            max([late for due, late in ticks if due + late > begun and due < ended], default=0) for _, begun, ended in longer
+        ]
+        found[kind] = sorted(1e3 * late for late in worst)
+    return found
+
+
+def _latest(ticks: list[Tick], begun_s: float, ended_s: float) -> float:
+    return max([late for due, late in ticks if due + late > begun_s and due < ended_s], default=0.0)
 
 
 def _count() -> None:
@@ -291,7 +343,7 @@ def main() -> int:
 
 
 def _show(found: dict[str, dict[str, Any]], figures: dict[str, Any]) -> None:
-    names = list(dict.fromkeys(name for one in found.values() for name in one))
+    names = list(dict.fromkeys(name for one in found.values() for name in one if not isinstance(one[name], dict)))
     digits = {name: 2 if name.endswith(("amplification", "_s")) and not name.endswith("per_s") else 0 for name in names}
     print(table(["", *found], [[name, *(cell(one.get(name), digits[name]) for one in found.values())] for name in names]))
     rows = []

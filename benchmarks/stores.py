@@ -9,12 +9,13 @@ the system's page cache.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from geokv.core.cell import live_value
-from geokv.core.limits import MEMTABLE_BYTES, SEGMENT_BYTES
+from geokv.core.limits import MEMTABLE_BYTES, SEGMENT_BYTES, UNFLUSHED_BYTES_WARN
 from geokv.core.lww import encode_lww_record
 from geokv.core.origin import Origin
 from geokv.core.partial import Partial
@@ -22,6 +23,7 @@ from geokv.core.record import NO_OPERATION, decode_records
 from geokv.storage.disk import RealDisk
 from geokv.storage.encryption.keys import Keys
 from geokv.storage.lsm.engine import LsmEngine, LsmOptions
+from geokv.storage.lsm.jobs import Flush
 from geokv.storage.lsm.worker import Worker
 from geokv.storage.position import Position
 from geokv.storage.wal import Log
@@ -54,8 +56,16 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
+class WorkedJob(NamedTuple):
+    """A flush or compaction, with the switch to its tables, on the clock of an event loop."""
+
+    kind: str
+    begun_s: float
+    ended_s: float
+
+
 class Geokv:
-    """The engine of a node over its log."""
+    """The engine of a node over its log. `jobs`: what was flushed and compacted since it was opened."""
 
     def __init__(self, directory: Path, keys: Keys | None = None, options: LsmOptions | None = None) -> None:
         self._disk = RealDisk(directory, keys)
@@ -73,10 +83,12 @@ class Geokv:
         self._number = max(self._number, 1 << 30) if position.segment else self._number
         self._worker = Worker(directory, keys=self._disk.keys)
         self._unflushed = 0
+        self._flushing = 0
         self._written = 0
         self._building: threading.Thread | None = None
         self._preparing: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self.jobs: list[WorkedJob] = []
         self._log.prepare()
 
     def put(self, pairs: Pairs) -> None:
@@ -107,6 +119,8 @@ class Geokv:
             self._preparing = threading.Thread(target=self._log.prepare)
             self._preparing.start()
         if self._unflushed >= MEMTABLE_BYTES:
+            if self._flushing + self._unflushed >= UNFLUSHED_BYTES_WARN:
+                self._wait()  # as a node lets its writers
             self._build(is_flush=True)
 
     def _build(self, is_flush: bool) -> bool:
@@ -116,7 +130,7 @@ class Geokv:
         if self._building is not None and self._building.is_alive():
             return True
         if is_flush:
-            self._unflushed = 0
+            self._flushing, self._unflushed = self._unflushed, 0
         job: Any = self._engine.begin_flush(self._end, b"meta") if is_flush else self._engine.next_compaction()
         if job is None:
             return False
@@ -127,10 +141,15 @@ class Geokv:
     def _run(self, job: Any) -> None:
         try:
             while job is not None:
+                begun_s = time.monotonic()
                 tables = self._worker.run(job)
                 self._written += sum(facts.nbytes for facts in tables)
                 self._engine.install(job, tables)
+                if isinstance(job, Flush):
+                    self._flushing = 0
                 self._log.trim(self._engine.position.segment)
+                kind = "flush" if isinstance(job, Flush) else f"compaction to level {job.level}"
+                self.jobs.append(WorkedJob(kind, begun_s, time.monotonic()))
                 # As a node does: a flush that is due goes before the next compaction.
                 job = None if self._unflushed >= MEMTABLE_BYTES else self._engine.next_compaction()
         except BaseException as error:

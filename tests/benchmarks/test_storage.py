@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import steady, storage
-from benchmarks.stores import Geokv
+from benchmarks.stores import Geokv, WorkedJob
 
 
 def test_geokv_s_store_gives_back_what_was_put_through_flushes_and_a_restart(tmp_path: Path) -> None:
@@ -31,6 +31,15 @@ def test_geokv_s_store_gives_back_what_was_put_through_flushes_and_a_restart(tmp
         store.close()
         store = Geokv(tmp_path)
     store.close()
+
+
+def test_a_stall_is_a_job_s_where_every_job_of_its_kind_makes_it() -> None:
+    """The calmest of the longer half tells; what comes between jobs, or in one that is too short to tell, is nobody's."""
+    flushes = [WorkedJob("flush", at, at + 1.0) for at in (0.0, 10.0, 20.0)]
+    jobs = [*flushes, WorkedJob("flush", 30.0, 30.1), WorkedJob("compaction to level 1", 40.0, 45.0)]
+    ticks = [(0.5, 0.030), (5.0, 0.500), (10.5, 0.012), (10.6, 0.004), (20.99, 0.025), (30.05, 0.001), (39.99, 0.040)]
+    assert storage.stalls_of(jobs, ticks) == {"compaction to level 1": [40.0], "flush": [12.0, 25.0]}
+    assert storage.stalls_of([], ticks) == {}
 
 
 def test_the_summary_has_every_key_and_none_for_what_is_missing() -> None:

@@ -31,7 +31,7 @@ from geokv.storage.disk import Disk
 from geokv.storage.encryption.cipher import TAG_BYTES
 from geokv.storage.lsm.facts import TableFacts
 from geokv.storage.lsm.jobs import Flush
-from geokv.storage.lsm.merging import Stretch, in_stretches
+from geokv.storage.lsm.merging import STRETCH_BYTES, Stretch
 from geokv.storage.lsm.table_writer import Pace, unpaced, write_tables
 from geokv.storage.lsm.traits import traits_of
 from geokv.storage.position import Position
@@ -98,9 +98,13 @@ def collect(disk: Disk, begin: Position, end: Position, policies: Mapping[int, s
 
 
 def _in_order(cells: dict[bytes, bytes], is_whole: bool) -> Iterator[Stretch]:
+    """In stretches of STRETCH_BYTES, if all cells were of one size; together they are no more than a memtable."""
     keys = sorted(cells)
-    values: Iterator[bytes] = map(cells.__getitem__, keys)
-    return in_stretches(zip(keys, values if is_whole else map(Partial, values), strict=True), most=4096)
+    most = max(STRETCH_BYTES * len(keys) // max(sum(map(len, cells.values())), 1), 1)
+    for at in range(0, len(keys), most):
+        held = keys[at : at + most]
+        found = map(cells.__getitem__, held)
+        yield held, list(found if is_whole else map(Partial, found))
 
 
 def _frames(disk: Disk, begin: Position, end: Position) -> Iterator[list[tuple[int, int, bytes, bytes]]]:
