@@ -12,7 +12,6 @@ server nor a lab.
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from geokv.protocol.requests import Outcome
+    from geokv.version import __version__
 
 __all__ = [
     "Achieved",
@@ -82,11 +82,6 @@ __all__ = [
     "Unavailable",
     "__version__",
 ]
-
-try:
-    __version__ = version("geokv")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
 
 _NAMES_OF_HOME = {
     "geokv.client": (
@@ -122,6 +117,7 @@ _NAMES_OF_HOME = {
         "Unavailable",
     ),
     "geokv.protocol.requests": ("Outcome",),
+    "geokv.version": ("__version__",),
 }
 _HOME_OF_NAME = {name: home for home, names in _NAMES_OF_HOME.items() for name in names}
 

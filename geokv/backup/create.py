@@ -25,7 +25,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from geokv import __version__
 from geokv.backup import repository
 from geokv.backup.form import Backup, BackupFile, RingMember, is_path
 from geokv.backup.repository import Partial
@@ -37,6 +36,7 @@ from geokv.storage import offline
 from geokv.storage.encryption.keys import KeyRing, Keys
 from geokv.storage.key_use import demand_keys, encrypted_with
 from geokv.storage.lsm.shared_disk import SharedDisk
+from geokv.version import __version__
 
 Report = Callable[[str], None]
 NODES_AT_ONCE: Final = 4

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import click
 
-from geokv import __version__
 from geokv.cli import exits
 from geokv.cli.lazy import Lazy, LazyGroup
 from geokv.errors import GeokvError
@@ -40,13 +39,23 @@ COMMANDS = {
 }
 
 
+def _tell_version(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    if is_asked:
+        from geokv.version import __version__  # looked up by whoever asks alone
+
+        click.echo(f"geokv {__version__}")
+        context.exit()
+
+
 @click.group(
     cls=LazyGroup,
     lazy=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 done, 1 expectation failed, 2 usage, 3 not found, 4 unavailable, 5 outcome unknown.",
 )
-@click.version_option(__version__, prog_name="geokv", message="%(prog)s %(version)s")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_version, help="Show the version and exit."
+)
 def geokv() -> None:
     """A key-value store that lives in several datacenters at once."""
 

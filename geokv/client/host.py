@@ -17,7 +17,6 @@ from typing import Any, Final, Protocol, cast
 
 import grpc.aio
 
-from geokv import __version__
 from geokv.client import wire
 from geokv.client.results import CallFacts, CellPutResult, CellResult, GetResult, PutResult
 from geokv.errors import GeokvError, InvalidRequest, WireError
@@ -42,6 +41,7 @@ from geokv.protocol.effects import Note, Woken
 from geokv.protocol.requests import ReadReply, Request, WriteReply
 from geokv.runtime.credentials import open_channel
 from geokv.runtime.methods import Method
+from geokv.version import __version__
 
 logger = logging.getLogger("geokv")
 _TRANSPORT_SLACK_S: Final = 0.25  # the machine keeps the time; gRPC's own deadline only cleans up

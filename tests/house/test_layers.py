@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cli", "backup", "lab", "server", "client", "runtime", "sim", "node", "protocol", "storage", "core", "v1")
-MODULES = ("__main__", "errors", "testing")
+MODULES = ("__main__", "errors", "testing", "version")
 
 
 def lint(root: Path) -> tuple[int, str]:
