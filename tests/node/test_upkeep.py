@@ -229,6 +229,7 @@ def test_a_copy_that_cannot_be_read_is_an_error_and_the_others_answer() -> None:
         assert reply.values == [*values, None]
         assert reply.replicas[0] == {Consistency.ONE: 1, Consistency.QUORUM: 2, Consistency.ALL: 0}[level]
     assert "no other replica is left" in reply.details[0].message
+    assert cluster.notes["read.own_copy_unreadable"] == 3
     assert "damaged at byte 0" in cluster.nodes["dc1-1"].status()["storage"]["unreadable"]
     assert sum("damaged at byte 0" in effect.text for name, effect in cluster.logs if name == "dc1-1") == 1, "told once"
     heads = {key: stream.received for key, stream in cluster.streams("dc1-1").items()}
