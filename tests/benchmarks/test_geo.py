@@ -242,6 +242,7 @@ def test_a_result_that_could_not_be_kept_is_refused_before_the_work(tmp_path: Pa
     assert "does not exist; make it first" in capsys.readouterr().err
 
 
+@pytest.mark.samples_from("check")
 @pytest.mark.timeout(180)
 def test_a_short_run_measures_every_figure(tmp_path: Path) -> None:
     """The whole path with real nodes and proxies, at a small rate; half a minute: nine nodes start and one DC is cut off."""
